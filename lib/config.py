@@ -1,0 +1,245 @@
+"""Typed, frozen configuration: the numbers of an experiment, and nothing else.
+
+A YAML file states its differences from the defaults below (the published ResNet-50 / VOC
+numbers) and may name one other file as `_BASE_`. `KEY VALUE` pairs override both. Only `tools/`
+reads configuration; everything in `lib/` takes explicit arguments.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import pydantic
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import BaseModel, ConfigDict, Field
+
+from lib.files import write_text
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[float, Field(gt=0.0)]
+Count = Annotated[int, Field(ge=0)]
+AtLeastOne = Annotated[int, Field(ge=1)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=False, allow_inf_nan=False)
+
+
+class ModelConfig(_Section):
+    backbone: str = "resnet50"
+    """A name registered in lib/modeling/backbones."""
+    backbone_args: dict[str, Any] = {}
+    """Options of that backbone's constructor, for example widths."""
+    weights: str = "imagenet"
+    """What the trunk starts from: `imagenet`, `prm` (the trained PRM of the data set), `random`,
+    or the path of a checkpoint file."""
+    fuse_channels: AtLeastOne | None = None
+    """Channels after the MaskFuse convolution; null keeps the backbone's (as published)."""
+    hidden_dim: AtLeastOne = 4096
+    num_stages: Count = 3
+    """Refinement branches; 0 leaves the MIL branch alone."""
+
+
+class MiningConfig(_Section):
+    labels: Literal["cim", "mist"] = "cim"
+    seed_fraction: Fraction = 0.1
+    containment_thresh: Fraction = 0.85
+    oversized_fraction: Fraction = 0.9
+    cls_thresh: Fraction = 0.25
+    iou_thresh: Fraction = 0.5
+    thresh_step: Fraction = 0.1
+    """Added to both thresholds at every further stage (cascade)."""
+    anti_noise: bool = True
+    oversized_background: bool = False
+    """Oversized proposals become background (meant, but not done, in the published code)."""
+
+
+class LossConfig(_Section):
+    bag: float = 1.0
+    pcl: float = 1.0
+    """Times the 12 that the loss itself carries; 0 trains without clusters."""
+    refine_bag: float = 1.0
+    refine_cls: float = 1.0
+    refine_iou: float = 3.0
+
+
+class SolverConfig(_Section):
+    base_lr: Positive = 2.5e-4
+    momentum: Fraction = 0.9
+    weight_decay: float = 5e-4
+    bias_lr_factor: float = 2.0
+    max_iter: AtLeastOne = 45000
+    """Updates, each the sum of the gradients of `images_per_update` images."""
+    steps: tuple[int, ...] = (30000,)
+    gamma: Fraction = 0.1
+    warmup_iters: Count = 500
+    warmup_factor: Fraction = 1 / 3
+    images_per_update: AtLeastOne = 4
+    clip_grad_norm: Positive | None = None
+
+
+class InputConfig(_Section):
+    train_scales: tuple[AtLeastOne, ...] = (480, 576, 688, 864, 1200)
+    """Long sides in pixels, one drawn per image and epoch."""
+    train_flips: tuple[Literal["none", "horizontal", "vertical", "both"], ...] = (
+        "none",
+        "horizontal",
+    )
+    """Every image appears once in an epoch for each of these."""
+    num_workers: Count = 2
+
+
+class InferenceConfig(_Section):
+    scales: tuple[AtLeastOne, ...] = (480, 576, 688, 864, 1200)
+    flips: tuple[Literal["none", "horizontal", "vertical", "both"], ...] = ("none", "horizontal")
+    score_thresh: float = 1e-5
+    nms_thresh: Fraction = 0.3
+    detections_per_image: AtLeastOne = 100
+    iou_thresholds: tuple[Fraction, ...] = (0.25, 0.5, 0.7, 0.75)
+
+
+class PRMConfig(_Section):
+    image_size: AtLeastOne = 448
+    """Images are squeezed to this square."""
+    upsample: AtLeastOne = 8
+    smooth: AtLeastOne = 1
+    """Side of an average filter on the response maps (odd); 1 is none, as published."""
+    peak_thresh: float = 10.0
+    """Peaks of a class that is present are used when their response is above this."""
+    peak_thresh_relative: Fraction | None = None
+    """If set, the threshold is this fraction of the class's highest peak instead."""
+    base_lr: Positive = 0.01
+    trunk_lr_factor: float = 0.01
+    momentum: Fraction = 0.9
+    weight_decay: float = 1e-4
+    images_per_update: AtLeastOne = 16
+    epochs: AtLeastOne = 20
+    schedule: Literal["constant", "cosine"] = "constant"
+    flips: tuple[Literal["none", "horizontal", "vertical", "both"], ...] = ("none", "horizontal")
+
+
+class ProposalConfig(_Section):
+    """Options of lib.proposals.generate.generate_proposals."""
+
+    max_proposals: AtLeastOne = 1000
+    options: dict[str, Any] = {}
+
+
+class RunConfig(_Section):
+    seed: int = 3
+    checkpoint_period: AtLeastOne = 5000
+    keep_checkpoints: AtLeastOne = 3
+    log_period: AtLeastOne = 20
+
+
+class Config(_Section):
+    model: ModelConfig = ModelConfig()
+    mining: MiningConfig = MiningConfig()
+    loss: LossConfig = LossConfig()
+    solver: SolverConfig = SolverConfig()
+    input: InputConfig = InputConfig()
+    test: InferenceConfig = InferenceConfig()
+    prm: PRMConfig = PRMConfig()
+    proposals: ProposalConfig = ProposalConfig()
+    run: RunConfig = RunConfig()
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used; the text names the file, the key and the remedy."""
+
+
+def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Config:
+    """Reads a YAML file, its `_BASE_` chain, and `KEY VALUE` overrides.
+
+    Args:
+        path: a YAML file; None means the defaults.
+        overrides: alternating dotted keys and values as typed on a command line, for example
+            `["solver.max_iter", "200", "test.scales", "[128]"]`.
+
+    Raises:
+        FileNotFoundError: `path`, or a `_BASE_` it names, does not exist.
+        ConfigError: every fault at once: unknown keys (with the nearest known one), wrong types
+            and values out of range, each with its dotted path.
+    """
+    source = str(path) if path is not None else "the defaults"
+    merged = OmegaConf.create(_read_yaml(Path(path), seen=()) if path is not None else {})
+    if len(overrides) % 2:
+        raise ConfigError(
+            f"overrides come in KEY VALUE pairs, got {len(overrides)} words: {' '.join(overrides)}"
+        )
+    try:
+        for key, value in zip(overrides[::2], overrides[1::2], strict=True):
+            OmegaConf.update(merged, key, yaml.safe_load(value), force_add=True)
+        content = OmegaConf.to_container(merged, resolve=True)
+    except (OmegaConfBaseException, yaml.YAMLError) as error:
+        raise ConfigError(f"{source}: {error}") from error
+    try:
+        return Config.model_validate(content)
+    except pydantic.ValidationError as error:
+        raise ConfigError(_explain(error, source)) from None
+
+
+def save_config(config: Config, path: str | Path) -> None:
+    """Writes the whole resolved configuration as YAML that `load_config` reads back."""
+    write_text(path, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+
+
+def _read_yaml(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
+    path = path.resolve()
+    if path in seen:
+        raise ConfigError(f"{path}: _BASE_ leads back to this file; break the circle")
+    if not path.is_file():
+        by = f" (named as _BASE_ by {seen[-1]})" if seen else ""
+        raise FileNotFoundError(f"{path}: no such configuration file{by}")
+    try:
+        content = yaml.safe_load(path.read_text()) or {}
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: found a {type(content).__name__}, expected sections of keys")
+    base = content.pop("_BASE_", None)
+    if base is None:
+        return content
+    below = _read_yaml(path.parent / base, seen=(*seen, path))
+    return OmegaConf.to_container(OmegaConf.merge(below, content))
+
+
+def _explain(error: pydantic.ValidationError, source: str) -> str:
+    known = _known_keys(Config)
+    lines = []
+    for fault in error.errors():
+        key = ".".join(str(part) for part in fault["loc"])
+        if fault["type"] == "extra_forbidden":
+            near = _nearest(key, known)
+            lines.append(f"unknown key {key}" + (f"; did you mean {near}?" if near else ""))
+        else:
+            lines.append(f"{key}: {fault['msg']}, got {fault['input']!r}")
+    return f"{source}: " + "; ".join(lines)
+
+
+def _nearest(key: str, known: Sequence[str]) -> str | None:
+    """The known dotted key closest to `key`, looking first at the last word of both."""
+    key = key.lower()
+    by_word = {}
+    for name in known:
+        by_word.setdefault(name.rsplit(".", 1)[-1], name)
+    word = difflib.get_close_matches(key.rsplit(".", 1)[-1], by_word, n=1, cutoff=0.75)
+    whole = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
+    same_section = [n for n in whole if n.split(".")[0] == key.split(".")[0]]
+    if same_section:
+        return same_section[0]
+    return by_word[word[0]] if word else (whole[0] if whole else None)
+
+
+def _known_keys(model: type[BaseModel], prefix: str = "") -> list[str]:
+    keys = []
+    for name, field in model.model_fields.items():
+        keys.append(prefix + name)
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            keys += _known_keys(field.annotation, f"{prefix}{name}.")
+    return keys

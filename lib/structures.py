@@ -1,0 +1,145 @@
+"""The things that travel between the parts, with their shapes and conventions.
+
+Boxes are xyxy in pixels, sizes are (height, width). Classes are 0..C-1. Score matrices are
+P x (C+1) and their column 0 is the background.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import Self
+
+import numpy as np
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Regions:
+    """P mask proposals of one image, losslessly: pixels that lie in the same proposals are one
+    region (see lib/proposals/regions.py)."""
+
+    labels: np.ndarray
+    """(H, W) int32, the region of every pixel, 0..R-1."""
+    membership: np.ndarray
+    """(P, R) bool, which regions a proposal is made of."""
+    areas: np.ndarray
+    """(R,) int64, pixels of every region; their sum is H * W."""
+
+    @property
+    def num_proposals(self) -> int:
+        return self.membership.shape[0]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width)"""
+        return self.labels.shape
+
+    def masks(self, proposal_idx: np.ndarray | slice = slice(None)) -> np.ndarray:
+        """(K, H, W) bool masks of the chosen proposals."""
+        return self.membership[proposal_idx][:, self.labels]
+
+
+@dataclass(frozen=True, eq=False)
+class Proposals:
+    """What is stored of an image's proposals: the masks and what the network pools with."""
+
+    regions: Regions
+    boxes: np.ndarray
+    """(P, 4) float32 (xmin, ymin, xmax + 1, ymax + 1), clipped to [0, W-1] x [0, H-1]."""
+    roi_masks: np.ndarray
+    """(P, 7, 7) bool, the mask inside its unclipped box, resized by nearest neighbour."""
+
+    def __len__(self) -> int:
+        return len(self.boxes)
+
+
+@dataclass(frozen=True, eq=False)
+class Clusters:
+    """Which proposals were grouped around which peak before training (SPEC: AGPL)."""
+
+    number: np.ndarray | Tensor
+    """(P,) int64, cluster of every proposal, 1..K; 0 for proposals in none."""
+    column: np.ndarray | Tensor
+    """(P,) int64, column of the cluster's class: 0 background, 1..C; -1 for proposals in none."""
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """One image as the network sees it, with what training knows about it."""
+
+    image_id: int
+    file_name: str
+    image: Tensor
+    """(3, h, w) float32, normalised."""
+    boxes: Tensor
+    """(P, 4) float32 in pixels of `image`."""
+    roi_masks: Tensor
+    """(P, 7, 7) float32 in {0, 1}."""
+    membership: Tensor
+    """(P, R) bool, see Regions."""
+    areas: Tensor
+    """(R,) int64, see Regions."""
+    image_labels: Tensor
+    """(C,) float32 in {0, 1}."""
+    cluster_number: Tensor
+    """(P,) int64, see Clusters; all 0 where there are none."""
+    cluster_column: Tensor
+    """(P,) int64, see Clusters; all -1 where there are none."""
+
+    def to(self, device: str, non_blocking: bool = False) -> Self:
+        moved = {
+            f.name: value.to(device, non_blocking=non_blocking)
+            for f in fields(self)
+            if isinstance(value := getattr(self, f.name), Tensor)
+        }
+        return replace(self, **moved)
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """What the network says of P proposals in one pass. S is the number of stages."""
+
+    cls_prob: Tensor
+    """(P, C+1), softmax over classes (MIL branch)."""
+    det_prob: Tensor
+    """(P, C+1), softmax over proposals (MIL branch)."""
+    refine_cls: Tensor
+    """(S, P, C+1), softmax over classes."""
+    refine_iou: Tensor
+    """(S, P, C+1), sigmoid: the integrity of a proposal as an instance of a class."""
+
+
+@dataclass(frozen=True, eq=False)
+class Instances:
+    """Proposals taken to be whole objects in one image at one stage."""
+
+    proposal_idx: Tensor
+    """(K,) int64, distinct, ascending."""
+    class_idx: Tensor
+    """(K,) int64, 0..C-1."""
+    weight: Tensor
+    """(K,) float32."""
+
+
+@dataclass(frozen=True, eq=False)
+class Targets:
+    """What one stage is trained towards, for every proposal."""
+
+    column: Tensor
+    """(P,) int64: -1 no label, 0 background, 1..C foreground."""
+    weight: Tensor
+    """(P,) float32, 0 without a label."""
+    iou_target: Tensor
+    """(P,) float32 in {0, 1}, the integrity target."""
+
+
+@dataclass(frozen=True, eq=False)
+class Detections:
+    """Scored instances of one image, best first."""
+
+    proposal_idx: np.ndarray
+    """(K,) int64."""
+    class_idx: np.ndarray
+    """(K,) int64, 0..C-1."""
+    scores: np.ndarray
+    """(K,) float32, descending."""
