@@ -13,7 +13,7 @@ EXTENSIONS = [
         extra_compile_args=["-O3"],
         language="c++",
     )
-    for name in ("lib.proposals._regions", "lib.proposals._merge")
+    for name in ("lib.proposals._regions",)
 ]
 
 setup(

@@ -1,0 +1,83 @@
+"""How much proposals overlap: exact, from regions, on the CPU or on CUDA (SPEC 1).
+
+The published system stores `iou` and `containment` (its asy_iou) as two P x P float16 pickles an
+image; here they are computed when a sample needs them.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lib.structures import Regions
+
+_EXACT_FLOAT32 = 1 << 24
+
+
+def intersections(membership: Tensor, areas: Tensor) -> Tensor:
+    """Pixels that every two proposals share.
+
+    Args:
+        membership: (P, R) bool, which regions a proposal is made of.
+        areas: (R,) pixels of every region.
+
+    Returns:
+        (P, P) on the same device, whole numbers: float32 where that is exact (areas summing to
+        at most 2^24, and full-precision products), otherwise float64. P may be 0.
+    """
+    full_precision = torch.get_float32_matmul_precision() == "highest"
+    exact = full_precision and int(areas.sum()) <= _EXACT_FLOAT32
+    dtype = torch.float32 if exact else torch.float64
+    with torch.autocast(membership.device.type, enabled=False):
+        inside = membership.to(dtype)
+        return (inside * areas.to(dtype)) @ inside.T
+
+
+def overlaps(membership: Tensor, areas: Tensor) -> tuple[Tensor, Tensor]:
+    """IoU and containment of all pairs of proposals.
+
+    Args:
+        membership: (P, R) bool, which regions a proposal is made of.
+        areas: (R,) pixels of every region.
+
+    Returns:
+        iou: (P, P) float32, `[i, j] = |i & j| / |i | j|`, symmetric.
+        containment: (P, P) float32, `[i, j] = |i & j| / |j|`: how much of j lies in i (asy_iou in
+            the published code).
+        Both diagonals are 1, but 0 for an empty mask, which overlaps nothing.
+    """
+    shared = intersections(membership, areas)
+    pixels = shared.diagonal()
+    union = pixels[:, None] + pixels[None, :] - shared
+    iou = shared / union.clamp_(min=1)
+    containment = shared / pixels.clamp(min=1)
+    return iou.float(), containment.float()
+
+
+def overlaps_with_masks(regions: Regions, masks: np.ndarray) -> np.ndarray:
+    """IoU of the proposals with other masks of the same image.
+
+    Args:
+        regions: P proposals.
+        masks: (G, H, W) bool; G may be 0.
+
+    Returns:
+        (P, G) float64; 0 where both masks are empty.
+
+    Raises:
+        ValueError: the masks are of another size than the image.
+    """
+    if masks.ndim != 3 or masks.shape[1:] != regions.size:
+        raise ValueError(
+            f"masks have shape {masks.shape}, the proposals' image is {regions.size[0]}x"
+            f"{regions.size[1]} (height x width)"
+        )
+    labels = regions.labels.reshape(-1)
+    num_regions = len(regions.areas)
+    inside = [np.bincount(labels[m.reshape(-1)], minlength=num_regions) for m in masks]
+    per_region = np.array(inside, np.float64).reshape(len(masks), num_regions)
+    shared = regions.membership.astype(np.float64) @ per_region.T  # (P, G)
+    sizes = regions.membership @ regions.areas
+    union = sizes[:, None] + per_region.sum(1)[None, :] - shared
+    return shared / np.maximum(union, 1)

@@ -1,0 +1,137 @@
+"""The lossless encoding of an image's mask proposals, and what the network pools with.
+
+Pixels that lie in exactly the same proposals form one region. A label image of the regions and a
+P x R table of memberships hold all P masks bit for bit, in a small part of their size, and make
+every overlap a matrix product over regions instead of pixels (SPEC 1).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from lib.proposals import _regions
+from lib.structures import Proposals, Regions
+
+
+def encode(masks: np.ndarray) -> Regions:
+    """Finds the regions of P masks. Exact at any P and size: equal hashes are always compared.
+
+    Args:
+        masks: (P, H, W) bool, or numbers of which everything but 0 is inside. P may be 0; masks
+            may be empty, full, equal or overlap in any way.
+
+    Returns:
+        Regions numbered by their first pixel in reading order; `masks()` gives the input back.
+
+    Raises:
+        ValueError: `masks` is not (P, H, W) with H and W at least 1.
+    """
+    masks = np.asarray(masks)
+    if masks.ndim != 3 or 0 in masks.shape[1:]:
+        raise ValueError(f"masks have shape {masks.shape}, expected (P, H, W) with H, W >= 1")
+    num_proposals, height, width = masks.shape
+    masks = np.ascontiguousarray(masks if masks.dtype == bool else masks != 0)
+    keys = _regions.pack_memberships(masks.view(np.uint8).reshape(num_proposals, height * width))
+    labels, first, areas = _regions.number_keys(keys)
+    bits = np.unpackbits(keys[first], axis=1, count=num_proposals, bitorder="little")
+    membership = np.ascontiguousarray(bits.T).view(bool)
+    return Regions(labels=labels.reshape(height, width), membership=membership, areas=areas)
+
+
+def encode_unions(labels: np.ndarray, membership: np.ndarray) -> Regions:
+    """Regions of proposals that are already unions of cells, for example of superpixels.
+
+    The same result as encoding their masks, without making the masks.
+
+    Args:
+        labels: (H, W) int, the cell of every pixel, 0..K-1. Cells without pixels are allowed.
+        membership: (P, K) bool, which cells a proposal is made of.
+    """
+    num_proposals, num_cells = membership.shape
+    cells = np.ascontiguousarray(membership).view(np.uint8)
+    keys = _regions.pack_memberships(cells.reshape(num_proposals, num_cells))
+    same, _, _ = _regions.number_keys(keys)
+    merged = same[labels].reshape(-1)
+    # Numbered again, by first pixel, so that the encoding of given masks is one and only one.
+    as_keys = np.ascontiguousarray(merged.astype(np.int64)).view(np.uint8).reshape(-1, 8)
+    numbers, first, areas = _regions.number_keys(as_keys)
+    representative = labels.reshape(-1)[first]
+    return Regions(
+        labels=numbers.reshape(labels.shape),
+        membership=np.ascontiguousarray(membership[:, representative]),
+        areas=areas,
+    )
+
+
+def select(regions: Regions, proposal_idx: np.ndarray) -> Regions:
+    """Regions of the chosen proposals alone, in the given order."""
+    return encode_unions(regions.labels, regions.membership[proposal_idx])
+
+
+def mask_areas(regions: Regions) -> np.ndarray:
+    """(P,) int64, pixels of every proposal."""
+    return regions.membership @ regions.areas
+
+
+def boxes(regions: Regions) -> np.ndarray:
+    """Boxes of the proposals (SPEC 1).
+
+    Returns:
+        (P, 4) float32 (xmin, ymin, xmax + 1, ymax + 1), then clipped to [0, W-1] x [0, H-1]; so a
+        mask that lies in the last column alone has a box of no width. An empty mask has the box
+        (0, 0, 0, 0).
+    """
+    return _clipped_boxes(_extents(regions), regions.size)
+
+
+def roi_masks(regions: Regions, size: int = 7) -> np.ndarray:
+    """Masks inside their unclipped boxes at a fixed size, by nearest neighbour (SPEC 1).
+
+    Output cell i of a side of n pixels takes source pixel floor((i + 0.5) * n / size), computed in
+    integers. Pillow's NEAREST takes the same but at exact ties, where it depends on rounding.
+
+    Returns:
+        (P, size, size) bool; all False for an empty mask.
+    """
+    return _sampled_masks(regions, _extents(regions), size)
+
+
+def proposals_from_regions(regions: Regions) -> Proposals:
+    """Adds boxes and 7x7 masks to `regions`."""
+    extents = _extents(regions)
+    return Proposals(
+        regions=regions,
+        boxes=_clipped_boxes(extents, regions.size),
+        roi_masks=_sampled_masks(regions, extents, 7),
+    )
+
+
+def proposals_from_masks(masks: np.ndarray) -> Proposals:
+    """`encode` and `proposals_from_regions` in one."""
+    return proposals_from_regions(encode(masks))
+
+
+def _extents(regions: Regions) -> np.ndarray:
+    labels = np.ascontiguousarray(regions.labels, dtype=np.int32)
+    membership = np.ascontiguousarray(regions.membership, dtype=bool)
+    return _regions.extents(labels, membership.view(np.uint8))
+
+
+def _clipped_boxes(extents: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    height, width = size
+    outer = extents + np.array([0, 0, 1, 1], np.int32)
+    outer[extents[:, 2] < 0] = 0
+    limit = np.array([width - 1, height - 1, width - 1, height - 1], np.int32)
+    return np.minimum(outer, limit).astype(np.float32)
+
+
+def _sampled_masks(regions: Regions, extents: np.ndarray, size: int) -> np.ndarray:
+    steps = 2 * np.arange(size, dtype=np.int64) + 1
+    inside = extents[:, 2] >= 0
+    low, high = np.where(inside[:, None, None], extents.reshape(-1, 2, 2), 0).transpose(1, 0, 2)
+    lengths = (high - low + 1).astype(np.int64)
+    columns = low[:, :1] + lengths[:, :1] * steps // (2 * size)  # (P, size)
+    rows = low[:, 1:] + lengths[:, 1:] * steps // (2 * size)
+    sampled = regions.labels[rows[:, :, None], columns[:, None, :]]  # (P, size, size)
+    proposal_idx = np.arange(len(extents))[:, None, None]
+    return regions.membership[proposal_idx, sampled] & inside[:, None, None]
