@@ -5,14 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from lib.modeling.backbones.hrnet import hrnet48
 from lib.modeling.backbones.resnet import resnet18, resnet50
 from lib.modeling.backbones.trunk import Trunk, read_state_dict
+from lib.modeling.backbones.vgg import vgg16
 
 __all__ = ["BACKBONES", "Trunk", "build_backbone", "read_state_dict"]
 
 BACKBONES: dict[str, Callable[..., Trunk]] = {
     "resnet18": resnet18,
     "resnet50": resnet50,
+    "vgg16": vgg16,
+    "hrnet48": hrnet48,
 }
 
 

@@ -9,13 +9,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from math import prod
-from urllib.error import URLError
 
 from torch import Tensor, nn
 from torchvision.models import ResNet18_Weights, ResNet50_Weights, WeightsEnum
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
-from lib.modeling.backbones.trunk import Trunk
+from lib.modeling.backbones.trunk import Trunk, download_weights
 
 Block = type[BasicBlock] | type[Bottleneck]
 
@@ -87,13 +86,7 @@ class ResNet(Trunk):
     def imagenet_weights(self) -> Mapping[str, Tensor]:
         if self.imagenet is None:
             return super().imagenet_weights()
-        try:
-            return self.imagenet.get_state_dict(progress=True, check_hash=True)
-        except (URLError, OSError) as error:
-            raise FileNotFoundError(
-                f"the ImageNet weights cannot be downloaded ({error}); get {self.imagenet.url} "
-                "elsewhere and set model.weights to that file, or to `random`"
-            ) from error
+        return download_weights(self.imagenet)
 
 
 def resnet50(frozen_bn: bool = True) -> ResNet:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from urllib.error import URLError
 
 import torch
 from torch import Tensor, nn
+from torchvision.models import WeightsEnum
 
 logger = logging.getLogger(__name__)
 
@@ -90,6 +92,21 @@ class Trunk(nn.Module):
                 if isinstance(module, nn.BatchNorm2d):
                     module.eval()
         return self
+
+
+def download_weights(weights: WeightsEnum) -> Mapping[str, Tensor]:
+    """Torchvision's weights from its cache, downloaded the first time.
+
+    Raises:
+        FileNotFoundError: they are not in the cache and cannot be downloaded.
+    """
+    try:
+        return weights.get_state_dict(progress=True, check_hash=True)
+    except (URLError, OSError) as error:
+        raise FileNotFoundError(
+            f"the ImageNet weights cannot be downloaded ({error}); get {weights.url} "
+            "elsewhere and set model.weights to that file, or to `random`"
+        ) from error
 
 
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:

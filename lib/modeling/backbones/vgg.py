@@ -1,0 +1,91 @@
+"""VGG-16 without its classifier, in the published names and with the published resolution."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor, nn
+from torchvision.models import VGG16_Weights
+
+from lib.modeling.backbones.trunk import Trunk, download_weights
+
+DEPTHS = (2, 2, 3, 3, 3)
+"""Convolutions of conv1..conv5."""
+
+
+class VGG(Trunk):
+    """conv1..conv5 of VGG-16: stride 8, because nothing pools after conv4 and conv5.
+
+    The convolutions of conv5 are dilated by 2 instead. conv1 and conv2 do not train.
+
+    Args:
+        widths: channels of conv1..conv5.
+    """
+
+    def __init__(self, widths: Sequence[int] = (64, 128, 256, 512, 512)) -> None:
+        if len(widths) != len(DEPTHS):
+            raise ValueError(
+                f"a VGG needs {len(DEPTHS)} widths, got {tuple(widths)}; check model.backbone_args"
+            )
+        super().__init__(out_channels=widths[-1], stride=8)
+        inputs = (3, *widths[:-1])
+        self.conv1 = _section(inputs[0], widths[0], DEPTHS[0], pool=True)
+        self.conv2 = _section(inputs[1], widths[1], DEPTHS[1], pool=True)
+        self.conv3 = _section(inputs[2], widths[2], DEPTHS[2], pool=True)
+        self.conv4 = _section(inputs[3], widths[3], DEPTHS[3])
+        self.conv5 = _section(inputs[4], widths[4], DEPTHS[4], dilation=2)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+                nn.init.zeros_(module.bias)
+        self.freeze((self.conv1, self.conv2))
+
+    def forward(self, images: Tensor) -> Tensor:
+        features = self.conv2(self.conv1(images))
+        return self.conv5(self.conv4(self.conv3(features)))
+
+    def own_name(self, name: str) -> str | None:
+        """Translates `features.<index>.*` (torchvision and the caffe VGG-16 as converted for
+        PyTorch) and `conv<section>_<number>.*` or `conv<section>_<number>_w` (Caffe, Detectron)."""
+        if found := re.fullmatch(r"features\.(\d+)\.(weight|bias)", name):
+            return f"{_POSITION[int(found[1])]}.{found[2]}" if int(found[1]) in _POSITION else None
+        if found := re.fullmatch(r"conv(\d)_(\d)[._](weight|w|bias|b)", name):
+            kind = {"w": "weight", "b": "bias"}[found[3][0]]
+            return f"conv{found[1]}.{2 * int(found[2]) - 2}.{kind}"
+        return name
+
+    def imagenet_weights(self) -> Mapping[str, Tensor]:
+        return download_weights(VGG16_Weights.IMAGENET1K_V1)
+
+
+def vgg16() -> VGG:
+    """The published VGG-16: stride 8, 512 channels, conv1 and conv2 frozen."""
+    return VGG()
+
+
+def _section(
+    channels: int, width: int, depth: int, dilation: int = 1, pool: bool = False
+) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for _ in range(depth):
+        layers.append(nn.Conv2d(channels, width, 3, padding=dilation, dilation=dilation))
+        layers.append(nn.ReLU(inplace=True))
+        channels = width
+    if pool:
+        layers.append(nn.MaxPool2d(kernel_size=2, stride=2))
+    return nn.Sequential(*layers)
+
+
+def _positions() -> dict[int, str]:
+    """Where the convolution at an index of torchvision's `features` lies in conv1..conv5."""
+    position, index = {}, 0
+    for section, depth in enumerate(DEPTHS, start=1):
+        for number in range(depth):
+            position[index] = f"conv{section}.{2 * number}"
+            index += 2  # the convolution and its ReLU
+        index += 1  # the pooling
+    return position
+
+
+_POSITION = _positions()
