@@ -1,0 +1,151 @@
+"""Checkpoint files: written whole or not at all, read without executing anything.
+
+The layout is the published one, `{'model', 'step', 'train_size', 'batch_size', 'optimizer'}`, with
+further keys of ours beside it (`class_names`, `config`, `rng`).
+"""
+
+from __future__ import annotations
+
+import pickle
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lib.files import atomic_file
+
+_NAME = re.compile(r"model_step(\d+)\.pth")
+_FEW = 4
+"""Keys of each kind that an error message lists."""
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be used; the text names the file, the fault and the remedy."""
+
+
+def save_checkpoint(folder: Path, content: Mapping[str, Any], keep: int | None = None) -> Path:
+    """Writes `folder/model_step<content['step']>.pth`, then removes all but the `keep` newest."""
+    path = folder / f"model_step{content['step']}.pth"
+    with atomic_file(path) as file:
+        torch.save(dict(content), file)
+    if keep is not None:
+        for old in list_checkpoints(folder)[:-keep]:
+            if old != path:
+                old.unlink(missing_ok=True)
+    return path
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints of a folder by iteration, oldest first; [] without the folder."""
+    found = [path for path in folder.glob("model_step*.pth") if _NAME.fullmatch(path.name)]
+    return sorted(found, key=checkpoint_step)
+
+
+def checkpoint_step(path: Path) -> int:
+    """The number in a checkpoint's file name."""
+    return int(_NAME.fullmatch(path.name)[1])
+
+
+def load_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Reads a checkpoint onto the CPU, published or ours.
+
+    A bare state dict is taken as well. Prefixes `module.` are removed from the names in 'model'.
+
+    Raises:
+        FileNotFoundError: no such file.
+        CheckpointError: not a checkpoint, truncated, or holding anything but tensors and plain
+            values (nothing in the file is ever executed).
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such checkpoint")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        # torch's own message advises to execute what is in the file.
+        raise CheckpointError(
+            f"{path}: not a readable checkpoint: damaged, or holding more than tensors and plain "
+            "values (which would have to be executed); copy or download it again"
+        ) from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise CheckpointError(
+            f"{path}: not a readable checkpoint ({reason}); copy or download it again"
+        ) from error
+    if not isinstance(content, dict) or not content:
+        raise CheckpointError(f"{path}: found a {type(content).__name__}, expected a checkpoint")
+    if "model" not in content:
+        content = {"model": content}
+    state = content["model"]
+    if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise CheckpointError(f"{path}: its 'model' is not a mapping of names to tensors")
+    content["model"] = {name.removeprefix("module."): value for name, value in state.items()}
+    return content
+
+
+def load_model(
+    model: nn.Module,
+    state: Mapping[str, Tensor],
+    source: str | Path,
+    num_classes: int | None = None,
+) -> None:
+    """Copies `state` into `model`: every name and every shape must agree.
+
+    Args:
+        source: what messages call the state, usually its file.
+        num_classes: the classes of the data set, to say in words when the state has others.
+
+    Raises:
+        CheckpointError: lists a few of the missing, the unexpected and the wrongly shaped.
+    """
+    own = model.state_dict()
+    missing = [name for name in own if name not in state]
+    unexpected = [name for name in state if name not in own]
+    shapes = {
+        name: (tuple(state[name].shape), tuple(own[name].shape))
+        for name in own
+        if name in state and state[name].shape != own[name].shape
+    }
+    if not (missing or unexpected or shapes):
+        model.load_state_dict(state, strict=True)
+        return
+    other = _other_num_classes(shapes, num_classes)
+    if other is not None and not (missing or unexpected):
+        raise CheckpointError(
+            f"{source}: the checkpoint has {other} classes, the data set has {num_classes}; "
+            "use the data set that it was trained on, or train on this one"
+        )
+    wrong = [f"{name} is {_shape(s)}, expected {_shape(o)}" for name, (s, o) in shapes.items()]
+    raise CheckpointError(
+        f"{source} does not fit the model: "
+        + "; ".join(
+            f"{len(names)} {kind} ({', '.join(names[:_FEW])}{', ...' if names[_FEW:] else ''})"
+            for kind, names in (
+                ("missing", missing),
+                ("unexpected", unexpected),
+                ("wrongly shaped", wrong),
+            )
+            if names
+        )
+        + "; use the configuration that the checkpoint was trained with"
+    )
+
+
+def _other_num_classes(
+    shapes: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]], num_classes: int | None
+) -> int | None:
+    """The classes of a state whose only differences from the model are the rows of its heads."""
+    if num_classes is None or not shapes:
+        return None
+    rows = {(s[:1], o[:1]) if s[1:] == o[1:] else None for s, o in shapes.values()}
+    if len(rows) != 1 or None in rows:
+        return None
+    ((found, expected),) = rows
+    return found[0] - 1 if expected == (num_classes + 1,) else None
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape)) or "a scalar"

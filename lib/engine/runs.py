@@ -1,0 +1,183 @@
+"""Run folders: one experiment, with everything needed to understand and repeat it.
+
+<run>/config.yaml  environment.json  log.txt  history.jsonl  ckpt/model_step<N>.pth
+      tensorboard/  test/<dataset>/
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from lib.engine.checkpoint import list_checkpoints
+from lib.files import write_text
+
+_PACKAGES = ("torch", "torchvision", "numpy", "scipy", "opencv-python-headless", "pycocotools")
+
+
+def checkpoint_folder(run: Path) -> Path:
+    return run / "ckpt"
+
+
+def new_run(outputs: Path, config_stem: str) -> Path:
+    """A name for a run that starts now: `<outputs>/<config_stem>/<YYYYmmdd-HHMMSS>`, unused."""
+    start = datetime.now().strftime("%Y%m%d-%H%M%S")
+    path, number = outputs / config_stem / start, 1
+    while path.exists():
+        number += 1
+        path = outputs / config_stem / f"{start}-{number}"
+    return path
+
+
+def newest_run(outputs: Path) -> Path:
+    """The run below `outputs` (at most two folders deep) that was started last.
+
+    Only runs with a checkpoint count. A run's start is the time its config.yaml was written.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    runs = {
+        config.parent: (config.stat().st_mtime_ns, str(config))
+        for pattern in ("config.yaml", "*/config.yaml", "*/*/config.yaml")
+        for config in outputs.glob(pattern)
+        if list_checkpoints(checkpoint_folder(config.parent))
+    }
+    if not runs:
+        raise FileNotFoundError(
+            f"{outputs}: no run with a checkpoint; train one with tools/train_net.py or name a run"
+        )
+    return max(runs, key=runs.__getitem__)
+
+
+def newest_checkpoint(run: Path) -> Path:
+    """The checkpoint of a run with the most updates.
+
+    Raises:
+        FileNotFoundError: it has none.
+    """
+    found = list_checkpoints(checkpoint_folder(run))
+    if not found:
+        raise FileNotFoundError(f"{checkpoint_folder(run)}: no checkpoint model_step<N>.pth")
+    return found[-1]
+
+
+def checkpoint_at(run: Path, step: int) -> Path:
+    """The checkpoint of a run after `step` updates.
+
+    Raises:
+        FileNotFoundError: it has none; the text lists those that are there.
+    """
+    path = checkpoint_folder(run) / f"model_step{step}.pth"
+    if not path.is_file():
+        there = ", ".join(p.name for p in list_checkpoints(checkpoint_folder(run))) or "none"
+        raise FileNotFoundError(f"{path}: no such checkpoint; there are: {there}")
+    return path
+
+
+def describe_environment() -> dict[str, Any]:
+    """Versions, machine, git state and command line: what a result depends on beside its data."""
+    packages = {}
+    for name in _PACKAGES:
+        try:
+            packages[name] = version(name)
+        except PackageNotFoundError:
+            packages[name] = None
+    return {
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": sys.argv,
+        "python": platform.python_version(),
+        "packages": packages,
+        "platform": platform.platform(),
+        "cpus": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "git": _git_state(),
+    }
+
+
+def _git_state() -> dict[str, Any] | None:
+    """Commit and changed files of the working tree this code runs from; None outside git."""
+    try:
+        commit, changes = (
+            subprocess.run(
+                ["git", *command],
+                cwd=Path(__file__).parent,
+                capture_output=True,
+                text=True,
+                check=True,
+                timeout=10,
+            ).stdout
+            for command in (["rev-parse", "HEAD"], ["status", "--porcelain"])
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return {"commit": commit.strip(), "changed": changes.splitlines()}
+
+
+class History:
+    """Averaged numbers of a run over its iterations, one JSON object a line, for curves.
+
+    Opened at `start`, it forgets what an interrupted run wrote after that iteration.
+    """
+
+    def __init__(self, path: Path, start: int = 0) -> None:
+        self.path = path
+        kept = [entry for entry in read_lines(path) if entry["iteration"] <= start]
+        write_text(path, "".join(json.dumps(entry) + "\n" for entry in kept))
+
+    def append(self, iteration: int, values: Mapping[str, float]) -> None:
+        with self.path.open("a") as file:
+            file.write(json.dumps({"iteration": iteration, **values}) + "\n")
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a JSON-lines file; [] without the file. A last line cut short is left out."""
+    if not path.is_file():
+        return []
+    *lines, last = path.read_text().split("\n")
+    try:
+        return [json.loads(line) for line in lines]
+    except json.JSONDecodeError as error:
+        raise ValueError(
+            f"{path}: a broken line ({error}); remove the file and run again"
+        ) from None
+
+
+class _TqdmHandler(logging.Handler):
+    """Writes log lines above progress bars."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(self.format(record), file=sys.stderr)
+
+
+def start_logging(log_file: Path | None = None) -> None:
+    """Sends INFO and above to the terminal and, with times, to `log_file` (appended)."""
+    root = logging.getLogger()
+    root.setLevel(logging.INFO)
+    for handler in [h for h in root.handlers if getattr(h, "of_this_project", False)]:
+        root.removeHandler(handler)
+        handler.close()
+    terminal = _TqdmHandler()
+    terminal.setFormatter(logging.Formatter("%(message)s"))
+    handlers: list[logging.Handler] = [terminal]
+    if log_file is not None:
+        log_file.parent.mkdir(parents=True, exist_ok=True)
+        file = logging.FileHandler(log_file)
+        file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        handlers.append(file)
+    for handler in handlers:
+        handler.of_this_project = True
+        root.addHandler(handler)

@@ -1,0 +1,98 @@
+import json
+import logging
+import os
+
+import pytest
+
+from lib.engine.runs import (
+    History,
+    checkpoint_at,
+    describe_environment,
+    new_run,
+    newest_checkpoint,
+    newest_run,
+    read_lines,
+    start_logging,
+)
+
+
+def make_run(path, when, steps=(5,)):
+    (path / "ckpt").mkdir(parents=True)
+    (path / "config.yaml").write_text("{}")
+    os.utime(path / "config.yaml", (when, when))
+    for step in steps:
+        (path / "ckpt" / f"model_step{step}.pth").touch()
+    return path
+
+
+def test_newest_run_is_the_one_started_last(tmp_path):
+    make_run(tmp_path / "b" / "20250101-000000", 100)
+    newest = make_run(tmp_path / "a" / "20240101-000000", 200)
+    make_run(tmp_path / "quickstart", 150)
+    make_run(tmp_path / "c" / "20260101-000000", 300, steps=())
+    assert newest_run(tmp_path) == newest
+    assert newest_run(newest) == newest
+
+
+def test_no_run_says_what_to_do(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no run with a checkpoint; train one"):
+        newest_run(tmp_path / "nothing")
+
+
+def test_newest_checkpoint_by_number(tmp_path):
+    run = make_run(tmp_path, 1, steps=(9, 100, 20))
+    assert newest_checkpoint(run).name == "model_step100.pth"
+    assert checkpoint_at(run, 20).name == "model_step20.pth"
+    with pytest.raises(FileNotFoundError, match="there are: model_step9.pth, model_step20.pth"):
+        checkpoint_at(run, 21)
+    with pytest.raises(FileNotFoundError, match="no checkpoint"):
+        newest_checkpoint(tmp_path / "other")
+
+
+def test_new_runs_never_share_a_folder(tmp_path):
+    first = new_run(tmp_path, "resnet18")
+    assert first.parent == tmp_path / "resnet18"
+    first.mkdir(parents=True)
+    assert new_run(tmp_path, "resnet18") != first
+
+
+def test_environment_is_plain_json():
+    told = json.loads(json.dumps(describe_environment()))
+    assert told["packages"]["torch"] and told["python"]
+    assert told["git"] is None or len(told["git"]["commit"]) == 40
+
+
+def test_history_forgets_what_comes_after_the_start(tmp_path):
+    path = tmp_path / "history.jsonl"
+    history = History(path)
+    for i in (10, 20, 30):
+        history.append(i, {"total": i / 10})
+    with path.open("a") as file:
+        file.write('{"iteration": 40, "to')
+    History(path, start=20).append(25, {"total": 0.5})
+    assert [(e["iteration"], e["total"]) for e in read_lines(path)] == [
+        (10, 1.0),
+        (20, 2.0),
+        (25, 0.5),
+    ]
+
+
+def test_a_broken_line_in_the_middle_is_an_error(tmp_path):
+    path = tmp_path / "lines.jsonl"
+    path.write_text('{"a": 1}\n{"a": \n{"a": 3}\n')
+    with pytest.raises(ValueError, match="lines.jsonl: a broken line"):
+        read_lines(path)
+
+
+def test_log_goes_to_terminal_and_file_once(tmp_path, capsys):
+    start_logging(tmp_path / "a" / "log.txt")
+    start_logging(tmp_path / "a" / "log.txt")
+    try:
+        logging.getLogger("lib.somewhere").info("hello")
+    finally:
+        for handler in list(logging.getLogger().handlers):
+            if getattr(handler, "of_this_project", False):
+                logging.getLogger().removeHandler(handler)
+                handler.close()
+    assert (tmp_path / "a" / "log.txt").read_text().count("hello") == 1
+    assert capsys.readouterr().err.count("hello") == 1
