@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from pycocotools import mask as coco_mask
+from pycocotools.coco import COCO
+
+from lib.evaluation import rle
+from lib.evaluation.pseudo_labels import summarise, to_coco_annotations
+
+
+def square(x, y, side):
+    mask = np.zeros((12, 16), dtype=bool)
+    mask[y : y + side, x : x + side] = True
+    return mask
+
+
+DATASET = {
+    "images": [
+        {"id": i, "file_name": f"{i}.jpg", "height": 12, "width": 16, "license": 1}
+        for i in (4, 2, 8)
+    ],
+    "categories": [{"id": 11, "name": "cat", "supercategory": "animal"}, {"id": 7, "name": "dog"}],
+    "annotations": "never looked at",
+}
+MASKS = [square(0, 0, 5), square(3, 2, 8), square(10, 1, 4), square(1, 1, 2)]
+RESULTS = [
+    {"image_id": i, "category_id": c, "score": s, "segmentation": rle.mask_to_rle(m)}
+    for (i, c, s), m in zip(
+        [(4, 11, 0.4), (4, 7, 0.3), (2, 7, 0.9), (2, 7, 0.29999)], MASKS, strict=True
+    )
+]
+
+
+@pytest.mark.parametrize("segmentation", ["compressed", "uncompressed"])
+def test_round_trip_through_pycocotools(tmp_path, segmentation):
+    content = to_coco_annotations(RESULTS, DATASET, segmentation=segmentation)
+    path = tmp_path / "pseudo.json"
+    path.write_text(json.dumps(content))
+    coco = COCO(str(path))
+    assert sorted(coco.getImgIds()) == [2, 4, 8]
+    assert coco.loadImgs(8)[0]["license"] == 1
+    assert {c["name"] for c in coco.loadCats(coco.getCatIds())} == {"cat", "dog"}
+    assert [a["id"] for a in content["annotations"]] == [1, 2, 3]
+    order = [2, 0, 1]  # best first; 0.3 itself stays, what is below goes
+    for annotation, source in zip(content["annotations"], order, strict=True):
+        want, mask = RESULTS[source], MASKS[source]
+        assert annotation["score"] == want["score"]
+        assert (annotation["image_id"], annotation["category_id"]) == (
+            want["image_id"],
+            want["category_id"],
+        )
+        np.testing.assert_array_equal(coco.annToMask(annotation), mask)
+        assert annotation["area"] == mask.sum()
+        rows, columns = np.nonzero(mask)
+        assert annotation["bbox"] == [columns.min(), rows.min(), *np.ptp([columns, rows], 1) + 1]
+        assert annotation["iscrowd"] == 0
+
+
+def test_forms_of_the_segmentation():
+    compressed = to_coco_annotations(RESULTS, DATASET)["annotations"][0]["segmentation"]
+    assert isinstance(compressed["counts"], str)
+    plain = to_coco_annotations(RESULTS, DATASET, segmentation="uncompressed")
+    counts = plain["annotations"][0]["segmentation"]["counts"]
+    assert all(type(n) is int for n in counts)
+    np.testing.assert_array_equal(
+        coco_mask.decode(coco_mask.frPyObjects({"size": [12, 16], "counts": counts}, 12, 16)),
+        MASKS[2],
+    )
+    with pytest.raises(ValueError, match="polygons"):
+        to_coco_annotations(RESULTS, DATASET, segmentation="polygons")
+
+
+def test_everything_is_plain_json():
+    content = to_coco_annotations(RESULTS, DATASET)
+    for annotation in content["annotations"]:
+        assert {key: type(annotation[key]) for key in ("id", "area", "iscrowd", "score")} == {
+            "id": int,
+            "area": int,
+            "iscrowd": int,
+            "score": float,
+        }
+        assert all(type(v) is float for v in annotation["bbox"])
+
+
+def test_the_threshold_is_an_option():
+    assert len(to_coco_annotations(RESULTS, DATASET, score_thresh=0.0)["annotations"]) == 4
+
+
+def test_nothing_left_is_said(caplog):
+    content = to_coco_annotations(RESULTS, DATASET, score_thresh=0.95)
+    assert content["annotations"] == []
+    assert len(content["images"]) == 3
+    assert "none of 4 detections reaches the score 0.95 (the best has 0.9)" in caplog.text
+    assert summarise(content) == "0 instances on 0 of 3 images"
+    caplog.clear()
+    to_coco_annotations([], DATASET)
+    assert "there are no detections" in caplog.text
+
+
+def test_detections_of_another_set_are_refused():
+    with pytest.raises(ValueError, match="image 99"):
+        to_coco_annotations([{**RESULTS[0], "image_id": 99}], DATASET)
+
+
+def test_summary():
+    assert (
+        summarise(to_coco_annotations(RESULTS, DATASET))
+        == "3 instances on 2 of 3 images (cat 1, dog 2)"
+    )
