@@ -165,24 +165,69 @@ def extents(const int32_t[:, ::1] labels, const uint8_t[:, ::1] membership):
     cdef int32_t[:, ::1] region = of_regions
     cdef int32_t[:, ::1] proposal = of_proposals
     cdef Py_ssize_t y, x, p, r
+    cdef uint64_t eight
     cdef int32_t* box
     with nogil:
         for y in range(height):
             for x in range(width):
-                box = &region[labels[y, x], 0]
-                if x < box[0]:
-                    box[0] = <int32_t> x
-                if x > box[2]:
-                    box[2] = <int32_t> x
-                if y < box[1]:
-                    box[1] = <int32_t> y
-                box[3] = <int32_t> y
+                if x == 0 or labels[y, x] != labels[y, x - 1]:
+                    box = &region[labels[y, x], 0]
+                    box[0] = min(box[0], <int32_t> x)
+                    box[1] = min(box[1], <int32_t> y)
+                    box[3] = <int32_t> y
+                if x == width - 1 or labels[y, x] != labels[y, x + 1]:
+                    box = &region[labels[y, x], 0]
+                    box[2] = max(box[2], <int32_t> x)
         for p in range(num_proposals):
             box = &proposal[p, 0]
-            for r in range(num_regions):
+            r = 0
+            while r < num_regions:
+                # Most proposals have few regions: eight absent ones are passed over at once.
+                if r + 8 <= num_regions:
+                    memcpy(&eight, &membership[p, r], 8)
+                    if eight == 0:
+                        r += 8
+                        continue
                 if membership[p, r]:
                     box[0] = min(box[0], region[r, 0])
                     box[1] = min(box[1], region[r, 1])
                     box[2] = max(box[2], region[r, 2])
                     box[3] = max(box[3], region[r, 3])
+                r += 1
     return of_proposals
+
+
+def sampled_masks(
+    const int32_t[:, ::1] labels,
+    const uint8_t[:, ::1] membership,
+    const int32_t[:, ::1] extents,
+    int size,
+):
+    """Nearest-neighbour samples of every proposal inside its extent.
+
+    Args:
+        labels: (H, W) region of every pixel.
+        membership: (P, R) 0/1.
+        extents: (P, 4) as from `extents`.
+        size: cells a side.
+
+    Returns:
+        (P, size, size) uint8 0/1, 0 for an empty proposal.
+    """
+    cdef Py_ssize_t num_proposals = membership.shape[0]
+    sampled = np.zeros((num_proposals, size, size), np.uint8)
+    cdef uint8_t[:, :, ::1] out = sampled
+    cdef Py_ssize_t p, row, column
+    cdef int64_t y, x, width, height
+    with nogil:
+        for p in range(num_proposals):
+            width = extents[p, 2] - extents[p, 0] + 1
+            height = extents[p, 3] - extents[p, 1] + 1
+            if extents[p, 2] < 0:
+                continue
+            for row in range(size):
+                y = extents[p, 1] + (2 * row + 1) * height // (2 * size)
+                for column in range(size):
+                    x = extents[p, 0] + (2 * column + 1) * width // (2 * size)
+                    out[p, row, column] = membership[p, labels[y, x]]
+    return sampled

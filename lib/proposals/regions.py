@@ -112,9 +112,16 @@ def proposals_from_masks(masks: np.ndarray) -> Proposals:
 
 
 def _extents(regions: Regions) -> np.ndarray:
+    return _regions.extents(*_arrays(regions))
+
+
+def _sampled_masks(regions: Regions, extents: np.ndarray, size: int) -> np.ndarray:
+    return _regions.sampled_masks(*_arrays(regions), extents, size).view(bool)
+
+
+def _arrays(regions: Regions) -> tuple[np.ndarray, np.ndarray]:
     labels = np.ascontiguousarray(regions.labels, dtype=np.int32)
-    membership = np.ascontiguousarray(regions.membership, dtype=bool)
-    return _regions.extents(labels, membership.view(np.uint8))
+    return labels, np.ascontiguousarray(regions.membership, dtype=bool).view(np.uint8)
 
 
 def _clipped_boxes(extents: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -123,15 +130,3 @@ def _clipped_boxes(extents: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     outer[extents[:, 2] < 0] = 0
     limit = np.array([width - 1, height - 1, width - 1, height - 1], np.int32)
     return np.minimum(outer, limit).astype(np.float32)
-
-
-def _sampled_masks(regions: Regions, extents: np.ndarray, size: int) -> np.ndarray:
-    steps = 2 * np.arange(size, dtype=np.int64) + 1
-    inside = extents[:, 2] >= 0
-    low, high = np.where(inside[:, None, None], extents.reshape(-1, 2, 2), 0).transpose(1, 0, 2)
-    lengths = (high - low + 1).astype(np.int64)
-    columns = low[:, :1] + lengths[:, :1] * steps // (2 * size)  # (P, size)
-    rows = low[:, 1:] + lengths[:, 1:] * steps // (2 * size)
-    sampled = regions.labels[rows[:, :, None], columns[:, None, :]]  # (P, size, size)
-    proposal_idx = np.arange(len(extents))[:, None, None]
-    return regions.membership[proposal_idx, sampled] & inside[:, None, None]

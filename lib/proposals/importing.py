@@ -1,0 +1,140 @@
+"""From the masks of a reader to the store: what is checked, left out and counted on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from lib.parallel import for_each
+from lib.proposals.readers import Reader
+from lib.proposals.regions import encode, select
+from lib.proposals.store import ProposalStore
+from lib.structures import Regions
+
+
+@dataclass(frozen=True)
+class Imported:
+    """What became of the masks of one image, or of all."""
+
+    stored: int = 0
+    empty: int = 0
+    """Masks left out because no pixel is in them."""
+    duplicates: int = 0
+    """Masks left out because an earlier one has the same pixels."""
+
+
+class ImageEntry(Protocol):
+    """What is asked of an image here (lib.data.coco.ImageRecord has it)."""
+
+    image_id: int
+    file_name: str
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width)"""
+
+
+def import_all(
+    reader: Reader,
+    store: ProposalStore,
+    images: Sequence[ImageEntry],
+    drop_empty: bool = False,
+    drop_duplicates: bool = False,
+    jobs: int = -1,
+) -> tuple[Imported, dict[str, str]]:
+    """Reads the proposals of all images and stores them, on several cores.
+
+    Returns:
+        (the sum over the images, why images failed by file name).
+    """
+    failures: dict[str, str] = {}
+    options = (drop_empty, drop_duplicates)
+    tasks = _tasks(reader, store, images, options, failures)
+    results, failed = for_each(_import_one, tasks, len(images), jobs, "importing")
+    imported = results.values()
+    total = Imported(
+        stored=sum(one.stored for one in imported),
+        empty=sum(one.empty for one in imported),
+        duplicates=sum(one.duplicates for one in imported),
+    )
+    return total, failures | failed
+
+
+def _tasks(
+    reader: Reader,
+    store: ProposalStore,
+    images: Sequence[ImageEntry],
+    options: tuple[bool, bool],
+    failures: dict[str, str],
+) -> Iterator[tuple[str, tuple[Any, ...]]]:
+    taken: dict[Path, str] = {}
+    for image in images:
+        try:
+            found = reader.find(image.image_id, image.file_name)
+            if isinstance(found, Path) and (other := taken.setdefault(found, image.file_name)):
+                if other != image.file_name:
+                    raise ValueError(f"{found}: stands for {other} as well; keep the sub-folders")
+        except (OSError, ValueError) as error:
+            failures[image.file_name] = str(error)
+            continue
+        yield image.file_name, (type(reader), found, store, image.file_name, image.size, *options)
+
+
+def _import_one(
+    reader: type[Reader],
+    found: Any,
+    store: ProposalStore,
+    file_name: str,
+    size: tuple[int, int],
+    drop_empty: bool,
+    drop_duplicates: bool,
+) -> Imported:
+    where = str(found) if isinstance(found, Path) else found[0]
+    masks = reader.read(found)
+    if len(masks) == 0:
+        raise ValueError(f"{where}: {reader.content} has no masks; {reader.remedy}")
+    if masks.shape[1:] != tuple(size):
+        raise ValueError(
+            f"{where}: {reader.content} has {masks.shape[1]}x{masks.shape[2]} masks, the image is "
+            f"{size[0]}x{size[1]} (height x width); {reader.remedy}"
+        )
+    regions = encode(masks)
+    empty, duplicates = empty_masks(regions), duplicate_masks(regions)
+    if len(empty) and not drop_empty:
+        raise ValueError(
+            f"{where}: {_listed(empty, len(masks))} empty; import with "
+            "--drop-empty to leave empty masks out (published files of labels by proposal, such "
+            "as label_assign, then no longer fit)"
+        )
+    dropped = np.union1d(empty, duplicates if drop_duplicates else empty).astype(np.int64)
+    if len(dropped) == len(masks):
+        raise ValueError(f"{where}: all of its {len(masks)} masks are empty; {reader.remedy}")
+    if len(dropped):
+        regions = select(regions, np.setdiff1d(np.arange(len(masks)), dropped))
+    store.save(file_name, regions)
+    return Imported(len(masks) - len(dropped), len(empty), len(dropped) - len(empty))
+
+
+def empty_masks(regions: Regions) -> np.ndarray:
+    """(K,) int64, ascending: the proposals without a pixel."""
+    return np.flatnonzero(~regions.membership.any(axis=1))
+
+
+def duplicate_masks(regions: Regions) -> np.ndarray:
+    """(K,) int64, ascending: the proposals with exactly the pixels of an earlier one."""
+    if regions.num_proposals == 0:
+        return np.zeros(0, np.int64)
+    packed = np.packbits(regions.membership, axis=1)
+    _, first = np.unique(packed, axis=0, return_index=True)
+    return np.setdiff1d(np.arange(len(packed)), first)
+
+
+def _listed(numbers: np.ndarray, total: int) -> str:
+    if len(numbers) == 1:
+        return f"mask {numbers[0]} of {total} (counted from 0) is"
+    shown = ", ".join(str(n) for n in numbers[:10])
+    return f"masks {shown}{', ...' if len(numbers) > 10 else ''} of {total} (counted from 0) are"

@@ -1,0 +1,106 @@
+"""What every reader of somebody else's proposals does."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+
+class Reader(ABC):
+    """Masks of one image at a time, from one layout of files.
+
+    `find` is called for one image after another and is cheap; `read`, the work, needs nothing but
+    what `find` gave and may run in another process.
+    """
+
+    content: ClassVar[str] = "the file"
+    """What holds the masks, as error messages call it."""
+    remedy: ClassVar[str] = "make it again from this image"
+    """What to do about a file that does not fit its image."""
+
+    def __init__(self, source: str | Path) -> None:
+        """
+        Args:
+            source: the folder (or the one file) that the proposals are read from.
+
+        Raises:
+            FileNotFoundError: it does not exist.
+        """
+        self.source = Path(source)
+        if not self.source.exists():
+            raise FileNotFoundError(f"{self.source}: no such file or folder of proposals")
+
+    @abstractmethod
+    def find(self, image_id: int, file_name: str) -> Any:
+        """What `read` needs for this image: the path of its file, or the masks themselves.
+
+        Raises:
+            FileNotFoundError: there is nothing for this image; says where it was looked for.
+        """
+
+    @staticmethod
+    @abstractmethod
+    def read(found: Any) -> np.ndarray:
+        """(P, H, W) masks, bool or numbers of which everything but 0 is inside, in file order.
+
+        Raises:
+            ValueError: the file is damaged or holds something else; names the file.
+        """
+
+
+class FileReader(Reader):
+    """One file (or folder) an image, named like the image."""
+
+    suffix: ClassVar[str] = ""
+
+    def names(self, stem: str) -> list[str]:
+        """Names without suffix to look for, in this order."""
+        return [stem]
+
+    def find(self, image_id: int, file_name: str) -> Path:
+        """The file under the sub-folders of `file_name`, or else in the source folder itself."""
+        image = Path(file_name)
+        names = [name + self.suffix for name in self.names(image.stem)]
+        tried = dict.fromkeys(
+            self.source / folder / name for folder in (image.parent, "") for name in names
+        )
+        for path in tried:
+            if path.exists():
+                return path
+        raise FileNotFoundError(f"{file_name}: no proposals at {' or '.join(map(str, tried))}")
+
+
+def stack(masks: list[np.ndarray], where: str) -> np.ndarray:
+    """(P, H, W) of P masks; with no mask, (0, 1, 1).
+
+    Raises:
+        ValueError: a mask is not two-dimensional or of another size than the first.
+    """
+    if not masks:
+        return np.zeros((0, 1, 1), bool)
+    for i, mask in enumerate(masks):
+        if mask.ndim != 2 or mask.shape != masks[0].shape:
+            raise ValueError(
+                f"{where}: mask {i} has shape {mask.shape}, mask 0 {masks[0].shape}; expected "
+                "masks of height x width, all of one size"
+            )
+    return np.stack(masks)
+
+
+def check_array(masks: np.ndarray, where: str) -> np.ndarray:
+    """Makes sure that an array is (P, H, W) numbers or bool.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if masks.size == 0:
+        return np.zeros((0, 1, 1), bool)
+    if masks.ndim != 3 or masks.dtype.kind not in "biuf":
+        raise ValueError(
+            f"{where}: found an array of shape {masks.shape} and type {masks.dtype}, expected "
+            "(masks, height, width) of numbers"
+        )
+    return masks
