@@ -1,0 +1,255 @@
+import itertools
+import os
+import signal
+import threading
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from lib.engine.checkpoint import list_checkpoints, load_checkpoint
+from lib.engine.randomness import seed_everything
+from lib.engine.runs import read_lines
+from lib.engine.signals import StopSignals
+from lib.engine.solver import LearningRate, build_optimizer
+from lib.engine.trainer import NonFiniteLossError, Trainer, train
+from lib.structures import Sample
+
+PERIODS = {"checkpoint_period": 4, "keep_checkpoints": 2, "log_period": 3}
+
+
+class Scorer(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(4, 3)
+
+    def forward(self, image, boxes, roi_masks):
+        assert image.shape[0] == 1
+        return self.linear(boxes)
+
+
+def criterion(scores, sample, iou, containment, generator):
+    """Two losses that draw from every generator that a checkpoint must keep."""
+    assert iou.shape == containment.shape == (len(scores), len(scores))
+    noise = torch.rand(len(scores), generator=generator)
+    noise = noise + torch.rand(len(scores)) + float(np.random.rand())
+    return {"near": (scores[:, 0] * noise).square().mean(), "far": scores[:, 1:].abs().mean()}
+
+
+def make_sample(number):
+    rng = torch.Generator().manual_seed(number)
+    proposals = 2 + number % 3
+    return Sample(
+        image_id=number,
+        file_name=f"{number}.png",
+        image=torch.zeros(3, 8, 8),
+        boxes=torch.rand(proposals, 4, generator=rng),
+        roi_masks=torch.ones(proposals, 7, 7),
+        membership=torch.rand(proposals, 5, generator=rng) > 0.5,
+        areas=torch.full((5,), 7),
+        image_labels=torch.ones(2),
+        cluster_number=torch.zeros(proposals, dtype=torch.int64),
+        cluster_column=torch.full((proposals,), -1),
+    )
+
+
+def stream(start=0):
+    return map(make_sample, itertools.count(start))
+
+
+def make_trainer(seed=0, images_per_update=2, clip=None, criterion=criterion):
+    seed_everything(seed)
+    model = Scorer()
+    return Trainer(
+        model=model,
+        criterion=criterion,
+        optimizer=build_optimizer(model),
+        learning_rate=LearningRate(0.05, warmup_iters=2, steps=(5,)),
+        loss_weights={"near": 1.0, "far": 3.0},
+        images_per_update=images_per_update,
+        generator=torch.Generator().manual_seed(seed),
+        clip_grad_norm=clip,
+    )
+
+
+def run_training(trainer, run, max_iter, samples=None):
+    samples = stream(trainer.iteration * trainer.images_per_update) if samples is None else samples
+    extra = {"class_names": ["a", "b"]}
+    return train(trainer, samples, run, max_iter, checkpoint_extra=extra, **PERIODS)
+
+
+def weights(trainer):
+    return {name: value.clone() for name, value in trainer.model.state_dict().items()}
+
+
+def assert_same(a, b):
+    assert a.keys() == b.keys()
+    for name in a:
+        assert torch.equal(a[name], b[name]), name
+
+
+def test_gradient_is_the_weighted_sum_over_images():
+    trainer = make_trainer(images_per_update=3)
+    before = trainer.model.linear.weight.detach().clone()
+    values = trainer.update(stream())
+    twin = make_trainer(images_per_update=3)
+    losses = [twin.losses(make_sample(i)) for i in range(3)]
+    total = sum(one["near"] + 3 * one["far"] for one in losses)
+    gradient = torch.autograd.grad(total, list(twin.model.parameters()))
+    rate = 0.05 / 3
+    stepped = before - rate * (gradient[0] + 5e-4 * before)
+    torch.testing.assert_close(trainer.model.linear.weight.detach(), stepped)
+    torch.testing.assert_close(
+        trainer.model.linear.bias.detach(), twin.model.linear.bias - 2 * rate * gradient[1]
+    )
+    assert values["total"] == pytest.approx(total.item() / 3)
+    assert values["far"] == pytest.approx(sum(one["far"].item() for one in losses) / 3)
+    norm = torch.cat([g.flatten() for g in gradient]).norm()
+    assert values["grad_norm"] == pytest.approx(float(norm))
+    assert values["lr"] == pytest.approx(rate)
+
+
+def test_clipping_shortens_the_gradient_and_keeps_its_direction():
+    free = make_trainer()
+    start = weights(free)
+    values = free.update(stream())
+    clipped = make_trainer(clip=0.01)
+    assert clipped.update(stream())["grad_norm"] == values["grad_norm"] > 0.01
+    move = {n: free.model.state_dict()[n] - start[n] for n in start}
+    small = {n: clipped.model.state_dict()[n] - start[n] for n in start}
+    ratio = small["linear.bias"] / move["linear.bias"]
+    torch.testing.assert_close(
+        ratio, torch.full_like(ratio, 0.01 / values["grad_norm"]), rtol=1e-3, atol=0
+    )
+
+
+def test_resumed_is_bit_identical(tmp_path):
+    whole = make_trainer()
+    assert run_training(whole, tmp_path / "whole", 9) is None
+
+    half = make_trainer()
+    run_training(half, tmp_path / "halves", 4)
+    path = list_checkpoints(tmp_path / "halves" / "ckpt")[-1]
+    resumed = make_trainer(seed=77)
+    resumed.load_state_dict(load_checkpoint(path))
+    assert resumed.iteration == 4
+    run_training(resumed, tmp_path / "halves", 9)
+
+    assert_same(weights(whole), weights(resumed))
+    a = load_checkpoint(tmp_path / "whole" / "ckpt" / "model_step9.pth")
+    b = load_checkpoint(tmp_path / "halves" / "ckpt" / "model_step9.pth")
+    assert a["step"] == b["step"] == 9
+    assert len(a["optimizer"]["state"]) == 2
+    for key, state in a["optimizer"]["state"].items():
+        assert torch.equal(
+            state["momentum_buffer"], b["optimizer"]["state"][key]["momentum_buffer"]
+        )
+    assert a["rng"]["numpy"] == b["rng"]["numpy"]
+    assert a["rng"]["python"] == b["rng"]["python"]
+    assert torch.equal(a["rng"]["torch"], b["rng"]["torch"])
+    assert torch.equal(a["rng"]["anti_noise"], b["rng"]["anti_noise"])
+
+
+def test_record_of_a_run(tmp_path):
+    trainer = make_trainer()
+    run_training(trainer, tmp_path, 8)
+    assert [p.name for p in list_checkpoints(tmp_path / "ckpt")] == [
+        "model_step4.pth",
+        "model_step8.pth",
+    ]
+    history = read_lines(tmp_path / "history.jsonl")
+    assert [entry["iteration"] for entry in history] == [3, 6, 8]
+    for name in ("near", "far", "total", "lr", "grad_norm", "data_wait", "images_per_s"):
+        assert all(entry[name] >= 0 for entry in history)
+    content = load_checkpoint(tmp_path / "ckpt" / "model_step8.pth")
+    assert content["class_names"] == ["a", "b"]
+    assert (content["step"], content["batch_size"]) == (8, 2)
+    assert list((tmp_path / "tensorboard").glob("events*"))
+
+
+def test_finished_training_does_nothing_more(tmp_path):
+    trainer = make_trainer()
+    run_training(trainer, tmp_path, 3)
+    before = weights(trainer)
+    run_training(trainer, tmp_path, 3, samples=iter(()))
+    assert_same(before, weights(trainer))
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_non_finite_loss_stops_before_the_weights_change(tmp_path, bad):
+    def explode(scores, sample, iou, containment, generator):
+        losses = criterion(scores, sample, iou, containment, generator)
+        return {**losses, "far": losses["far"] * (bad if sample.image_id == 11 else 1)}
+
+    trainer = make_trainer(criterion=explode)
+    kept = []
+
+    def watched():
+        for sample in stream():
+            kept.append(weights(trainer))
+            yield sample
+
+    with pytest.raises(NonFiniteLossError) as error:
+        run_training(trainer, tmp_path, 9, samples=watched())
+    text = str(error.value)
+    assert "update 6, image 11.png" in text
+    assert f"far {bad:g}" in text and "near " in text
+    assert_same(kept[-1], weights(trainer))
+    saved = list_checkpoints(tmp_path / "ckpt")
+    assert [p.name for p in saved] == ["model_step4.pth"]
+    assert all(v.isfinite().all() for v in load_checkpoint(saved[0])["model"].values())
+
+
+def test_non_finite_gradient_of_finite_losses_stops_too():
+    def root(scores, sample, iou, containment, generator):
+        return {"near": (scores.sum() * 0).sqrt(), "far": scores.mean()}
+
+    trainer = make_trainer(criterion=root)
+    before = weights(trainer)
+    with pytest.raises(NonFiniteLossError, match="update 1, images 0.png, 1.png.*gradient"):
+        trainer.update(stream())
+    assert_same(before, weights(trainer))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_training_after_the_update_with_a_checkpoint(tmp_path, number):
+    def interrupted():
+        for i, sample in enumerate(stream()):
+            if i == 4:  # the first image of update 3
+                os.kill(os.getpid(), number)
+            yield sample
+
+    trainer = make_trainer()
+    assert run_training(trainer, tmp_path, 9, samples=interrupted()) == number
+    assert trainer.iteration == 3
+    assert list_checkpoints(tmp_path / "ckpt")[-1].name == "model_step3.pth"
+
+    resumed = make_trainer(seed=5)
+    resumed.load_state_dict(load_checkpoint(tmp_path / "ckpt" / "model_step3.pth"))
+    run_training(resumed, tmp_path, 9)
+    whole = make_trainer()
+    run_training(whole, tmp_path / "whole", 9)
+    assert_same(weights(whole), weights(resumed))
+
+
+def test_second_signal_ends_at_once():
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(SystemExit) as error, StopSignals() as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.received == signal.SIGINT
+        os.kill(os.getpid(), signal.SIGINT)
+    assert error.value.code == 130
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_outside_the_main_thread_signals_are_left_alone():
+    before = signal.getsignal(signal.SIGTERM)
+
+    def use():
+        with StopSignals():
+            assert signal.getsignal(signal.SIGTERM) is before
+
+    thread = threading.Thread(target=use)
+    thread.start()
+    thread.join()
