@@ -1,0 +1,228 @@
+"""From a data set's files to samples, in training in an order that can be taken up anywhere."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import cv2
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from lib.data.coco import CocoImages, read_image
+from lib.data.transforms import (
+    FLIPS,
+    Flip,
+    mirror_boxes,
+    mirror_image,
+    mirror_roi_masks,
+    normalise,
+    resize_long_side,
+)
+from lib.structures import Clusters, Proposals, Sample
+
+log = logging.getLogger(__name__)
+
+
+class LoadsProposals(Protocol):
+    """What is needed of lib.proposals.store.ProposalStore."""
+
+    def load(self, file_name: str, size: tuple[int, int] | None = None) -> Proposals: ...
+
+
+class LoadsClusters(Protocol):
+    """What is needed of lib.prm.clusters.ClusterStore."""
+
+    def load(self, file_name: str, num_proposals: int) -> Clusters: ...
+
+
+class CimDataset:
+    """The images of a data set with their proposals and, for training, their clusters.
+
+    Args:
+        clusters: None gives samples without clusters.
+    """
+
+    def __init__(
+        self,
+        coco: CocoImages,
+        image_dir: str | Path,
+        store: LoadsProposals,
+        clusters: LoadsClusters | None = None,
+    ) -> None:
+        self.coco = coco
+        self.image_dir = Path(image_dir)
+        self.store = store
+        self.clusters = clusters
+
+    def __len__(self) -> int:
+        return len(self.coco)
+
+    def load(self, index: int, long_side: int, flip: Flip = "none") -> Sample:
+        """Reads image `index`, mirrored and then scaled to `long_side`.
+
+        Raises:
+            FileNotFoundError: the image, its proposals or its clusters are missing.
+            ValueError: one of these is damaged, or they do not fit each other or the json.
+        """
+        record = self.coco.images[index]
+        proposals = self.store.load(record.file_name, size=record.size)
+        if self.clusters is None:
+            number = np.zeros(len(proposals), np.int64)
+            column = np.full(len(proposals), -1, np.int64)
+        else:
+            clusters = self.clusters.load(record.file_name, len(proposals))
+            number, column = clusters.number, clusters.column
+        image = read_image(self.image_dir / record.file_name, record.size)
+        image, factor = resize_long_side(mirror_image(image, flip), long_side)
+        boxes = mirror_boxes(proposals.boxes, record.size, flip) * np.float32(factor)
+        roi_masks = mirror_roi_masks(proposals.roi_masks, flip)
+        return Sample(
+            image_id=record.image_id,
+            file_name=record.file_name,
+            image=normalise(image),
+            boxes=torch.from_numpy(boxes),
+            roi_masks=torch.from_numpy(roi_masks).float(),
+            membership=torch.from_numpy(proposals.regions.membership),
+            areas=torch.from_numpy(proposals.regions.areas),
+            image_labels=torch.from_numpy(record.image_labels.copy()),
+            cluster_number=torch.as_tensor(number),
+            cluster_column=torch.as_tensor(column),
+        )
+
+
+class TrainSampler(Sampler[tuple[int, int, Flip]]):
+    """An endless stream of (index, long side, flip), the same for the same seed.
+
+    In an epoch every image comes once for every flip, in a random order, each time with a long
+    side drawn from `scales`. Every epoch is drawn from (seed, epoch) alone, so that the stream
+    can be taken up at any position without drawing what lies before it.
+
+    Args:
+        start: how many items of the stream to leave out.
+    """
+
+    def __init__(
+        self,
+        num_images: int,
+        scales: Sequence[int],
+        flips: Sequence[Flip],
+        seed: int,
+        start: int = 0,
+    ) -> None:
+        if num_images < 1 or not scales or not flips or start < 0:
+            raise ValueError(
+                "training needs at least one image, scale and flip and a start of at least 0, got "
+                f"{num_images} images, scales {list(scales)}, flips {list(flips)}, start {start}"
+            )
+        if unknown := set(flips) - set(FLIPS):
+            raise ValueError(f"unknown flips {sorted(unknown)}; known: {', '.join(FLIPS)}")
+        self.num_images = num_images
+        self.scales = tuple(scales)
+        self.flips = tuple(flips)
+        self.seed = seed
+        self.start = start
+
+    @property
+    def epoch_length(self) -> int:
+        return self.num_images * len(self.flips)
+
+    def __iter__(self) -> Iterator[tuple[int, int, Flip]]:
+        epoch, position = divmod(self.start, self.epoch_length)
+        while True:
+            yield from self._epoch(epoch)[position:]
+            epoch, position = epoch + 1, 0
+
+    def _epoch(self, epoch: int) -> list[tuple[int, int, Flip]]:
+        rng = np.random.default_rng([self.seed, epoch])
+        order = rng.permutation(self.epoch_length)
+        scales = rng.integers(len(self.scales), size=self.epoch_length)
+        return [
+            (int(item // len(self.flips)), self.scales[s], self.flips[item % len(self.flips)])
+            for item, s in zip(order, scales, strict=True)
+        ]
+
+
+def train_loader(
+    dataset: CimDataset,
+    scales: Sequence[int],
+    flips: Sequence[Flip],
+    seed: int,
+    start: int = 0,
+    num_workers: int = 0,
+) -> Iterator[Sample]:
+    """An endless stream of training samples; images without labels are left out.
+
+    The stream depends on the seed and not on `num_workers`. Samples are made ahead, so the
+    position to go on from is the number of samples taken, which the caller counts.
+
+    Args:
+        start: how many samples to leave out.
+        num_workers: processes that make samples; 0 makes them in this one.
+
+    Raises:
+        FileNotFoundError, ValueError: when the sample that `CimDataset.load` raised it for is
+            due; also where no image has a label.
+    """
+    labelled = [n for n, record in enumerate(dataset.coco.images) if record.image_labels.any()]
+    if not labelled:
+        raise ValueError(
+            f"{dataset.coco.path}: none of its {len(dataset)} images has an image-level label; "
+            "training needs annotations that are not crowds"
+        )
+    if len(labelled) < len(dataset):
+        log.warning(
+            "%s: training leaves out %d of %d images, which have no label",
+            dataset.coco.path,
+            len(dataset) - len(labelled),
+            len(dataset),
+        )
+    loader = DataLoader(
+        _Requests(dataset, labelled),
+        batch_size=None,
+        sampler=TrainSampler(len(labelled), scales, flips, seed, start),
+        num_workers=num_workers,
+        collate_fn=_as_is,
+        worker_init_fn=_init_worker,
+        generator=torch.Generator().manual_seed(seed),
+    )
+    return _raise_errors(loader)
+
+
+class _Requests(Dataset):
+    """Answers the sampler's requests; an error of a worker comes back whole, to be raised."""
+
+    def __init__(self, dataset: CimDataset, image_idx: Sequence[int]) -> None:
+        self.dataset = dataset
+        self.image_idx = image_idx
+
+    def __len__(self) -> int:
+        return len(self.image_idx)
+
+    def __getitem__(self, request: tuple[int, int, Flip]) -> Sample | Exception:
+        number, long_side, flip = request
+        try:
+            return self.dataset.load(self.image_idx[number], long_side, flip)
+        except (ValueError, OSError) as error:
+            # DataLoader would raise it with the worker's traceback as its text.
+            return error
+
+
+def _raise_errors(loader: DataLoader) -> Iterator[Sample]:
+    for item in loader:
+        if isinstance(item, Exception):
+            raise item
+        yield item
+
+
+def _as_is(item: Sample | Exception) -> Sample | Exception:
+    return item
+
+
+def _init_worker(worker: int) -> None:
+    # Nothing in a sample is drawn at random; whatever a data set of one's own draws is seeded.
+    np.random.seed(torch.initial_seed() % 2**32)
+    cv2.setNumThreads(1)
