@@ -21,6 +21,9 @@ class Dataset:
     clusters_folder: Path | None = None
     """Takes the place of `<root>/clusters/<name>`."""
 
+    prm_file: Path | None = None
+    """Takes the place of `<root>/prm/<name>.pth`."""
+
     @property
     def proposals(self) -> Path:
         """Folder of a ProposalStore."""
@@ -34,7 +37,7 @@ class Dataset:
     @property
     def prm(self) -> Path:
         """Checkpoint of the peak response network trained on this data set."""
-        return self.root / "prm" / f"{self.name}.pth"
+        return self.prm_file or self.root / "prm" / f"{self.name}.pth"
 
 
 _FILES = {
@@ -77,6 +80,7 @@ def add_dataset_arguments(parser: argparse.ArgumentParser, default: str | None =
     group.add_argument("--data-root", metavar="DIR", default="data", help="default: %(default)s")
     group.add_argument("--proposals", metavar="DIR", help="default: <data root>/proposals/<name>")
     group.add_argument("--clusters", metavar="DIR", help="default: <data root>/clusters/<name>")
+    group.add_argument("--prm", metavar="FILE", help="default: <data root>/prm/<name>.pth")
     parser.set_defaults(default_dataset=default)
 
 
@@ -112,4 +116,5 @@ def dataset_from_args(args: argparse.Namespace) -> Dataset:
         dataset,
         proposals_folder=Path(args.proposals) if args.proposals else None,
         clusters_folder=Path(args.clusters) if args.clusters else None,
+        prm_file=Path(args.prm) if args.prm else None,
     )
