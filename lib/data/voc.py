@@ -1,0 +1,250 @@
+"""PASCAL VOC 2012 and the Semantic Boundaries Dataset (SBD) as COCO json.
+
+The training split "trainaug" is VOC's train and all of SBD but the images of VOC's val: 10,582
+images. An image in both is annotated as in VOC.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import scipy.io
+from PIL import Image
+from pycocotools import mask as coco_mask
+
+from lib.parallel import for_each
+
+CLASS_NAMES = (
+    "aeroplane",
+    "bicycle",
+    "bird",
+    "boat",
+    "bottle",
+    "bus",
+    "car",
+    "cat",
+    "chair",
+    "cow",
+    "diningtable",
+    "dog",
+    "horse",
+    "motorbike",
+    "person",
+    "pottedplant",
+    "sheep",
+    "sofa",
+    "train",
+    "tvmonitor",
+)
+"""Category ids are 1..20 in this order."""
+NUM_IMAGES = {"trainaug": 10582, "val": 1449}
+"""Images of the whole splits."""
+VOID = 255
+
+Objects = tuple[np.ndarray, list[tuple[int, int]]]
+"""(H, W) numbers of objects, and (number, category id) of every object."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A split in COCO's form."""
+
+    json: dict[str, Any]
+    missing: dict[str, str]
+    """Why images of the split were left out, by name."""
+    from_voc: int
+    """Images with VOC's annotation; the others have SBD's."""
+
+
+def prepare_val(voc: str | Path, jobs: int = -1) -> Prepared:
+    """VOC 2012 segmentation val (1,449 images).
+
+    Args:
+        voc: the folder VOC2012 of the devkit, or one that holds it or VOCdevkit.
+
+    Raises:
+        FileNotFoundError: the folder is no devkit with the segmentation task.
+    """
+    voc = find_voc(voc)
+    return _prepare(voc, [(name, _voc_objects, voc) for name in _voc_names(voc, "val")], jobs)
+
+
+def prepare_trainaug(voc: str | Path, sbd: str | Path, jobs: int = -1) -> Prepared:
+    """VOC train, SBD train and SBD val, without VOC val (10,582 images), in order of their names.
+
+    Args:
+        voc: as for `prepare_val`.
+        sbd: the folder `benchmark_RELEASE`, its `dataset`, or a folder that holds it.
+
+    Raises:
+        FileNotFoundError: a folder or list of either is not there.
+    """
+    voc, sbd = find_voc(voc), find_sbd(sbd)
+    train, val = _voc_names(voc, "train"), set(_voc_names(voc, "val"))
+    augmenting = {*_read_names(sbd / "train.txt"), *_read_names(sbd / "val.txt")}
+    overlap = val & set(train)
+    if overlap:
+        raise ValueError(f"{voc}: {min(overlap)} is in both train.txt and val.txt of the devkit")
+    sources = {name: (_sbd_objects, sbd) for name in augmenting - val}
+    sources |= {name: (_voc_objects, voc) for name in train}
+    return _prepare(voc, [(name, *sources[name]) for name in sorted(sources)], jobs)
+
+
+def find_voc(folder: str | Path) -> Path:
+    """The folder VOC2012 at or below `folder`."""
+    return _find(
+        folder, ("", "VOC2012", "VOCdevkit/VOC2012"), "ImageSets/Segmentation", "a VOC2012 devkit"
+    )
+
+
+def find_sbd(folder: str | Path) -> Path:
+    """The folder `benchmark_RELEASE/dataset` at or below `folder`."""
+    return _find(
+        folder, ("", "dataset", "benchmark_RELEASE/dataset"), "inst", "SBD's benchmark_RELEASE"
+    )
+
+
+def _find(folder: str | Path, below: tuple[str, ...], mark: str, what: str) -> Path:
+    for candidate in (Path(folder) / part for part in below):
+        if (candidate / mark).is_dir():
+            return candidate
+    raise FileNotFoundError(f"{folder}: not {what}; there is no {mark} in it or where it would be")
+
+
+def _voc_names(voc: Path, split: str) -> list[str]:
+    return _read_names(voc / "ImageSets" / "Segmentation" / f"{split}.txt")
+
+
+def _read_names(path: Path) -> list[str]:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such list of images; unpack the data set again")
+    names = [line.strip() for line in path.read_text().splitlines() if line.strip()]
+    odd = [name for name in names if not name.replace("_", "").isdecimal()]
+    if odd:
+        raise ValueError(f"{path}: {odd[0]!r} is no image name like 2007_000032")
+    return names
+
+
+def _prepare(
+    voc: Path, images: list[tuple[str, Callable[[Path, str], Objects], Path]], jobs: int
+) -> Prepared:
+    tasks = ((name, (voc, name, read, root)) for name, read, root in images)
+    results, missing = for_each(_image_json, tasks, len(images), jobs, "reading masks")
+    records, annotations = [], []
+    for record, objects in results.values():
+        records.append(record)
+        annotations += [{"id": len(annotations) + i, **o} for i, o in enumerate(objects, 1)]
+    categories = [{"id": i, "name": name} for i, name in enumerate(CLASS_NAMES, 1)]
+    from_voc = Counter(read for name, read, _ in images if name in results)[_voc_objects]
+    return Prepared(
+        {"images": records, "annotations": annotations, "categories": categories},
+        missing,
+        from_voc,
+    )
+
+
+def _image_json(
+    voc: Path, name: str, read_objects: Callable[[Path, str], Objects], root: Path
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """An entry of `images` and its annotations, still without ids."""
+    labels, objects = read_objects(root, name)
+    height, width = labels.shape
+    path = voc / "JPEGImages" / f"{name}.jpg"
+    with Image.open(_there(path)) as image:
+        if image.size != (width, height):
+            raise ValueError(
+                f"{path}: the image is {image.height}x{image.width} (height x width), its masks "
+                f"{height}x{width}; unpack the data sets again"
+            )
+    record = {"id": image_id(name), "file_name": path.name, "height": height, "width": width}
+    annotations = []
+    for number, category_id in objects:
+        rle = coco_mask.encode(np.asfortranarray(labels == number, dtype=np.uint8))
+        annotations.append(
+            {
+                "image_id": record["id"],
+                "category_id": category_id,
+                "segmentation": {"size": [height, width], "counts": rle["counts"].decode()},
+                "area": int(coco_mask.area(rle)),
+                "bbox": coco_mask.toBbox(rle).tolist(),
+                "iscrowd": 0,
+            }
+        )
+    return record, annotations
+
+
+def image_id(name: str) -> int:
+    """2007000032 for 2007_000032, as in the published files."""
+    return int(name.replace("_", ""))
+
+
+def _voc_objects(voc: Path, name: str) -> Objects:
+    """Objects of SegmentationObject, each of the class that SegmentationClass gives its pixels."""
+    object_path = _there(voc / "SegmentationObject" / f"{name}.png")
+    class_path = _there(voc / "SegmentationClass" / f"{name}.png")
+    labels, classes = _read_palette(object_path), _read_palette(class_path)
+    if labels.shape != classes.shape:
+        raise ValueError(
+            f"{class_path}: {classes.shape[0]}x{classes.shape[1]}, but {object_path} is "
+            f"{labels.shape[0]}x{labels.shape[1]} (height x width); unpack the devkit again"
+        )
+    objects = []
+    for number in np.unique(labels[(labels > 0) & (labels != VOID)]):
+        inside = classes[labels == number]
+        counts = np.bincount(inside[(inside > 0) & (inside != VOID)], minlength=1)
+        if not counts.any():
+            raise ValueError(f"{class_path}: object {number} of {object_path.name} has no class")
+        objects.append((int(number), _category(int(counts.argmax()), class_path)))
+    return labels, objects
+
+
+def _sbd_objects(sbd: Path, name: str) -> Objects:
+    """Objects of GTinst: pixels of number n belong to the n-th of Categories."""
+    path = _there(sbd / "inst" / f"{name}.mat")
+    try:
+        content = scipy.io.loadmat(path, struct_as_record=False, squeeze_me=True)["GTinst"]
+        labels = np.atleast_2d(content.Segmentation)
+        categories = np.atleast_1d(content.Categories)
+    except Exception as error:  # damaged bytes raise errors of every kind
+        raise ValueError(
+            f"{path}: no readable GTinst with Segmentation and Categories "
+            f"({type(error).__name__}: {error}); unpack SBD again"
+        ) from error
+    numbers = np.unique(labels[(labels > 0) & (labels != VOID)])
+    if len(numbers) and numbers[-1] > len(categories):
+        raise ValueError(
+            f"{path}: object {numbers[-1]} of the segmentation has no class among its "
+            f"{len(categories)} categories; unpack SBD again"
+        )
+    return labels, [(int(n), _category(int(categories[n - 1]), path)) for n in numbers]
+
+
+def _category(category_id: int, path: Path) -> int:
+    if not 1 <= category_id <= len(CLASS_NAMES):
+        raise ValueError(f"{path}: class {category_id}, VOC has 1..{len(CLASS_NAMES)}")
+    return category_id
+
+
+def _there(path: Path) -> Path:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    return path
+
+
+def _read_palette(path: Path) -> np.ndarray:
+    """(H, W) uint8 palette indices."""
+    try:
+        with Image.open(path) as image:
+            if image.mode not in ("P", "L"):
+                raise ValueError(
+                    f"{path}: a PNG of mode {image.mode}, expected the palette images of VOC "
+                    "(do not convert them to colours)"
+                )
+            return np.array(image)
+    except (OSError, SyntaxError) as error:
+        raise ValueError(f"{path}: not a readable PNG ({error}); unpack it again") from error
