@@ -1,0 +1,118 @@
+"""What the PRM sees: whole images squeezed to one square size."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from lib.data.coco import ImageRecord, read_image
+from lib.data.transforms import Flip, mirror_image, normalise
+
+
+class SquareImages:
+    """The images of a data set, squeezed and normalised.
+
+    Args:
+        records: which images.
+        folder: where their files lie.
+        size: S; both sides become this long (bilinear).
+        memory_limit: bytes; if all images together are smaller (as uint8), each is read once
+            and then kept.
+    """
+
+    def __init__(
+        self,
+        records: Sequence[ImageRecord],
+        folder: str | Path,
+        size: int,
+        memory_limit: int = 2 * 1024**3,
+    ) -> None:
+        self.records = records
+        self.folder = Path(folder)
+        self.size = size
+        self.keeps = len(records) * size * size * 3 <= memory_limit
+        self._kept: dict[int, np.ndarray] = {}
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    @property
+    def image_labels(self) -> Tensor:
+        """(N, C) float32 in {0, 1}."""
+        return torch.from_numpy(np.stack([record.image_labels for record in self.records]))
+
+    def digest(self) -> str:
+        """Tells apart data sets of other images or labels (of pixels it knows nothing)."""
+        content = hashlib.blake2b(digest_size=8)
+        for record in self.records:
+            content.update(record.file_name.encode())
+            content.update(record.image_labels.tobytes())
+        return content.hexdigest()
+
+    def pixels(self, index: int) -> np.ndarray:
+        """(S, S, 3) uint8 RGB.
+
+        Raises:
+            FileNotFoundError, ValueError: see lib.data.coco.read_image.
+        """
+        if index in self._kept:
+            return self._kept[index]
+        record = self.records[index]
+        image = read_image(self.folder / record.file_name, record.size)
+        image = cv2.resize(image, (self.size, self.size), interpolation=cv2.INTER_LINEAR)
+        if self.keeps:
+            self._kept[index] = image
+        return image
+
+    def batch(self, indices: Sequence[int], flips: Sequence[Flip]) -> Tensor:
+        """(B, 3, S, S) float32, normalised."""
+        return torch.stack(
+            [
+                normalise(mirror_image(self.pixels(index), flip))
+                for index, flip in zip(indices, flips, strict=True)
+            ]
+        )
+
+
+class _Batches(Dataset):
+    """Batches read ahead by workers, which hand an error over instead of dressing it up."""
+
+    def __init__(self, images: SquareImages) -> None:
+        self.images = images
+
+    def __getitem__(
+        self, batch: tuple[Sequence[int], Sequence[Flip]]
+    ) -> Tensor | FileNotFoundError | ValueError:
+        try:
+            return self.images.batch(*batch)
+        except (FileNotFoundError, ValueError) as error:
+            return error
+
+
+def iterate_batches(
+    images: SquareImages,
+    batches: Sequence[tuple[Sequence[int], Sequence[Flip]]],
+    num_workers: int = 0,
+) -> Iterator[Tensor]:
+    """`images.batch` of every entry of `batches`, in order.
+
+    Args:
+        num_workers: processes that read ahead; none are used for images kept in memory.
+    """
+    loader = DataLoader(
+        _Batches(images),
+        sampler=batches,
+        batch_size=None,
+        num_workers=0 if images.keeps else num_workers,
+    )
+    for content in loader:
+        if isinstance(content, Exception):
+            raise content
+        yield content

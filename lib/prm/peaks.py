@@ -1,0 +1,187 @@
+"""Peaks of class response maps: where the PRM sees something of a class (SPEC 8)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Self
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx
+
+from lib.prm.network import PeakResponseNet
+
+
+@dataclass(frozen=True, eq=False)
+class Peaks:
+    """Points of one image, each of a class: peaks of its response maps, or annotated points."""
+
+    size: tuple[int, int]
+    """(height, width) of the map that the positions belong to."""
+    class_idx: np.ndarray
+    """(K,) int64, 0..C-1."""
+    y: np.ndarray
+    """(K,) int64, 0..height-1."""
+    x: np.ndarray
+    """(K,) int64, 0..width-1."""
+    response: np.ndarray
+    """(K,) float32."""
+    fallback: np.ndarray
+    """(K,) bool, taken only because its class had no peak above the threshold."""
+
+    def __len__(self) -> int:
+        return len(self.class_idx)
+
+    def take(self, idx: np.ndarray) -> Self:
+        """The peaks of these numbers, in that order."""
+        names = ("class_idx", "y", "x", "response", "fallback")
+        return replace(self, **{name: getattr(self, name)[idx] for name in names})
+
+
+def peak_mask(response: Tensor) -> Tensor:
+    """Which cells of response maps are peaks.
+
+    A peak is a maximum of its 3x3 window and not below the lower median of its map. Of equal
+    maxima in one window only the first in reading order counts, so every map has a peak.
+
+    Args:
+        response: (B, C, h, w) float32.
+
+    Returns:
+        (B, C, h, w) bool.
+    """
+    height, width = response.shape[2:]
+    _, argmax = F.max_pool2d(response.detach(), 3, stride=1, padding=1, return_indices=True)
+    own = torch.arange(height * width, device=response.device).view(height, width)
+    median = response.detach().flatten(2).median(dim=2).values[:, :, None, None]
+    return (argmax == own) & (response >= median)
+
+
+def class_scores(response: Tensor) -> Tensor:
+    """Mean response of every map's peaks, the logit of the class for the whole image.
+
+    The gradient goes to the peaks alone, in equal parts.
+
+    Args:
+        response: (B, C, h, w) float32.
+
+    Returns:
+        (B, C) float32.
+    """
+    peaks = peak_mask(response)
+    return (response * peaks).sum(dim=(2, 3)) / peaks.sum(dim=(2, 3))
+
+
+def find_peaks(response: Tensor) -> Peaks:
+    """All peaks of one image, by class and then in reading order.
+
+    Args:
+        response: (C, h, w) float32.
+    """
+    found = peak_mask(response[None])[0].nonzero()  # (K, 3): class, y, x
+    class_idx, y, x = found.cpu().numpy().T
+    values = response.detach()[tuple(found.T)].cpu().numpy()
+    height, width = response.shape[1:]
+    return Peaks((height, width), class_idx, y, x, values, np.zeros(len(values), bool))
+
+
+def select_peaks(
+    peaks: Peaks,
+    image_labels: np.ndarray,
+    thresh: float = 10.0,
+    relative_thresh: float | None = None,
+) -> Peaks:
+    """The peaks that clusters are grouped around, in ascending order of response (SPEC 8).
+
+    Of every class that the image has, all peaks whose response is above the threshold; where
+    there is none, the single highest one.
+
+    Args:
+        image_labels: (C,) in {0, 1}.
+        thresh: a response; at it does not count.
+        relative_thresh: if given, it takes the place of `thresh`: at least this fraction of
+            the class's highest response (for networks whose responses have another scale).
+    """
+    kept, fallback = [], np.zeros(len(peaks), bool)
+    for c in np.flatnonzero(image_labels):
+        of_class = np.flatnonzero(peaks.class_idx == c)
+        if not len(of_class):
+            continue
+        response = peaks.response[of_class]
+        if relative_thresh is None:
+            above = response > thresh
+        else:
+            above = (response > 0) & (response >= relative_thresh * response.max())
+        if not above.any():
+            above = np.arange(len(response)) == response.argmax()
+            fallback[of_class[above]] = True
+        kept.append(of_class[above])
+    idx = np.concatenate(kept) if kept else np.zeros(0, np.int64)
+    ascending = idx[np.argsort(peaks.response[idx], kind="stable")]
+    return replace(peaks, fallback=fallback).take(ascending)
+
+
+def peak_response_maps(net: PeakResponseNet, image: Tensor, peaks: Peaks) -> Tensor:
+    """What of the image each peak responds to, for drawing (Zhou et al., section 3.3).
+
+    The gradient of a peak's response with respect to the image, where every convolution hands
+    back what comes down to it in proportion to `input * max(weight, 0)`.
+
+    Args:
+        net: in evaluation mode.
+        image: (1, 3, S, S) float32, normalised.
+        peaks: of this net's response to this image.
+
+    Returns:
+        (K, S, S) float32, not negative, each of sum 1 (or all 0 if nothing reaches the image).
+    """
+    maps = image.new_zeros((len(peaks), *image.shape[2:]))
+    with torch.enable_grad(), _top_down_convolutions(net):
+        image = image.detach().requires_grad_()
+        response = net(image)[0]
+        for k in range(len(peaks)):
+            peak = response[peaks.class_idx[k], peaks.y[k], peaks.x[k]]
+            (gradient,) = torch.autograd.grad(peak, image, retain_graph=True)
+            maps[k] = gradient[0].sum(dim=0).clamp(min=0)
+    total = maps.sum(dim=(1, 2), keepdim=True)
+    return torch.where(total > 0, maps / total, 0)
+
+
+@contextmanager
+def _top_down_convolutions(net: nn.Module) -> Iterator[None]:
+    hooks = [
+        module.register_forward_hook(lambda conv, args, _: _TopDownConv.apply(args[0], conv))
+        for module in net.modules()
+        if isinstance(module, nn.Conv2d)
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+class _TopDownConv(torch.autograd.Function):
+    """A convolution whose backward pass gives out shares of positive evidence."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, features: Tensor, conv: nn.Conv2d) -> Tensor:
+        # PARITY: the input is made positive by its lowest value over the whole tensor.
+        positive = features - features.min()
+        weight = conv.weight.clamp(min=0)
+        where = (conv.stride, conv.padding, conv.dilation, conv.groups)
+        total = F.conv2d(positive, weight, None, *where)
+        ctx.save_for_backward(positive, weight, total)
+        ctx.where = where
+        return F.conv2d(features, conv.weight, conv.bias, *where)
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor, None]:
+        positive, weight, total = ctx.saved_tensors
+        share = torch.where(total > 1e-10, gradient / total, 0)
+        spread = nn.grad.conv2d_input(positive.shape, weight, share, *ctx.where)
+        return positive * spread, None
