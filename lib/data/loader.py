@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import signal
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -12,7 +14,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from lib.data.coco import CocoImages, read_image
+from lib.data.coco import CocoImages, ImageRecord, read_image
 from lib.data.transforms import (
     FLIPS,
     Flip,
@@ -25,6 +27,9 @@ from lib.data.transforms import (
 from lib.structures import Clusters, Proposals, Sample
 
 log = logging.getLogger(__name__)
+
+_BYTES_PER_PIXEL = 3 + 4
+"""RGB and a region label."""
 
 
 class LoadsProposals(Protocol):
@@ -39,11 +44,24 @@ class LoadsClusters(Protocol):
     def load(self, file_name: str, num_proposals: int) -> Clusters: ...
 
 
+@dataclass(frozen=True, eq=False)
+class ReadImage:
+    """All of an image that does not depend on how it is looked at."""
+
+    record: ImageRecord
+    image: np.ndarray
+    """(H, W, 3) uint8 RGB."""
+    proposals: Proposals
+    clusters: Clusters
+
+
 class CimDataset:
     """The images of a data set with their proposals and, for training, their clusters.
 
     Args:
         clusters: None gives samples without clusters.
+        memory_limit: bytes; if the pixels of all images and of their region labels need less,
+            every image is read once and then kept (by each process that reads).
     """
 
     def __init__(
@@ -52,32 +70,49 @@ class CimDataset:
         image_dir: str | Path,
         store: LoadsProposals,
         clusters: LoadsClusters | None = None,
+        memory_limit: int = 0,
     ) -> None:
         self.coco = coco
         self.image_dir = Path(image_dir)
         self.store = store
         self.clusters = clusters
+        pixels = sum(record.height * record.width for record in coco.images)
+        self.keeps = pixels * _BYTES_PER_PIXEL <= memory_limit
+        self._kept: dict[int, ReadImage] = {}
 
     def __len__(self) -> int:
         return len(self.coco)
 
     def load(self, index: int, long_side: int, flip: Flip = "none") -> Sample:
-        """Reads image `index`, mirrored and then scaled to `long_side`.
+        """`read` and `view` in one."""
+        return self.view(self.read(index), long_side, flip)
+
+    def read(self, index: int) -> ReadImage:
+        """Image `index`, its proposals and its clusters.
 
         Raises:
             FileNotFoundError: the image, its proposals or its clusters are missing.
             ValueError: one of these is damaged, or they do not fit each other or the json.
         """
+        if index in self._kept:
+            return self._kept[index]
         record = self.coco.images[index]
         proposals = self.store.load(record.file_name, size=record.size)
         if self.clusters is None:
-            number = np.zeros(len(proposals), np.int64)
-            column = np.full(len(proposals), -1, np.int64)
+            none = np.zeros(len(proposals), np.int64)
+            clusters = Clusters(number=none, column=none - 1)
         else:
             clusters = self.clusters.load(record.file_name, len(proposals))
-            number, column = clusters.number, clusters.column
         image = read_image(self.image_dir / record.file_name, record.size)
-        image, factor = resize_long_side(mirror_image(image, flip), long_side)
+        read = ReadImage(record, image, proposals, clusters)
+        if self.keeps:
+            self._kept[index] = read
+        return read
+
+    def view(self, read: ReadImage, long_side: int, flip: Flip = "none") -> Sample:
+        """What `read` gave, mirrored and then scaled to `long_side`."""
+        record, proposals = read.record, read.proposals
+        image, factor = resize_long_side(mirror_image(read.image, flip), long_side)
         boxes = mirror_boxes(proposals.boxes, record.size, flip) * np.float32(factor)
         roi_masks = mirror_roi_masks(proposals.roi_masks, flip)
         return Sample(
@@ -89,8 +124,8 @@ class CimDataset:
             membership=torch.from_numpy(proposals.regions.membership),
             areas=torch.from_numpy(proposals.regions.areas),
             image_labels=torch.from_numpy(record.image_labels.copy()),
-            cluster_number=torch.as_tensor(number),
-            cluster_column=torch.as_tensor(column),
+            cluster_number=torch.as_tensor(read.clusters.number),
+            cluster_column=torch.as_tensor(read.clusters.column),
         )
 
 
@@ -226,3 +261,7 @@ def _init_worker(worker: int) -> None:
     # Nothing in a sample is drawn at random; whatever a data set of one's own draws is seeded.
     np.random.seed(torch.initial_seed() % 2**32)
     cv2.setNumThreads(1)
+    # Ctrl-C and SIGTERM go to the whole process group; the main process, which finishes its
+    # update first, still needs samples then, and ends its workers itself.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
