@@ -22,6 +22,7 @@ from pycocotools.cocoeval import COCOeval
 
 from lib.evaluation import rle
 from lib.evaluation.coco_files import check_results, read_ground_truth
+from lib.files import read_json
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +36,7 @@ _SIZES = ("all", "small", "medium", "large")
 
 def evaluate_segm(
     ground_truth: str | Path | dict[str, Any],
-    results: Sequence[dict[str, Any]],
+    results: str | Path | Sequence[dict[str, Any]],
     iou_thresholds: Sequence[float] = VOC_THRESHOLDS,
     coco_ap: bool = False,
     evaluator: str = "hotcoco",
@@ -47,8 +48,8 @@ def evaluate_segm(
 
     Args:
         ground_truth: a COCO json with masks, as file or content.
-        results: COCO results: image_id, category_id, score, segmentation. With none, every AP is
-            0 and a warning says so.
+        results: COCO results (image_id, category_id, score, segmentation), as file or content.
+            With none, every AP is 0 and a warning says so.
         iou_thresholds: each gives one AP, named ap25 for 0.25 (a fraction of a percent as ap12.5).
         coco_ap: also give `ap` (mean over IoU 0.5, 0.55 .. 0.95), with `ap_small`, `ap_medium` and
             `ap_large` by the area of the object.
@@ -71,7 +72,10 @@ def evaluate_segm(
     if not objects:
         name = "the ground truth" if isinstance(ground_truth, dict) else ground_truth
         raise ValueError(f"{name}: no annotated object; there is nothing to evaluate against")
-    detections = check_results(results, truth)
+    if isinstance(results, str | Path):
+        detections = check_results(read_json(results), truth, name=str(results))
+    else:
+        detections = check_results(results, truth)
     if not detections:
         logger.warning("there are no detections: every AP is 0")
     wanted = COCO_THRESHOLDS if coco_ap else ()

@@ -16,8 +16,7 @@ def read_ground_truth(source: str | Path | dict[str, Any]) -> dict[str, Any]:
 
     Returns:
         `images` as given, `categories` in order of id, `annotations` numbered from 1 with image_id,
-        category_id, segmentation (compressed RLE), area, bbox and iscrowd, and `score` where the
-        file has one (pseudo labels).
+        category_id, segmentation (compressed RLE), area, bbox and iscrowd.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -54,8 +53,6 @@ def read_ground_truth(source: str | Path | dict[str, Any]) -> dict[str, Any]:
                 "iscrowd": int(annotation.get("iscrowd", 0)),
             }
         )
-        if "score" in annotation:
-            annotations[-1]["score"] = _score_of(annotation, where)
     return {
         "images": list(images.values()),
         "categories": [categories[i] for i in sorted(categories)],
@@ -64,38 +61,73 @@ def read_ground_truth(source: str | Path | dict[str, Any]) -> dict[str, Any]:
 
 
 def check_results(
-    results: Sequence[dict[str, Any]], ground_truth: dict[str, Any]
+    results: Sequence[dict[str, Any]],
+    dataset: dict[str, Any],
+    name: str = "the detections",
+    need_score: bool = True,
 ) -> list[dict[str, Any]]:
     """COCO results brought into one form, in their order.
 
     Args:
-        ground_truth: what `read_ground_truth` gives; its annotations are not looked at.
+        dataset: a COCO json with the images and categories that the results are of.
+        name: what errors call the results, their file for example.
+        need_score: False also takes annotations, which need not have a score.
 
     Returns:
-        image_id, category_id, score and segmentation (compressed RLE) of every result. A bbox is
-        left out on purpose: with one, COCO's loadRes takes the area of the box for the mask's.
+        image_id, category_id, segmentation (compressed RLE) and score (None without one) of
+        every result. A bbox is left out on purpose: with one, COCO's loadRes takes the area of
+        the box for the mask's.
 
     Raises:
-        ValueError: missing fields, ids the ground truth does not list, scores that are not finite
+        ValueError: missing fields, ids the data set does not list, scores that are not finite
             numbers, masks that do not fit their image; the text names the entry.
     """
     if not isinstance(results, Sequence):
-        raise ValueError(f"found a {type(results).__name__}, expected a list of COCO results")
-    images = {image["id"]: image for image in ground_truth["images"]}
-    categories = {category["id"]: category for category in ground_truth["categories"]}
+        raise ValueError(f"{name}: found a {type(results).__name__}, expected a list of results")
+    images = {image["id"]: image for image in dataset["images"]}
+    categories = {category["id"]: category for category in dataset["categories"]}
+    fields = ("image_id", "category_id", "segmentation") + ("score",) * need_score
     checked = []
     for number, result in enumerate(results):
-        where = f"detection {number}"
-        _require(result, ("image_id", "category_id", "score", "segmentation"), where)
+        where = f"{name}: entry {number}"
+        _require(result, fields, where)
         checked.append(
             {
                 "image_id": result["image_id"],
                 "category_id": result["category_id"],
-                "score": _score_of(result, where),
+                "score": _score_of(result, where) if "score" in result else None,
                 "segmentation": _mask_of(result, images, categories, where),
             }
         )
     return checked
+
+
+def by_image(
+    content: Any, dataset: dict[str, Any], name: str, score_thresh: float | None = None
+) -> dict[int, list[dict[str, Any]]]:
+    """What a result file or annotation file holds of every image, best first, crowds left out.
+
+    Args:
+        content: a list of COCO results, or a COCO json with annotations (with or without scores).
+        dataset, name: as for `check_results`.
+        score_thresh: leaves out what has a lower score.
+
+    Returns:
+        Entries as from `check_results`, by image id; images without any are not listed.
+
+    Raises:
+        ValueError: as `check_results`.
+    """
+    listed = content.get("annotations", []) if isinstance(content, dict) else content
+    entries: dict[int, list[dict[str, Any]]] = {}
+    checked = check_results(listed, dataset, name, need_score=False)
+    for given, entry in zip(listed, checked, strict=True):
+        low = None not in (score_thresh, entry["score"]) and entry["score"] < score_thresh
+        if not low and not given.get("iscrowd"):
+            entries.setdefault(entry["image_id"], []).append(entry)
+    for of_image in entries.values():
+        of_image.sort(key=lambda entry: -(entry["score"] or 0.0))
+    return entries
 
 
 def _require(entry: Any, fields: Sequence[str], where: str) -> None:
@@ -125,15 +157,13 @@ def _mask_of(
     image = images.get(entry["image_id"])
     if image is None:
         raise ValueError(
-            f"{where} is of image {entry['image_id']}, which the ground truth does not list; "
+            f"{where} is of image {entry['image_id']}, which the data set does not list; "
             "do the files belong to the same data set and split?"
         )
     if entry["category_id"] not in categories:
         known = sorted(categories)
         shown = ", ".join(str(i) for i in known[:10]) + (", .." if len(known) > 10 else "")
-        raise ValueError(
-            f"{where} is of category {entry['category_id']}, the ground truth has {shown}"
-        )
+        raise ValueError(f"{where} is of category {entry['category_id']}, the data set has {shown}")
     try:
         return rle.compressed(entry["segmentation"], (image["height"], image["width"]))
     except ValueError as error:

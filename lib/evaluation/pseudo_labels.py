@@ -20,6 +20,7 @@ def to_coco_annotations(
     dataset: dict[str, Any],
     score_thresh: float = 0.3,
     segmentation: Segmentation = "compressed",
+    name: str = "the detections",
 ) -> dict[str, Any]:
     """A COCO json whose annotations are detections (SPEC 9).
 
@@ -29,11 +30,12 @@ def to_coco_annotations(
 
     Args:
         results: COCO results on the training images.
-        dataset: the training json: its images (all are listed, also those left without
+        dataset: the training json; its images (all are listed, also those left without
             annotations) and categories are taken over, its annotations are never looked at.
         score_thresh: detections scored below this are dropped.
         segmentation: `compressed` RLE (text; read by pycocotools, torchvision, mmdetection,
             detectron2) or `uncompressed` (lists of runs, as the published system wrote them).
+        name: what errors call the results, their file for example.
 
     Returns:
         Plain JSON values. The annotations are ordered best first (equal scores in the order of
@@ -45,7 +47,7 @@ def to_coco_annotations(
     """
     if segmentation not in ("compressed", "uncompressed"):
         raise ValueError(f"segmentation {segmentation!r}; take compressed or uncompressed")
-    checked = check_results(results, dataset)
+    checked = check_results(results, dataset, name)
     kept = sorted((r for r in checked if r["score"] >= score_thresh), key=lambda r: -r["score"])
     if not kept:
         best = max((r["score"] for r in checked), default=None)

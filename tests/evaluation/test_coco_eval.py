@@ -169,10 +169,10 @@ def test_polygons_and_runs_are_read():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"score": float("nan")}, "detection 1: score is nan"),
+        ({"score": float("nan")}, "the detections: entry 1: score is nan"),
         ({"score": "0.5"}, "score is '0.5'"),
-        ({"image_id": 77}, "image 77, which the ground truth does not list"),
-        ({"category_id": 2}, "category 2, the ground truth has 1, 3"),
+        ({"image_id": 77}, "image 77, which the data set does not list"),
+        ({"category_id": 2}, "category 2, the data set has 1, 3"),
         ({"segmentation": rle.mask_to_rle(np.ones((20, 10)))}, r"2.png.*20x10.*the image 10x20"),
         ({"segmentation": {"size": [10, 20], "counts": [3, 4]}}, "cover 7 pixels, the image 200"),
         ({"segmentation": []}, "neither an RLE"),
@@ -186,7 +186,7 @@ def test_wrong_results_are_named(change, message):
 
 
 def test_missing_field_of_a_result_is_named():
-    with pytest.raises(ValueError, match="detection 0: score missing"):
+    with pytest.raises(ValueError, match="entry 0: score missing"):
         evaluate_segm(TRUTH, [{"image_id": 2, "category_id": 3, "segmentation": strip(0, 4)}])
 
 

@@ -1,0 +1,75 @@
+"""Turns detections on the training images into a COCO json to train other detectors with.
+
+The detections come from `tools/test_net.py --image-labels`, which keeps to the classes that each
+image is labelled with.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from lib.data.catalog import add_dataset_arguments, dataset_from_args
+from lib.data.coco import CocoImages
+from lib.engine.results import add_result_arguments, detections_from_args, run_of
+from lib.evaluation.pseudo_labels import summarise, to_coco_annotations
+from lib.files import read_json, write_json
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse(argv)
+    logging.basicConfig(level=logging.INFO, format="warning: %(message)s")
+    try:
+        generate(args)
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--score-thresh", type=float, default=0.3, help="drops what is below (default: 0.3)"
+    )
+    parser.add_argument(
+        "--segmentation", choices=("compressed", "uncompressed"), default="compressed"
+    )
+    parser.add_argument(
+        "--output", type=Path, metavar="FILE", help="default: <run>/pseudo_labels/<data set>.json"
+    )
+    add_result_arguments(parser)
+    add_dataset_arguments(parser)
+    args = parser.parse_args(argv)
+    if args.json and not args.images:
+        args.images = "."  # no image is looked at
+    return args
+
+
+def generate(args: argparse.Namespace) -> None:
+    dataset = dataset_from_args(args)
+    detections = detections_from_args(args, dataset.name, image_labels=True)
+    run = run_of(detections)
+    if args.output:
+        target = args.output
+    elif run:
+        target = run / "pseudo_labels" / f"{dataset.name}.json"
+    else:
+        target = detections.with_name(f"{detections.stem}_pseudo_labels.json")
+    CocoImages(dataset.json)  # names whatever is wrong with the json
+    labels = to_coco_annotations(
+        read_json(detections),
+        read_json(dataset.json),
+        args.score_thresh,
+        args.segmentation,
+        name=str(detections),
+    )
+    write_json(target, labels)
+    print(f"{summarise(labels)}\nwritten: {target}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
