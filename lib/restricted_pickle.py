@@ -1,0 +1,246 @@
+"""Reads published pickles without running anything that they name.
+
+A pickle is a program. The one run here can make numbers, text, lists, dicts and numpy arrays;
+a pickle that names any other global is refused with that name. Allowing numpy's own functions
+would not be enough: a dtype whose state denies that it holds objects makes numpy take bytes of
+the file for pointers. So arrays and dtypes are built here, from what was checked.
+"""
+
+from __future__ import annotations
+
+import math
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+
+_KINDS = "?biufcOSU"
+"""First letters of the dtypes that may occur: numbers, text and objects of the allowed kinds."""
+
+
+def load_pickle(path: str | Path) -> Any:
+    """Content of a pickle made of numpy arrays, lists, tuples, dicts, numbers, text and None.
+
+    Files written by Python 2 or 3 and by numpy 1 or 2, in any protocol, are read. Arrays come as
+    a subclass of numpy's; `numpy.asarray` makes plain ones.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the pickle names another global (the text says which), or it is damaged.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    with path.open("rb") as file:
+        try:
+            return _Unpickler(file, encoding="latin1").load()
+        except _Refused as error:
+            raise ValueError(f"{path}: {error}") from None
+        except Exception as error:  # damaged bytes raise errors of every kind
+            raise ValueError(
+                f"{path}: not a readable pickle ({type(error).__name__}: {error}); "
+                "the file may be truncated: copy it again"
+            ) from error
+
+
+def load_by_image(path: str | Path, *keys: str) -> dict[str, tuple[Any, ...]]:
+    """A published file of parallel lists, by image instead of by position.
+
+    Args:
+        path: a pickle `{"indexes": [image id, ...], key: [value of that image, ...], ...}`.
+        keys: the lists that are wanted.
+
+    Returns:
+        image id, as text, to its value of every key; see `find_image`.
+
+    Raises:
+        ValueError: a list is missing, the lists differ in length, an id occurs twice, or what
+            `load_pickle` raises.
+    """
+    content = load_pickle(path)
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: found a {type(content).__name__}, expected a dict of lists")
+    missing = [key for key in ("indexes", *keys) if key not in content]
+    if missing:
+        raise ValueError(
+            f"{path}: no {' and no '.join(missing)} among its keys "
+            f"({', '.join(str(key) for key in content)}); is it another kind of file?"
+        )
+    lists = [content[key] for key in ("indexes", *keys)]
+    odd = [type(v).__name__ for v in lists if not isinstance(v, list | tuple | np.ndarray)]
+    if odd:
+        raise ValueError(f"{path}: found a {odd[0]}, expected lists with one value per image")
+    if len({len(values) for values in lists}) > 1:
+        lengths = ", ".join(
+            f"{key} {len(v)}" for key, v in zip(("indexes", *keys), lists, strict=True)
+        )
+        raise ValueError(f"{path}: lists of different lengths ({lengths}); copy the file again")
+    by_image: dict[str, tuple[Any, ...]] = {}
+    for index, *values in zip(*lists, strict=True):
+        name = _id_text(index)
+        if name in by_image:
+            raise ValueError(f"{path}: image {name} occurs twice in indexes")
+        by_image[name] = tuple(values)
+    return by_image
+
+
+def find_image(
+    by_image: dict[str, tuple[Any, ...]], image_id: int, file_name: str
+) -> tuple[Any, ...] | None:
+    """Values of one image, whose index may be its id or the stem of its file name.
+
+    So 2007000032, "2007000032" and "2007_000032" all find 2007_000032.jpg. None if there is none.
+    """
+    for name in (str(image_id), Path(file_name).stem):
+        if name in by_image:
+            return by_image[name]
+    return None
+
+
+def _id_text(index: Any) -> str:
+    if isinstance(index, np.ndarray) and index.size == 1:
+        index = index.item()
+    if isinstance(index, float | np.floating) and float(index).is_integer():
+        index = int(index)
+    return index.decode("latin1") if isinstance(index, bytes) else str(index)
+
+
+class _Refused(pickle.UnpicklingError):
+    pass
+
+
+class _Unpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        module = module.replace("numpy._core", "numpy.core").replace("__builtin__", "builtins")
+        if (module, name) not in _ALLOWED:
+            raise _Refused(
+                f"refused: the pickle names the global {module}.{name}, and may only hold numpy "
+                "arrays, lists, dicts and scalars; do not use this file if you do not trust it"
+            )
+        return _StandIn(_ALLOWED[module, name])
+
+    def persistent_load(self, pid: Any) -> NoReturn:
+        raise _Refused("refused: the pickle refers to an object outside itself")
+
+
+class _StandIn:
+    """What the pickle gets for a global: it can be called and, unlike a function, not changed."""
+
+    __slots__ = ("_call",)
+
+    def __init__(self, call: Callable[..., Any]) -> None:
+        object.__setattr__(self, "_call", call)
+
+    def __call__(self, *args: Any) -> Any:
+        return self._call(*args)
+
+    def __setattr__(self, name: str, value: Any) -> NoReturn:
+        raise _Refused("refused: the pickle changes a function")
+
+
+class _Dtype:
+    """The kind and byte order of a pickled dtype; the flags in its state are not believed."""
+
+    __slots__ = ("code", "order")
+
+    def __init__(self, code: str, *_: Any) -> None:
+        if not isinstance(code, str) or code[:1] not in _KINDS or not code[1:].isdecimal():
+            raise _Refused(f"refused: arrays of dtype {code!r}; expected plain numbers or text")
+        self.code = "O" if code[0] == "O" else code
+        self.order = "="
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        self.order = state[1] if state[1] in ("<", ">", "=") else "="
+        if self.code[0] in "SU":  # the size stands in the state, as in (3, '<', ..., 20, 4, 0)
+            characters = int(state[5]) // (4 if self.code[0] == "U" else 1)
+            self.code = f"{self.code[0]}{max(characters, 0)}"
+
+    def numpy(self) -> np.dtype:
+        return np.dtype(self.code if self.code == "O" else self.order + self.code)
+
+
+class _Array(np.ndarray):
+    """An array that a pickle fills once, with exactly as many bytes or objects as it takes."""
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        _, shape, dtype, fortran, content = state
+        if self.size:
+            raise _Refused("refused: the pickle fills an array twice")
+        dtype = _plain_dtype(dtype)
+        shape = _plain_shape(shape)
+        if dtype.hasobject:
+            if not isinstance(content, list):
+                raise _Refused("refused: an array of objects without a list of them")
+            held, expected = len(content), math.prod(shape)
+        else:
+            content = content.encode("latin1") if isinstance(content, str) else bytes(content)
+            held, expected = len(content), math.prod(shape) * dtype.itemsize
+        if held != expected:
+            raise ValueError(f"an array of shape {shape} and {dtype} with {held} values or bytes")
+        super().__setstate__((1, shape, dtype, bool(fortran), content))
+
+    def __reduce_ex__(self, protocol: int) -> tuple[Any, ...]:
+        return np.asarray(self).__reduce_ex__(protocol)  # other processes get a plain array
+
+
+def _plain_dtype(dtype: Any) -> np.dtype:
+    if not isinstance(dtype, _Dtype):
+        raise _Refused("refused: an array whose dtype is no dtype")
+    return dtype.numpy()
+
+
+def _plain_shape(shape: Any) -> tuple[int, ...]:
+    if not isinstance(shape, tuple) or not all(isinstance(n, int) and n >= 0 for n in shape):
+        raise ValueError(f"{shape!r} is no shape")
+    return shape
+
+
+def _reconstruct(*_: Any) -> np.ndarray:
+    return np.ndarray.__new__(_Array, (0,), np.uint8)
+
+
+def _ndarray(*_: Any) -> NoReturn:
+    raise _Refused("refused: the pickle calls numpy.ndarray")
+
+
+def _from_buffer(buffer: Any, dtype: Any, shape: Any, order: str, *_: Any) -> np.ndarray:
+    dtype = _plain_dtype(dtype)
+    if dtype.hasobject or not isinstance(buffer, bytes | bytearray):
+        raise _Refused("refused: a buffer of objects")
+    return np.frombuffer(bytes(buffer), dtype).reshape(_plain_shape(shape), order=order)
+
+
+def _scalar(dtype: Any, content: Any = b"") -> np.generic:
+    dtype = _plain_dtype(dtype)
+    if dtype.hasobject:
+        raise _Refused("refused: an object as a numpy scalar")
+    content = content.encode("latin1") if isinstance(content, str) else bytes(content)
+    if len(content) != dtype.itemsize:
+        raise ValueError(f"a scalar of {dtype} with {len(content)} bytes")
+    return np.frombuffer(content, dtype)[0] if content else dtype.type()
+
+
+def _latin1(text: str, encoding: str) -> bytes:
+    """How protocols 0 to 2 write bytes in Python 3."""
+    if encoding not in ("latin1", "latin-1") or not isinstance(text, str):
+        raise _Refused(f"refused: text in encoding {encoding!r}")
+    return text.encode("latin1")
+
+
+def _no_bytes() -> bytes:
+    """How protocols 0 to 2 write b"" in Python 3."""
+    return b""
+
+
+_ALLOWED: dict[tuple[str, str], Callable[..., Any]] = {
+    ("numpy", "ndarray"): _ndarray,
+    ("numpy", "dtype"): _Dtype,
+    ("numpy.core.multiarray", "_reconstruct"): _reconstruct,
+    ("numpy.core.multiarray", "scalar"): _scalar,
+    ("numpy.core.numeric", "_frombuffer"): _from_buffer,
+    ("_codecs", "encode"): _latin1,
+    ("builtins", "bytes"): _no_bytes,
+}
+"""Globals of pickled arrays (numpy 2 says numpy._core) and what stands in for them."""
