@@ -75,9 +75,12 @@ def _tasks(
     for image in images:
         try:
             found = reader.find(image.image_id, image.file_name)
-            if isinstance(found, Path) and (other := taken.setdefault(found, image.file_name)):
-                if other != image.file_name:
-                    raise ValueError(f"{found}: stands for {other} as well; keep the sub-folders")
+            same = taken.setdefault(found, image.file_name) if isinstance(found, Path) else None
+            if same not in (None, image.file_name):
+                raise ValueError(
+                    f"{found}: stands for {same} as well as for {image.file_name}; name "
+                    "the files with the sub-folders that the images have"
+                )
         except (OSError, ValueError) as error:
             failures[image.file_name] = str(error)
             continue

@@ -34,12 +34,12 @@ class PickleReader(Reader):
                 f"{file_name}: neither {image_id} nor {Path(file_name).stem} is among the "
                 f"{len(self._by_image)} indexes of {self.source}"
             )
-        return f"{self.source}: image {image_id}", _plain(values[0])
+        return f"{self.source}: image {image_id}", values[0]
 
     @staticmethod
     def read(found: tuple[str, Any]) -> np.ndarray:
         where, masks = found
-        if isinstance(masks, list):
+        if not isinstance(masks, np.ndarray) or masks.dtype == object:
             try:
                 masks = [decode_rle(m) if isinstance(m, dict) else np.asarray(m) for m in masks]
             except ValueError as error:
@@ -53,10 +53,3 @@ class PickleReader(Reader):
                 "tools/check_proposals.py --published"
             )
         return masks
-
-
-def _plain(masks: Any) -> Any:
-    """An array, or a list of arrays and RLEs, that another process can read."""
-    if isinstance(masks, np.ndarray) and masks.dtype != object:
-        return np.asarray(masks)
-    return [m if isinstance(m, dict) else np.asarray(m) for m in masks]
