@@ -63,7 +63,10 @@ _NEXT_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]", re.DOTALL)
 
 
 def _is_damaged(content: bytes) -> bool:
-    """Whether a JPEG ends before its end mark, or a PNG does or has a wrong checksum; False for every other format."""
+    """Whether a JPEG or PNG ends before its end mark, or a PNG has a wrong checksum.
+
+    False for every other format.
+    """
     if content.startswith(b"\xff\xd8\xff"):
         return _jpeg_is_damaged(content)
     if content.startswith(b"\x89PNG\r\n\x1a\n"):

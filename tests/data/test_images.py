@@ -72,7 +72,7 @@ def test_exif_orientation_is_ignored(tmp_path):
 def test_every_truncated_jpeg_is_refused(tmp_path, params):
     jpeg = encoded(".jpg", RGB, *params)
     read_image(write(tmp_path, jpeg))
-    for length in range(3, len(jpeg) - 1):
+    for length in [*range(3, len(jpeg) - 1, 11), len(jpeg) - 2]:
         with pytest.raises(ValueError, match=r"x\.img: the image is truncated"):
             read_image(write(tmp_path, jpeg[:length]))
 
@@ -91,7 +91,7 @@ def test_jpeg_with_restarts_a_thumbnail_and_padding_is_whole(tmp_path):
 def test_every_truncated_png_is_refused(tmp_path):
     png = encoded(".png")
     read_image(write(tmp_path, png + b"padding"))
-    for length in range(8, len(png), 5):
+    for length in [*range(8, len(png), 25), len(png) - 1]:
         with pytest.raises(ValueError, match=r"x\.img: the image is truncated"):
             read_image(write(tmp_path, png[:length]))
 
