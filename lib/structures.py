@@ -111,26 +111,27 @@ class Scores:
 
 @dataclass(frozen=True, eq=False)
 class Instances:
-    """Proposals taken to be whole objects in one image at one stage."""
+    """Proposals taken to be whole objects in one image, one row for each of the S stages.
 
-    proposal_idx: Tensor
-    """(K,) int64, distinct, ascending."""
+    Dense over the P proposals, so that nothing has to wait for a count on CUDA.
+    """
+
     class_idx: Tensor
-    """(K,) int64, 0..C-1."""
+    """(S, P) int64, 0..C-1; -1 for proposals that are no instance."""
     weight: Tensor
-    """(K,) float32."""
+    """(S, P) float32, 0 for proposals that are no instance."""
 
 
 @dataclass(frozen=True, eq=False)
 class Targets:
-    """What one stage is trained towards, for every proposal."""
+    """What the S stages are trained towards, for every proposal."""
 
     column: Tensor
-    """(P,) int64: -1 no label, 0 background, 1..C foreground."""
+    """(S, P) int64: -1 no label, 0 background, 1..C foreground."""
     weight: Tensor
-    """(P,) float32, 0 without a label."""
+    """(S, P) float32, 0 without a label."""
     iou_target: Tensor
-    """(P,) float32 in {0, 1}, the integrity target."""
+    """(S, P) float32 in {0, 1}, the integrity target."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,0 +1,76 @@
+"""Which losses an image gives: the MIL branch, its clusters, and every refinement stage."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lib.modeling.heads import CIMMiner, teachers
+from lib.modeling.losses import (
+    bag_loss,
+    pcl_loss,
+    refine_bag_loss,
+    refine_cls_loss,
+    refine_iou_loss,
+)
+from lib.structures import Sample, Scores
+
+
+class CIMCriterion:
+    """The losses of one image, by name and unweighted: `total` is for the caller to sum.
+
+    Args:
+        miner: makes the targets of the refinement stages.
+        first_stage_weight: times the weights of the first stage's targets; its teacher, the MIL
+            branch, gives small scores.
+    """
+
+    def __init__(self, miner: CIMMiner, first_stage_weight: float = 3.0) -> None:
+        self.miner = miner
+        self.first_stage_weight = first_stage_weight
+
+    def __call__(
+        self,
+        scores: Scores,
+        sample: Sample,
+        iou: Tensor,
+        containment: Tensor,
+        generator: torch.Generator | None = None,
+    ) -> dict[str, Tensor]:
+        """Computes the losses of one image.
+
+        Args:
+            scores: of its P proposals.
+            sample: the image's labels and clusters.
+            iou: (P, P).
+            containment: (P, P), [i, j] = |i & j| / |j|.
+            generator: draws the anti-noise samples.
+
+        Returns:
+            Scalars `bag`, `pcl` (with the factor 12 of its definition) and, if there are
+            refinement stages, `refine_bag`, `refine_cls`, `refine_iou`, summed over the stages.
+        """
+        labels = sample.image_labels
+        losses = {
+            "bag": bag_loss(scores.cls_prob, scores.det_prob, labels),
+            "pcl": pcl_loss(scores.cls_prob, sample.cluster_number, sample.cluster_column),
+        }
+        num_stages = len(scores.refine_cls)
+        if num_stages == 0:
+            return losses
+
+        present = labels.nonzero()[:, 0]
+        targets = self.miner(*teachers(scores), present, iou, containment, generator)
+        bags, classes, integrities = [], [], []
+        for s in range(num_stages):
+            cls_prob, integrity = scores.refine_cls[s], scores.refine_iou[s]
+            column, weight = targets.column[s], targets.weight[s]
+            if s == 0:
+                weight = self.first_stage_weight * weight
+            bags.append(refine_bag_loss(cls_prob, integrity, column, weight, labels))
+            classes.append(refine_cls_loss(cls_prob, column, weight))
+            integrities.append(refine_iou_loss(integrity, column, weight, targets.iou_target[s]))
+        losses["refine_bag"] = torch.stack(bags).sum()
+        losses["refine_cls"] = torch.stack(classes).sum()
+        losses["refine_iou"] = torch.stack(integrities).sum()
+        return losses
