@@ -104,6 +104,12 @@ class InferenceConfig(_Section):
 
 
 class PRMConfig(_Section):
+    trunk: Literal["resnet50", "resnet18"] = "resnet50"
+    trunk_args: dict[str, Any] = {}
+    """Options of the resnet18 trunk. CIM can start from this PRM's trunk where they are those of
+    `model.backbone_args`: write `${model.backbone_args}`."""
+    weights: str = "imagenet"
+    """What the trunk starts from: `imagenet`, `random`, or the path of a checkpoint file."""
     image_size: AtLeastOne = 448
     """Images are squeezed to this square."""
     upsample: AtLeastOne = 8

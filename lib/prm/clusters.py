@@ -62,52 +62,6 @@ def agpl_clusters(
     return Clusters(number=number, column=column)
 
 
-def read_points(path: str | Path, size: tuple[int, int], num_classes: int) -> Peaks:
-    """Annotated points of one image in the order of the file (CIM-p).
-
-    A line is `x y class confidence`: pixels of the image, 0..C-1, and a number that nothing
-    here depends on. Empty lines are left out.
-
-    Args:
-        size: (height, width) of the image.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: a line of another form, a point outside the image, or an unknown class; with
-            file and line.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no points of this image; every image needs a file")
-    points = []
-    for at, line in enumerate(path.read_text().splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            x, y, c, confidence = (float(word) for word in line.split())
-        except ValueError:
-            raise ValueError(
-                f"{path}: line {at} is {line!r}, expected `x y class confidence`"
-            ) from None
-        if not (0 <= y < size[0] and 0 <= x < size[1]):
-            raise ValueError(
-                f"{path}: line {at}: the point {x:g} {y:g} (x y) lies outside the image, which is "
-                f"{size[0]}x{size[1]} (height x width)"
-            )
-        if c not in range(num_classes):
-            raise ValueError(f"{path}: line {at}: class {c:g}, expected 0..{num_classes - 1}")
-        points.append((int(y), int(x), int(c), confidence))
-    y, x, class_idx, confidence = np.array(points, np.float64).reshape(-1, 4).T
-    return Peaks(
-        size=tuple(size),
-        class_idx=class_idx.astype(np.int64),
-        y=y.astype(np.int64),
-        x=x.astype(np.int64),
-        response=confidence.astype(np.float32),
-        fallback=np.zeros(len(points), bool),
-    )
-
-
 class ClusterStore:
     """A folder of cluster files named like their images, one .npz each.
 

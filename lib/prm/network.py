@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torchvision.models import ResNet50_Weights
 from torchvision.models.resnet import Bottleneck
 
+from lib.config import PRMConfig
 from lib.modeling.backbones import Trunk, read_state_dict
 from lib.modeling.backbones.resnet import ResNet, resnet18
 
@@ -149,6 +150,22 @@ def _load_trunk(trunk: Trunk, weights: str) -> None:
         for theirs, ours in _OPTIONS.items():
             text = text.replace(theirs, ours)
         raise type(error)(text) from error
+
+
+def build_prm(config: PRMConfig, num_classes: int, weights: str | None = None) -> PeakResponseNet:
+    """The network that a configuration describes.
+
+    Args:
+        weights: takes the place of `config.weights`, for example `random` before `load_prm`.
+    """
+    return PeakResponseNet(
+        num_classes,
+        trunk=config.trunk,
+        trunk_args=config.trunk_args,
+        upsample=config.upsample,
+        smooth=config.smooth,
+        weights=config.weights if weights is None else weights,
+    )
 
 
 def load_prm(net: PeakResponseNet, path: str | Path) -> None:

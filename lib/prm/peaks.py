@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
 
+from lib.data.points import Points
 from lib.prm.network import PeakResponseNet
 
 
@@ -123,6 +124,23 @@ def select_peaks(
     idx = np.concatenate(kept) if kept else np.zeros(0, np.int64)
     ascending = idx[np.argsort(peaks.response[idx], kind="stable")]
     return replace(peaks, fallback=fallback).take(ascending)
+
+
+def peaks_from_points(points: Points, size: tuple[int, int]) -> Peaks:
+    """Annotated points in place of peaks (CIM-p), in the order of the file.
+
+    Args:
+        size: (height, width) of the image.
+    """
+    x, y = points.xy.astype(np.int64).T
+    return Peaks(
+        size=size,
+        class_idx=points.class_idx,
+        y=y,
+        x=x,
+        response=points.confidence.astype(np.float32),
+        fallback=np.zeros(len(x), bool),
+    )
 
 
 def peak_response_maps(net: PeakResponseNet, image: Tensor, peaks: Peaks) -> Tensor:
