@@ -142,6 +142,28 @@ def test_the_standard_numbers_are_those_of_pycocotools(tmp_path):
     )
 
 
+@pytest.mark.parametrize("evaluator", ["hotcoco", "pycocotools"])
+def test_sizes_go_by_the_area_of_the_mask(evaluator):
+    """A wrong detection counts against the size that its own mask has."""
+    diagonal = np.eye(90, dtype=bool)
+    block = np.zeros((90, 90), dtype=bool)
+    block[:50, 40:] = True
+    truth = {
+        "images": [{"id": 1, "file_name": "1.png", "height": 90, "width": 90}],
+        "categories": [{"id": 1, "name": "cat"}],
+        "annotations": [
+            {"id": 1, "image_id": 1, "category_id": 1, "segmentation": rle.mask_to_rle(block)}
+        ],
+    }
+    right = found(1, 1, 0.5, rle.mask_to_rle(block))
+    thin = found(1, 1, 0.9, rle.mask_to_rle(diagonal))  # 90 pixels in a box of 90 x 90
+    thick = found(1, 1, 0.9, rle.mask_to_rle(np.roll(block, 40, axis=0)))
+    for wrong, medium in ((thin, 1.0), (thick, 0.5)):
+        metrics = evaluate_segm(truth, [right, wrong], coco_ap=True, evaluator=evaluator)["metrics"]
+        assert metrics["ap"] == pytest.approx(0.5)
+        assert metrics["ap_medium"] == pytest.approx(medium)
+
+
 def test_only_the_hundred_best_of_an_image_and_class_count():
     wrong = [found(5, 3, 0.9, strip(12, 4)) for _ in range(100)]
     results = [*wrong, found(5, 3, 0.1, strip(0, 10))]

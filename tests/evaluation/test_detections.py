@@ -57,8 +57,10 @@ def test_hand_table():
     boxes = np.array([[0, 0, 9, 9], [0, 0, 9, 4], [20, 0, 29, 9]])  # overlaps: 0-1 is 0.5
     scores = np.array([[0.9, 0.1], [0.8, 0.6], [0.3, 0.2]])
     kept = pairs(select_detections(scores, boxes, 0.1, 0.3, 100))
-    # 0.8 falls to the 0.9 of its class, 0.1 is not above the threshold.
+    # 0.8 falls to the 0.9 of its class, 0.1 to the 0.6 of its own.
     assert kept == [(0, 0), (1, 1), (2, 0), (2, 1)]
+    # A score has to be above the threshold.
+    assert pairs(select_detections(scores, boxes, 0.2, 0.3, 100)) == [(0, 0), (1, 1), (2, 0)]
     assert pairs(select_detections(scores, boxes, 0.1, 0.3, 2)) == [(0, 0), (1, 1)]
     assert pairs(select_detections(scores, boxes, 0.1, 0.3, None, np.array([0.0, 1.0]))) == [
         (1, 1),

@@ -45,6 +45,13 @@ def place(tmp_path, monkeypatch):
         "annotations": [
             {"id": 1, "image_id": 10, "category_id": 5, "segmentation": mask(5, 5, 10)},
             {"id": 2, "image_id": 11, "category_id": 2, "segmentation": mask(10, 20, 20)},
+            {
+                "id": 3,
+                "image_id": 12,
+                "category_id": 2,
+                "segmentation": mask(20, 20, 20),
+                "iscrowd": 1,
+            },
         ],
     }
     (tmp_path / "mine.json").write_text(json.dumps(truth))
@@ -160,6 +167,9 @@ def test_visualize_all_kinds(place, capsys):
     assert not (visual / "two_pseudo_labels.png").exists()
     assert visualize([*MINE, "--ground-truth", "--output", "truth", "--image", "two"]) == 0
     assert [p.name for p in Path("truth").iterdir()] == ["two_ground_truth.png"]
+    assert visualize([*MINE, "--ground-truth", "--output", "truth", "--image", "three"]) == 0
+    crowd = cv2.imread("truth/three_ground_truth.png")
+    assert (crowd == 255).all()  # crowds are no instances
 
 
 def test_visualize_chosen_images_and_threshold(place, capsys):
