@@ -1,0 +1,29 @@
+#!/usr/bin/env bash
+# Tests a trained network: proposals where they are missing, scores, average precision of the masks.
+#
+#   bash scripts/eval_CIM.sh                                       newest run, embedded data set
+#   output_file=Outputs/resnet50_voc/20260101-120000 dataset=voc2012sbdval bash scripts/eval_CIM.sh
+#   output_file=Outputs/resnet50_coco2017/20260101-120000 dataset=coco2017val bash scripts/eval_CIM.sh
+#
+# output_file  run folder (default: the newest run)
+# iter_time    step of the checkpoint (default: the newest of the run)
+# dataset      data set to test on (default: shapes_test), or json= and images=
+# cfg_file     configuration (default: the run's own)
+# data_root    where data sets and proposals lie (default: data)
+# Arguments override the configuration: bash scripts/eval_CIM.sh test.flips '[none]'
+set -euo pipefail
+dataset=${dataset:-shapes_test}
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+use_run
+
+make_images
+make_proposals "$@"
+test_net "$@"
+if [ "$dataset" = coco2017test ]; then
+    echo "The annotations of $dataset are not public: send the detections to COCO's server."
+    exit 0
+fi
+case $dataset in coco*) coco=yes ;; *) coco= ;; esac
+step "Average precision of the masks" \
+    python tools/evaluate.py --cfg "$cfg_file" "${run_args[@]}" "${data_args[@]}" --per-class \
+    ${coco:+--coco} --set "$@"

@@ -1,0 +1,28 @@
+#!/usr/bin/env bash
+# Masks for the training images as a COCO json, to train a second-stage detector with (CIM+): the
+# trained network is asked for the classes that each image is labelled with, and for no others.
+#
+#   bash scripts/generate_msrcnn_label.sh                          newest run, embedded data set
+#   output_file=Outputs/resnet50_voc/20260101-120000 dataset=voc2012trainaug \
+#       bash scripts/generate_msrcnn_label.sh
+#
+# output_file   run folder (default: the newest run)
+# iter_time     step of the checkpoint (default: the newest of the run)
+# dataset       data set it was trained on (default: shapes_train), or json= and images=
+# cfg_file      configuration (default: the run's own)
+# score_thresh  leaves out what is scored below (default: 0.3)
+# segmentation  compressed (default) or uncompressed run lengths
+# data_root     where data sets and proposals lie (default: data)
+# Arguments override the configuration: bash scripts/generate_msrcnn_label.sh test.flips '[none]'
+set -euo pipefail
+dataset=${dataset:-shapes_train}
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+use_run
+
+make_images
+make_proposals "$@"
+only_image_labels=yes
+test_net "$@"
+step "Pseudo labels: the confident ones, as a COCO json" \
+    python tools/generate_pseudo_labels.py "${run_args[@]}" "${data_args[@]}" \
+    --score-thresh "${score_thresh:-0.3}" --segmentation "${segmentation:-compressed}"

@@ -1,0 +1,36 @@
+#!/usr/bin/env bash
+# Trains CIM from image-level labels, and first makes what that needs: proposals, the peak response
+# network, clusters. Run again with the same output_file, it goes on where it was.
+#
+#   bash scripts/train_CIM.sh                                      the embedded data set
+#   cfg_file=configs/resnet50_voc.yaml dataset=voc2012trainaug bash scripts/train_CIM.sh
+#   cfg_file=configs/resnet50_coco2017.yaml dataset=coco2017train bash scripts/train_CIM.sh
+#   json=my.json images=my_images cfg_file=configs/resnet50_voc.yaml bash scripts/train_CIM.sh
+#
+# cfg_file     configuration (default: configs/resnet18_shapes.yaml)
+# dataset      data set to train on (default: shapes_train), or json= and images=
+# output_file  run folder (default: Outputs/<configuration>/<date and time>)
+# iter_time    number of updates (default: what the configuration says)
+# points       folder of annotated points to make the clusters of, instead of peaks (CIM-p)
+# data_root    where data sets, proposals and clusters lie (default: data)
+# Arguments override the configuration: bash scripts/train_CIM.sh solver.base_lr 0.005
+set -euo pipefail
+dataset=${dataset:-shapes_train}
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+cfg_file=${cfg_file:-configs/resnet18_shapes.yaml}
+set -- "$@" ${iter_time:+solver.max_iter "$iter_time"}
+common=(--cfg "$cfg_file" "${data_args[@]}")
+
+make_images
+make_proposals "$@"
+if [ -n "${points:-}" ]; then
+    step "Clusters: the proposals around every annotated point" \
+        python tools/assign_clusters.py "${common[@]}" --points "$points" --set "$@"
+else
+    step "Peak response network: a classifier whose peaks show where objects are" \
+        python tools/train_prm.py "${common[@]}" --set "$@"
+    step "Clusters: the proposals around every peak" \
+        python tools/assign_clusters.py "${common[@]}" --set "$@"
+fi
+step "Training CIM" \
+    python tools/train_net.py "${common[@]}" ${output_file:+--output "$output_file"} --set "$@"

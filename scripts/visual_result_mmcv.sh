@@ -1,0 +1,28 @@
+#!/usr/bin/env bash
+# Draws what eval_CIM.sh or generate_msrcnn_label.sh found over the images, one PNG file each.
+#
+#   bash scripts/visual_result_mmcv.sh                             newest run, embedded data set
+#   bash scripts/visual_result_mmcv.sh --compare --limit 20 --score-thresh 0.5
+#   dataset=shapes_train bash scripts/visual_result_mmcv.sh --pseudo-labels
+#   output_file=Outputs/resnet50_voc/20260101-120000 dataset=voc2012sbdval \
+#       bash scripts/visual_result_mmcv.sh --image 2007_000033
+#   dataset=coco2017val bash scripts/visual_result_mmcv.sh --detections any_coco_results.json
+#
+# output_file  run folder (default: the newest run); the pictures go to its visual/<dataset>
+# dataset      data set the results are of (default: shapes_test), or json= and images=
+# iter_time    step of a checkpoint: tests that one first (default: draws what there is)
+# cfg_file     configuration for that test (default: the run's own)
+# data_root    where data sets and proposals lie (default: data)
+# Arguments go to tools/visualize.py, see its --help.
+set -euo pipefail
+dataset=${dataset:-shapes_test}
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+
+title="Pictures of the results on $dataset"
+if [[ " $* " == *" --detections "* ]]; then
+    step "$title" python tools/visualize.py "${data_args[@]}" "$@"
+else
+    use_run
+    if [ -n "${iter_time:-}" ]; then test_net; fi
+    step "$title" python tools/visualize.py "${run_args[@]}" "${data_args[@]}" "$@"
+fi
