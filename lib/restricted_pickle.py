@@ -8,8 +8,10 @@ the file for pointers. So arrays and dtypes are built here, from what was checke
 
 from __future__ import annotations
 
+import io
 import math
 import pickle
+import pickletools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
@@ -23,8 +25,8 @@ _KINDS = "?biufcOSU"
 def load_pickle(path: str | Path) -> Any:
     """Content of a pickle made of numpy arrays, lists, tuples, dicts, numbers, text and None.
 
-    Files written by Python 2 or 3 and by numpy 1 or 2, in any protocol, are read. Arrays come as
-    a subclass of numpy's; `numpy.asarray` makes plain ones.
+    Files of Python 3 (any protocol), Python 2 (protocol 2), numpy 1 and numpy 2 are read. Arrays
+    come as a subclass of numpy's; `numpy.asarray` makes plain ones.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -33,16 +35,17 @@ def load_pickle(path: str | Path) -> Any:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
-    with path.open("rb") as file:
-        try:
-            return _Unpickler(file, encoding="latin1").load()
-        except _Refused as error:
-            raise ValueError(f"{path}: {error}") from None
-        except Exception as error:  # damaged bytes raise errors of every kind
-            raise ValueError(
-                f"{path}: not a readable pickle ({type(error).__name__}: {error}); "
-                "the file may be truncated: copy it again"
-            ) from error
+    content = path.read_bytes()
+    try:
+        _check_lengths(content)
+        return _Unpickler(io.BytesIO(content), encoding="latin1").load()
+    except _Refused as error:
+        raise ValueError(f"{path}: {error}") from None
+    except Exception as error:  # damaged bytes raise errors of every kind
+        raise ValueError(
+            f"{path}: not a readable pickle ({type(error).__name__}: {error}); "
+            "the file may be truncated: copy it again"
+        ) from error
 
 
 def load_by_image(path: str | Path, *keys: str) -> dict[str, tuple[Any, ...]]:
@@ -105,6 +108,14 @@ def _id_text(index: Any) -> str:
     if isinstance(index, float | np.floating) and float(index).is_integer():
         index = int(index)
     return index.decode("latin1") if isinstance(index, bytes) else str(index)
+
+
+def _check_lengths(content: bytes) -> None:
+    """Makes sure that no instruction reaches beyond the file or asks for more memory than it is
+    worth: Python makes room for objects 0..n when told to remember one as number n."""
+    for position, (instruction, argument, _) in enumerate(pickletools.genops(content)):
+        if instruction.name in ("PUT", "LONG_BINPUT") and argument > position + 1:
+            raise ValueError(f"object {argument} is remembered before as many were made")
 
 
 class _Refused(pickle.UnpicklingError):

@@ -5,6 +5,7 @@ import io
 import os
 import pickle
 import pickletools
+import resource
 import subprocess
 import sys
 
@@ -93,10 +94,11 @@ def test_numpy_1_and_python_2_names(tmp_path):
     new = pickle.dumps(content, 0)
     assert b"numpy._core" in new
     assert same(loaded(tmp_path, new.replace(b"numpy._core", b"numpy.core")), content)
-    # Python 2 writes text and the bytes of arrays as 8-bit strings.
+    # Python 2 writes text and the bytes of arrays as 8-bit strings (protocol 2: U, length, bytes).
     python2 = (
-        b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(I0\ntS'b'\ntR(I1\n(I2\n"
-        b"tcnumpy\ndtype\n(S'u1'\nI0\nI1\ntR(I3\nS'|'\nNNNI-1\nI-1\nI0\ntbI00\nS'\\x01\\xff'\ntb."
+        b"\x80\x02cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\nK\x00\x85U\x01btR(K\x01K\x02"
+        b"\x85cnumpy\ndtype\n(U\x02u1K\x00K\x01tR(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
+        b"\x89U\x02\x01\xfftb."
     )
     assert same(loaded(tmp_path, python2), np.array([1, 255], np.uint8))
 
@@ -131,17 +133,17 @@ def test_other_globals_are_refused_by_name(tmp_path, function, arguments, name, 
     content = Call(function, arguments)
     if nested:  # after much that is fine, inside an array of objects inside a dict
         content = {"indexes": [1], "mat": [ragged(np.eye(2), content)]}
-    with pytest.raises(ValueError, match=f"refused.*{name.split('.')[-1]}"):
+    with pytest.raises(ValueError, match=f"file.pkl: refused.*{name.split('.')[-1]}"):
         loaded(tmp_path, content, protocol)
     assert not target.exists()
 
 
 def test_classes_and_nested_attributes_are_refused(tmp_path):
     class_pickle = pickle.dumps(Call, 2)
-    with pytest.raises(ValueError, match="refused.*Call"):
+    with pytest.raises(ValueError, match="file.pkl: refused.*Call"):
         loaded(tmp_path, class_pickle)
     for dotted in ("dtype.mro", "ndarray.__subclasses__"):
-        with pytest.raises(ValueError, match=f"refused.*{dotted}"):
+        with pytest.raises(ValueError, match=f"file.pkl: refused.*{dotted}"):
             loaded(
                 tmp_path,
                 b"\x80\x04\x8c\x05numpy\x8c" + bytes([len(dotted)]) + dotted.encode() + b"\x93.",
@@ -190,7 +192,7 @@ def array(shape, kind, content, version=1):
     ],
 )  # fmt: skip
 def test_arrays_that_lie_are_refused(tmp_path, content):
-    with pytest.raises(ValueError, match="refused|not a readable pickle"):
+    with pytest.raises(ValueError, match="file.pkl: (refused|not a readable)"):
         loaded(tmp_path, content)
 
 
@@ -233,6 +235,23 @@ def test_any_byte_changed_is_an_error_or_harmless(tmp_path_factory, where, value
     whole[where % len(whole)] = value
     with contextlib.suppress(ValueError):
         loaded(tmp_path_factory.getbasetemp(), bytes(whole))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"Nr" + (2**25).to_bytes(4, "little") + b".",  # remember None as object 2**25
+        b"Np33554432\n.",
+        b"\x80\x04\x8e" + (2**40).to_bytes(8, "little") + b"abc.",  # bytes
+        b"\x80\x05\x96" + (2**33).to_bytes(8, "little") + b"abc.",  # bytearray
+        b"\x80\x04\x95" + (2**40).to_bytes(8, "little") + b"N.",  # frame
+    ],
+)
+def test_little_files_that_ask_for_much_memory(tmp_path, content):
+    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with contextlib.suppress(ValueError):
+        assert loaded(tmp_path, content) is None
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - used < 100_000  # kB
 
 
 def test_only_the_globals_of_arrays_are_needed():
@@ -290,6 +309,6 @@ def test_other_contents(tmp_path, content, text):
 def test_no_module_is_imported(tmp_path):
     """A refused name must not even be imported: importing runs code."""
     assert "this" not in sys.modules
-    with pytest.raises(ValueError, match=r"refused.*this\.d"):
+    with pytest.raises(ValueError, match=r"file.pkl: refused.*this\.d"):
         loaded(tmp_path, b"cthis\nd\n.")
     assert "this" not in sys.modules
