@@ -158,7 +158,7 @@ def _blend(canvas: np.ndarray, color: Color, alpha: np.ndarray) -> None:
 
 def _outline(canvas: np.ndarray, mask: np.ndarray, color: Color) -> None:
     """A coloured line on a wider dark one: to be seen on light and on dark ground."""
-    width = max(1, round(max(canvas.shape[:2]) / 400))
+    width = max(2, round(max(canvas.shape[:2]) / 320))
     contours, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_SIMPLE)
     cv2.drawContours(canvas, contours, -1, DARK, width + 2, cv2.LINE_AA)
     cv2.drawContours(canvas, contours, -1, color, width, cv2.LINE_AA)
