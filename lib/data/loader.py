@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-import signal
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -261,7 +261,7 @@ def _init_worker(worker: int) -> None:
     # Nothing in a sample is drawn at random; whatever a data set of one's own draws is seeded.
     np.random.seed(torch.initial_seed() % 2**32)
     cv2.setNumThreads(1)
-    # Ctrl-C and SIGTERM go to the whole process group; the main process, which finishes its
-    # update first, still needs samples then, and ends its workers itself.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+    # Ctrl-C and a job's SIGTERM go to the process group of the main process, which finishes its
+    # update first and still needs samples then. Ignoring the signals would not do: at exit Python
+    # ends the workers that are left by SIGTERM and waits for them.
+    os.setpgrp()

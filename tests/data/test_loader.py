@@ -1,7 +1,10 @@
 import itertools
 import json
 import logging
+import subprocess
+import sys
 from collections import Counter
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -56,10 +59,9 @@ def made(tmp_path):
     return tmp_path
 
 
-def dataset_of(folder, clusters=None):
-    return CimDataset(
-        CocoImages(folder / "set.json"), folder, ProposalStore(folder / "proposals"), clusters
-    )
+def dataset_of(folder, clusters=None, **options):
+    store = ProposalStore(folder / "proposals")
+    return CimDataset(CocoImages(folder / "set.json"), folder, store, clusters, **options)
 
 
 def test_a_sample_without_changes(made):
@@ -108,6 +110,19 @@ def test_samples_do_not_share_labels_with_the_data_set(made):
     dataset = dataset_of(made)
     dataset.load(0, 30).image_labels.zero_()
     assert dataset.load(0, 30).image_labels.tolist() == [1, 0]
+
+
+def test_small_sets_are_read_once(made):
+    pixels = sum(height * width for height, width in SIZES.values())
+    keeping = dataset_of(made, memory_limit=7 * pixels)
+    reading = dataset_of(made, memory_limit=7 * pixels - 1)
+    first = keeping.load(0, 30, "both")
+    reading.load(0, 30)
+    (made / "a.png").unlink()
+    assert torch.equal(keeping.load(0, 30, "both").image, first.image)
+    assert torch.equal(keeping.load(0, 30).boxes, torch.tensor(keeping.read(0).proposals.boxes))
+    with pytest.raises(FileNotFoundError):
+        reading.load(0, 30)
 
 
 def test_sampler_epochs_are_whole():
@@ -200,6 +215,44 @@ def test_errors_surface_with_the_file(made, num_workers):
     with pytest.raises(FileNotFoundError, match=r"^\S*b\.png: no such image; ") as caught:
         take(made, 6, num_workers=num_workers)
     assert "Traceback" not in str(caught.value)
+
+
+WITH_WORKERS = """
+import os, signal, sys
+from multiprocessing import active_children
+from tests.data.test_loader import dataset_of, train_loader
+from pathlib import Path
+
+noted = []
+for number in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, lambda received, frame: noted.append(received))
+stream = train_loader(dataset_of(Path(sys.argv[1])), (16,), ("none",), seed=0, num_workers=2)
+next(stream)
+os.killpg(os.getpgrp(), signal.SIGINT)
+os.killpg(os.getpgrp(), signal.SIGTERM)
+for _ in range(30):
+    next(stream)
+print("went on after", noted, flush=True)
+if sys.argv[2] == "die":
+    os.kill(active_children()[0].pid, signal.SIGKILL)
+    for _ in range(30):
+        next(stream)
+"""
+
+
+@pytest.mark.parametrize(("end", "code"), [("exit", 0), ("die", 1)])
+def test_workers_outlast_signals_to_the_group_but_not_the_main_process(made, end, code):
+    done = subprocess.run(
+        [sys.executable, "-c", WITH_WORKERS, str(made), end],
+        cwd=Path(__file__).parents[2],
+        start_new_session=True,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert "went on after [2, 15]" in done.stdout, done.stderr
+    assert done.returncode == code
+    assert ("is killed by signal" in done.stderr) == (end == "die")
 
 
 def test_truncated_image_and_wrong_size(made):

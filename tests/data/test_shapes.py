@@ -60,6 +60,28 @@ def test_proportions(scenes):
     assert 0.06 < emblem.mean() < 0.09
 
 
+def test_what_is_painted_later_covers_what_was_there():
+    waves = np.zeros((0, 2))
+    below = shapes._Outline(64, 50, (24, 20), 0.3, waves)
+    above = shapes._Outline(64, 84, (20, 24), 0.0, waves)
+    overlap = below.mask() & above.mask()
+    assert overlap.sum() > 40
+    for seed in range(4):
+        scene = shapes._paint([below, above], np.array([0, 3]), False, np.random.default_rng(seed))
+        assert np.array_equal(scene.masks[1], above.mask())
+        assert np.array_equal(scene.masks[0], below.mask() & ~above.mask())
+        bare = scene.masks & ~scene.emblems
+        red, blue, both = (scene.image[m].mean(0) for m in (*bare, overlap & ~scene.emblems[1]))
+        assert np.abs(both - blue).sum() < 0.5 * np.abs(both - red).sum()
+
+
+def test_too_much_hidden_is_refused():
+    waves = np.zeros((0, 2))
+    first = shapes._Outline(64, 50, (24, 20), 0.3, waves)
+    over = shapes._Outline(64, 56, (24, 20), 0.3, waves)
+    assert shapes._paint([first, over], np.array([0, 3]), False, np.random.default_rng(0)) is None
+
+
 def test_the_emblem_tells_the_class_and_the_body_hardly(scenes):
     """The nearest class mean of the colour is right for emblems, and often wrong for bodies."""
 
