@@ -1,0 +1,110 @@
+"""The published label_assign/*.pkl: cluster numbers of all proposals of a split in one pickle."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lib.parallel import for_each
+from lib.prm.clusters import ClusterStore
+from lib.proposals.importing import ImageEntry
+from lib.proposals.store import ProposalStore
+from lib.restricted_pickle import find_image, load_by_image
+from lib.structures import Clusters
+
+
+def read_label_assign(path: str | Path) -> dict[str, tuple[Any, ...]]:
+    """Published matrices by image, for `lib.restricted_pickle.find_image`.
+
+    Returns:
+        image id, as text, to a tuple of one matrix for `clusters_from_matrix`.
+
+    Raises:
+        FileNotFoundError, ValueError: as `lib.restricted_pickle.load_by_image`.
+    """
+    return load_by_image(path, "mat")
+
+
+def clusters_from_matrix(matrix: np.ndarray, num_classes: int) -> Clusters:
+    """Clusters of a published matrix.
+
+    Args:
+        matrix: (P, C+1), the cluster number of every proposal in the column of the cluster's
+            class (column 0: background) and 0 elsewhere.
+
+    Raises:
+        ValueError: another shape, numbers that are not whole or negative, a proposal in two
+            clusters, or a cluster of two classes; names neither file nor image, which the caller
+            knows.
+    """
+    matrix = np.asarray(matrix)
+    if matrix.ndim != 2 or matrix.shape[1] != num_classes + 1:
+        raise ValueError(
+            f"the matrix has shape {matrix.shape}, expected (proposals, {num_classes + 1}) for "
+            f"{num_classes} classes and the background"
+        )
+    if matrix.dtype.kind not in "biuf" or not (matrix == np.floor(matrix)).all():
+        raise ValueError("the matrix holds values that are no whole numbers")
+    if (matrix < 0).any():
+        raise ValueError("the matrix holds negative numbers")
+    twice = np.flatnonzero((matrix > 0).sum(axis=1) > 1)
+    if len(twice):
+        raise ValueError(f"proposal {twice[0]} is in more than one cluster")
+    number = matrix.sum(axis=1).astype(np.int64)
+    column = np.where(number > 0, matrix.argmax(axis=1), -1).astype(np.int64)
+    for cluster in np.unique(number[number > 0]):
+        columns = np.unique(column[number == cluster])
+        if len(columns) > 1:
+            raise ValueError(f"cluster {cluster} is in the columns {columns.tolist()} at once")
+    return Clusters(number=number, column=column)
+
+
+def import_label_assign(
+    path: str | Path,
+    images: Sequence[ImageEntry],
+    num_classes: int,
+    proposals: ProposalStore,
+    clusters: ClusterStore,
+    jobs: int = -1,
+) -> tuple[int, dict[str, str]]:
+    """Stores the published clusters of all images; an image is found by its id, not its position.
+
+    Returns:
+        (matrices in the file for images that are not in the data set, why images failed by file
+        name: not in the file, without proposals, or with another number of them).
+    """
+    by_image = read_label_assign(path)
+    found = [find_image(by_image, i.image_id, i.file_name) for i in images]
+    tasks = (
+        (i.file_name, (matrix, str(path), i.file_name, num_classes, proposals, clusters))
+        for i, matrix in zip(images, found, strict=True)
+    )
+    _, failures = for_each(_import_image, tasks, len(images), jobs, "importing")
+    return len(by_image) - sum(matrix is not None for matrix in found), failures
+
+
+def _import_image(
+    matrix: tuple[Any, ...] | None,
+    path: str,
+    file_name: str,
+    num_classes: int,
+    proposals: ProposalStore,
+    clusters: ClusterStore,
+) -> None:
+    if matrix is None:
+        raise ValueError(f"not among the indexes of {path}")
+    try:
+        found = clusters_from_matrix(matrix[0], num_classes)
+    except ValueError as error:
+        raise ValueError(f"{path}: image {file_name}: {error}") from None
+    num_proposals = proposals.load(file_name).regions.num_proposals
+    if len(found.number) != num_proposals:
+        raise ValueError(
+            f"{path}: image {file_name} has a matrix of {len(found.number)} proposals, "
+            f"{proposals.path(file_name)} has {num_proposals}; import the proposals that the file "
+            "was made from, all of them and in their order"
+        )
+    clusters.save(file_name, found, made_from=f"published file {Path(path).name}")
