@@ -31,7 +31,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cfg", metavar="FILE", help="configuration (default: the published one)")
     add_dataset_arguments(parser)
-    parser.add_argument("--prm", metavar="FILE", help="default: <data root>/prm/<name>.pth")
     parser.add_argument(
         "--points",
         metavar="FOLDER",
@@ -60,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
         logger.info("%s: %d images without labels are skipped", coco.path, coco.without_labels)
     if args.points is None:
         net = build_prm(settings, coco.num_classes, weights="random")
-        load_prm(net, args.prm or dataset.prm)
+        load_prm(net, dataset.prm)
         net.to(args.device).eval()
         source = describe(net, settings)
     else:

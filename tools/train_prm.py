@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,9 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cfg", metavar="FILE", help="configuration (default: the published one)")
     add_dataset_arguments(parser)
-    parser.add_argument(
-        "--output", "--prm", metavar="FILE", help="default: <data root>/prm/<name>.pth"
-    )
+    parser.add_argument("--output", metavar="FILE", help="where to write it (default: --prm)")
     parser.add_argument("--overwrite", action="store_true", help="train again what is finished")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY VALUE", help="overrides")
@@ -42,6 +41,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (OSError, ValueError, FloatingPointError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("interrupted; run the same again to go on after the last epoch", file=sys.stderr)
+        return 128 + signal.SIGINT
 
 
 def run(args: argparse.Namespace) -> int:

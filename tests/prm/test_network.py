@@ -36,8 +36,9 @@ def test_resnet50_is_torchvisions_with_a_1x1_convolution():
         if part != "fc":
             state[f"0.features.{names[part]}.{rest}"].copy_(tensor)
     images = torch.randn(1, 3, 64, 64)
-    features = reference.layer1(reference.maxpool(reference.relu(reference.bn1(reference.conv1(images)))))
-    features = reference.layer4(reference.layer3(reference.layer2(features)))
+    features = images
+    for name in ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4"):
+        features = reference.get_submodule(name)(features)
     response = F.conv2d(features, net.classifier[0].weight, net.classifier[0].bias)
     expected = F.interpolate(response, size=(16, 16), mode="bilinear", align_corners=True)
     torch.testing.assert_close(net(images), expected)
@@ -107,11 +108,9 @@ def test_imagenet_weights_reach_the_trunk(tmp_path):
 
 def test_build_prm_takes_everything_from_the_configuration():
     args = "{widths: [4, 6], depths: [1, 1], strides: [1, 2]}"
-    config = load_config(
-        None,
-        ["model.backbone_args", args, "prm.trunk", "resnet18", "prm.smooth", "3"]
-        + ["prm.trunk_args", "${model.backbone_args}", "prm.upsample", "2", "prm.weights", "random"],
-    )
+    overrides = ["model.backbone_args", args, "prm.trunk_args", "${model.backbone_args}"]
+    overrides += ["prm.trunk", "resnet18", "prm.weights", "random"]
+    config = load_config(None, [*overrides, "prm.smooth", "3", "prm.upsample", "2"])
     net = build_prm(config.prm, num_classes=7)
     assert (net.num_classes, net.smooth, net.upsample, net.trunk.out_channels) == (7, 3, 2, 6)
 

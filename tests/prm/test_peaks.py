@@ -141,8 +141,7 @@ def test_points_keep_the_order_of_the_file():
     assert peaks.class_idx.tolist() == [1, 0]
 
 
-def test_peak_response_maps_follow_positive_weights():
-    """One convolution by hand: the shares of its window are input times positive weight."""
+def test_peak_response_maps_share_out_each_peak_and_leave_the_net_as_it_was():
     torch.manual_seed(0)
     net = PeakResponseNet(2, "resnet18", {"widths": [4, 4], "depths": [1, 1], "strides": [1, 2]})
     net.eval()
@@ -158,8 +157,11 @@ def test_peak_response_maps_follow_positive_weights():
     torch.testing.assert_close(net(image)[0], before)  # the hooks are gone
     assert all(parameter.grad is None for parameter in net.parameters())
 
+
+def test_peak_response_map_of_one_convolution_by_hand():
     conv = torch.nn.Conv2d(1, 1, kernel_size=3, bias=False)
-    conv.weight.data = torch.tensor([[1.0, -5.0, 2.0], [0.0, 1.0, -1.0], [3.0, 0.0, 0.5]])[None, None]
+    weight = torch.tensor([[1.0, -5.0, 2.0], [0.0, 1.0, -1.0], [3.0, 0.0, 0.5]])
+    conv.weight.data = weight[None, None]
     image = torch.tensor([[2.0, 1.0, 4.0], [1.0, 3.0, 9.0], [1.0, 5.0, 2.0]])[None, None]
     only = Peaks((1, 1), *(np.zeros(1, np.int64),) * 3, np.ones(1, np.float32), np.zeros(1, bool))
     # The input is counted from its lowest value, 1: shares 1*1, 3*2, 2*1, 0*3, 1*0.5 of 9.5.

@@ -12,9 +12,7 @@ from lib.prm.network import PeakResponseNet
 from lib.prm.train import Recipe, average_precisions, epoch_batches, score_images, train_prm
 
 TRUNK = {"widths": [8, 16], "depths": [1, 1], "strides": [1, 2], "stem_pool": False}
-RECIPE = Recipe(
-    epochs=4, images_per_update=4, base_lr=0.05, trunk_lr_factor=1.0, schedule="cosine"
-)
+RECIPE = Recipe(epochs=4, images_per_update=4, base_lr=0.05, trunk_lr_factor=1.0, schedule="cosine")
 
 
 def make_images(folder, count: int = 12, **options) -> SquareImages:
@@ -96,7 +94,9 @@ def test_epochs_are_drawn_from_seed_and_epoch():
     assert first != epoch_batches(11, Recipe(**{**recipe.__dict__, "seed": 6}), epoch=0)
     assert [len(indices) for indices, _ in first] == [len(flips) for _, flips in first] == [4, 4]
     assert len({index for indices, _ in first for index in indices}) == 8
-    drawn = {f for epoch in range(9) for _, flips in epoch_batches(11, recipe, epoch) for f in flips}
+    drawn = {
+        f for epoch in range(9) for _, flips in epoch_batches(11, recipe, epoch) for f in flips
+    }
     assert drawn == {"none", "vertical", "both"}
     (few,) = epoch_batches(3, recipe, epoch=0)
     assert sorted(few[0]) == [0, 1, 2]
