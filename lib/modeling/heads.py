@@ -171,16 +171,21 @@ class CIMMiner:
         overlap, nearest = overlap.max(dim=2)
         overlap, nearest = overlap.T, first.gather(1, nearest.T)  # (S, P)
 
-        is_labelled = (overlap > 0) & is_instance.any(dim=1, keepdim=True)
+        overlap = overlap * is_instance.any(dim=1, keepdim=True)
+        is_labelled = overlap > 0
         is_background = overlap < self._thresh(self.cls_thresh, num_stages, iou)
         if self.oversized_background:
-            is_background |= self._oversized(self._outside(containment))
+            is_background |= self.oversized(containment)
         column = (instances.class_idx.gather(1, nearest) + 1).masked_fill(is_background, 0)
         return Targets(
             column=column.where(is_labelled, -1),
             weight=instances.weight.gather(1, nearest).where(is_labelled, 0.0),
             iou_target=(overlap > self._thresh(self.iou_thresh, num_stages, iou)).to(iou.dtype),
         )
+
+    def oversized(self, containment: Tensor) -> Tensor:
+        """(P,) bool: proposals that contain nearly all others, from containment (P, P)."""
+        return self._contains_most(self._outside(containment))
 
     def _complete(
         self, seeds: Tensor, kept: Tensor, integrity: Tensor, containment: Tensor
@@ -191,7 +196,7 @@ class CIMMiner:
         stage, row, rank = place.unbind(dim=1)
         outside = self._outside(containment)
         # What may be chosen keeps its integrity, all else falls below zero.
-        value = (integrity - 2 * self._oversized(outside)).flatten(0, 1).T.contiguous()
+        value = (integrity - 2 * self._contains_most(outside)).flatten(0, 1).T.contiguous()
         value = value.index_select(1, stage * integrity.shape[1] + row)  # (P, M)
         value.sub_(outside.index_select(1, seeds[stage, row, rank]), alpha=2)
         best, proposal = value.max(dim=0)  # (M,)
@@ -204,8 +209,7 @@ class CIMMiner:
         """(P, P) in {0, 1}: i does not contain j. Not bool: that is slower to make and to sum."""
         return torch.le(containment, self.containment_thresh, out=torch.empty_like(containment))
 
-    def _oversized(self, outside: Tensor) -> Tensor:
-        """(P,) bool: proposals that contain nearly all others."""
+    def _contains_most(self, outside: Tensor) -> Tensor:
         num_proposals = len(outside)
         return num_proposals - outside.sum(dim=1) >= self.oversized_fraction * num_proposals
 

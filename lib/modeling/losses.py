@@ -85,7 +85,8 @@ def refine_bag_loss(
     """The best proposal of a present class should show it; no proposal should show an absent one.
 
     The score is cls_prob * iou. Of a present class only the proposals labelled with it compete, and
-    the loss is weighted as the winner is; a present class that labels no proposal adds nothing.
+    the loss is weighted as the winner is. A present class that labels no proposal adds a constant,
+    without gradient.
 
     Args:
         cls_prob: (P, C+1), softmax over classes.
@@ -102,11 +103,11 @@ def refine_bag_loss(
     score = _clamp(cls_prob) * _clamp(iou)
     columns = torch.arange(score.shape[1], device=score.device)
     competes = (column[:, None] == columns) | ~is_present  # (P, C+1)
-    best, winner = score.where(competes, -1.0).max(dim=0)  # (C+1,)
+    # PARITY: where nothing competes, all are 0 and proposal 0 wins: -log(1e-6) times its weight.
+    best, winner = score.where(competes, 0.0).max(dim=0)  # (C+1,)
     class_weight = torch.where(is_present, weight[winner], 1.0)
-    class_weight = class_weight * (best > 0) * (column >= 0).any()
     loss = F.binary_cross_entropy(_clamp(best), target, reduction="none")
-    return (loss * class_weight).mean()
+    return (loss * class_weight).mean() * (column >= 0).any()
 
 
 def _clamp(prob: Tensor) -> Tensor:
