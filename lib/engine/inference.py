@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from lib.data.loader import CimDataset, ReadImage
+from lib.data.transforms import Flip
 from lib.structures import Sample, Scores
+
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
 
 
 def proposal_scores(scores: Scores) -> Tensor:
@@ -24,15 +32,18 @@ def proposal_scores(scores: Scores) -> Tensor:
 
 
 @torch.inference_mode()
-def score_passes(model: nn.Module, passes: Iterable[Sample], device: torch.device) -> Tensor:
+def score_passes(model: nn.Module, passes: Iterable[Sample], device: torch.device | str) -> Tensor:
     """Mean of `proposal_scores` over several views of one image.
 
     Args:
-        model: in evaluation mode.
+        model: in evaluation mode, on `device`.
         passes: the image at every scale and mirroring, at least one, with the same proposals.
 
     Returns:
         (P, C) float32 on the CPU.
+
+    Raises:
+        ValueError: there is no pass.
     """
     total, count = None, 0
     for sample in passes:
@@ -41,5 +52,50 @@ def score_passes(model: nn.Module, passes: Iterable[Sample], device: torch.devic
         total = scores if total is None else total + scores
         count += 1
     if total is None:
-        raise ValueError("no pass to score: test.scales and test.flips must not be empty")
+        raise ValueError("there is no pass to score; test.scales and test.flips must not be empty")
     return (total / count).cpu()
+
+
+def read_passes(
+    dataset: CimDataset,
+    image_idx: Iterable[int],
+    scales: Iterable[int],
+    flips: Iterable[Flip],
+    num_workers: int = 0,
+) -> Iterator[tuple[ReadImage, list[Sample]]]:
+    """Images in the given order with all their passes; image and proposals are read once.
+
+    Args:
+        num_workers: threads that prepare the next images meanwhile.
+
+    Raises:
+        FileNotFoundError, ValueError: what `CimDataset.read` raises, when its image is due.
+    """
+    views = [(scale, flip) for scale in scales for flip in flips]
+
+    def prepare(index: int) -> tuple[ReadImage, list[Sample]]:
+        read = dataset.read(index)
+        return read, [dataset.view(read, scale, flip) for scale, flip in views]
+
+    return _map_ahead(prepare, image_idx, num_workers)
+
+
+def _map_ahead(
+    function: Callable[[_Item], _Result], items: Iterable[_Item], num_threads: int
+) -> Iterator[_Result]:
+    """`map`, with up to `num_threads` + 1 results made ahead by threads; 0 makes none ahead."""
+    if num_threads == 0:
+        yield from map(function, items)
+        return
+    with ThreadPoolExecutor(num_threads) as pool:
+        waiting: deque = deque()
+        try:
+            for item in items:
+                waiting.append(pool.submit(function, item))
+                if len(waiting) > num_threads + 1:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()

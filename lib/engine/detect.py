@@ -1,0 +1,114 @@
+"""Detections of a whole data set, as a file in COCO's result format."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from lib.data.loader import CimDataset, ReadImage
+from lib.data.transforms import Flip
+from lib.engine.inference import read_passes, score_passes
+from lib.engine.journal import Journal
+from lib.evaluation.detections import select_detections, to_coco_results
+from lib.files import atomic_file, read_json, write_json
+from lib.structures import Sample
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Detector:
+    """From an image and its proposals to detections: test-time augmentation and selection."""
+
+    model: nn.Module
+    category_ids: Sequence[int]
+    """COCO category id of every class."""
+    scales: tuple[int, ...]
+    flips: tuple[Flip, ...]
+    score_thresh: float
+    nms_thresh: float
+    max_detections: int | None
+    """Of an image; None keeps all."""
+    only_image_labels: bool = False
+    """Detect only the classes that an image is labelled with."""
+    device: torch.device | str = "cpu"
+
+    def __call__(self, read: ReadImage, passes: Sequence[Sample]) -> list[dict[str, Any]]:
+        """COCO results of one image, best first; [] without proposals."""
+        proposals = read.proposals
+        if not len(proposals):
+            return []
+        detections = select_detections(
+            score_passes(self.model, passes, self.device).numpy(),
+            proposals.boxes,
+            self.score_thresh,
+            self.nms_thresh,
+            self.max_detections,
+            keep_classes=read.record.image_labels if self.only_image_labels else None,
+        )
+        return to_coco_results(
+            detections, proposals.regions, read.record.image_id, self.category_ids
+        )
+
+
+def detect_dataset(
+    detector: Detector,
+    dataset: CimDataset,
+    output: Path,
+    made_from: Mapping[str, Any],
+    num_workers: int = 0,
+) -> bool:
+    """Writes the detections on every image to `output`.
+
+    What is finished stands in a journal beside `output`, from which an interrupted run goes on;
+    a finished one is not repeated. `<output stem>.made_from.json` tells what `output` shows.
+
+    Args:
+        made_from: plain JSON values that the detections depend on: checkpoint, data, settings.
+        num_workers: threads that prepare the next images.
+
+    Returns:
+        Whether there was anything to do.
+
+    Raises:
+        FileNotFoundError, ValueError: an image or its proposals cannot be used.
+    """
+    told = output.with_name(f"{output.stem}.made_from.json")
+    if output.is_file() and told.is_file() and read_json(told) == made_from:
+        return False
+    detector.model.to(detector.device).eval()
+    images = dataset.coco.images
+    without_proposals = 0
+    with Journal(output.with_name(f"{output.stem}.journal.jsonl"), made_from) as journal:
+        if journal.done:
+            logger.info("%s: going on after %d images", journal.path, len(journal.done))
+        todo = [n for n, record in enumerate(images) if record.image_id not in journal.done]
+        stream = read_passes(dataset, todo, detector.scales, detector.flips, num_workers)
+        start = len(images) - len(todo)
+        for read, passes in tqdm(stream, "testing", len(images), initial=start, unit="image"):
+            without_proposals += not len(read.proposals)
+            journal.append(read.record.image_id, detector(read, passes))
+        told.unlink(missing_ok=True)
+        _write_list(output, journal.results())
+        write_json(told, made_from, indent=2)
+        journal.path.unlink()
+    if without_proposals:
+        logger.warning("%d images have no proposals and so no detections", without_proposals)
+    return True
+
+
+def _write_list(path: Path, items: Iterable[Any]) -> None:
+    """Writes a JSON list, one item a line, without holding it in memory."""
+    with atomic_file(path) as file:
+        file.write(b"[")
+        for number, item in enumerate(items):
+            file.write((b",\n" if number else b"\n") + json.dumps(item, allow_nan=False).encode())
+        file.write(b"\n]\n")

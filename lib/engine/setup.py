@@ -1,0 +1,182 @@
+"""From a configuration and a data set to the parts of a training or a test."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from lib.config import Config, SolverConfig
+from lib.data.catalog import Dataset
+from lib.data.coco import CocoImages
+from lib.data.loader import CimDataset
+from lib.engine.checkpoint import load_checkpoint, load_model
+from lib.engine.detect import Detector
+from lib.engine.solver import LearningRate, build_optimizer
+from lib.engine.trainer import Trainer
+from lib.modeling.criterion import CIMCriterion
+from lib.modeling.heads import CIMMiner
+from lib.modeling.model_builder import CIMNet, build_model
+from lib.prm.clusters import ClusterStore
+from lib.prm.network import trunk_state_dict
+from lib.proposals.store import ProposalStore
+
+logger = logging.getLogger(__name__)
+
+KEEP_IN_MEMORY = 256 * 1024**2
+"""Bytes; data sets smaller than this are read once."""
+
+
+class Store(Protocol):
+    """A folder of one file per image."""
+
+    folder: Path
+
+    def has(self, file_name: str) -> bool: ...
+
+
+def open_training_data(dataset: Dataset, coco: CocoImages, with_clusters: bool) -> CimDataset:
+    """The data to train on, after a look whether everything that it needs is there.
+
+    Raises:
+        FileNotFoundError: images, proposals or clusters are missing; says how many and which.
+    """
+    labelled = [record.file_name for record in coco.images if record.image_labels.any()]
+    coco.check_files(dataset.images)
+    proposals = ProposalStore(dataset.proposals)
+    _check_made(proposals, labelled, "proposals", "tools/make_proposals.py")
+    clusters = None
+    if with_clusters:
+        clusters = ClusterStore(dataset.clusters)
+        _check_made(clusters, labelled, "clusters", "tools/assign_clusters.py")
+    return CimDataset(coco, dataset.images, proposals, clusters, KEEP_IN_MEMORY)
+
+
+def open_test_data(dataset: Dataset, coco: CocoImages) -> CimDataset:
+    """The data to test on; the same checks, but no clusters.
+
+    Raises:
+        FileNotFoundError: images or proposals are missing; says how many and which.
+    """
+    coco.check_files(dataset.images)
+    proposals = ProposalStore(dataset.proposals)
+    names = [record.file_name for record in coco.images]
+    _check_made(proposals, names, "proposals", "tools/make_proposals.py")
+    return CimDataset(coco, dataset.images, proposals)
+
+
+def initial_model(
+    config: Config, dataset: Dataset, num_classes: int, weights: Path | None
+) -> CIMNet:
+    """The network as its training begins.
+
+    Args:
+        weights: a checkpoint of the whole network; None starts as `config.model.weights` says.
+    """
+    if weights is not None:
+        model = build_model(config.model, num_classes, pretrained=False)
+        load_model(model, load_checkpoint(weights)["model"], weights, num_classes)
+        return model
+    prm_trunk = trunk_state_dict(dataset.prm) if config.model.weights == "prm" else None
+    return build_model(config.model, num_classes, prm_trunk)
+
+
+def trained_model(
+    config: Config, state: Mapping[str, Any], source: Path, coco: CocoImages
+) -> CIMNet:
+    """The network of a checkpoint that `load_checkpoint` gave, in evaluation mode.
+
+    Args:
+        source: the checkpoint's file, for messages.
+
+    Raises:
+        CheckpointError: it does not fit the configuration, or the classes of the data set.
+    """
+    model = build_model(config.model, coco.num_classes, pretrained=False)
+    load_model(model, state["model"], source, coco.num_classes)
+    for there, here in zip(state.get("class_names", ()), coco.class_names, strict=False):
+        if there != here:
+            logger.warning("%s calls a class %s, the data set calls it %s", source, there, here)
+    return model.eval()
+
+
+def build_trainer(config: Config, model: nn.Module, device: str) -> Trainer:
+    """A trainer that has made no update yet."""
+    solver = config.solver
+    model.to(device).train()
+    return Trainer(
+        model=model,
+        criterion=CIMCriterion(CIMMiner(**config.mining.model_dump())),
+        optimizer=build_optimizer(
+            model, solver.momentum, solver.weight_decay, solver.bias_lr_factor
+        ),
+        learning_rate=learning_rate(solver),
+        loss_weights=config.loss.model_dump(),
+        images_per_update=solver.images_per_update,
+        generator=torch.Generator().manual_seed(config.run.seed),
+        clip_grad_norm=solver.clip_grad_norm,
+        device=torch.device(device),
+    )
+
+
+def learning_rate(solver: SolverConfig) -> LearningRate:
+    return LearningRate(
+        solver.base_lr, solver.warmup_iters, solver.warmup_factor, solver.steps, solver.gamma
+    )
+
+
+def build_detector(
+    config: Config,
+    model: nn.Module,
+    coco: CocoImages,
+    device: str,
+    augment: bool = True,
+    only_image_labels: bool = False,
+) -> Detector:
+    """Test-time augmentation and selection as configured.
+
+    Args:
+        augment: False makes one pass, at the largest scale and not mirrored.
+        only_image_labels: detect only what an image is labelled with, and as much as there is.
+    """
+    test = config.test
+    return Detector(
+        model=model,
+        category_ids=coco.category_ids,
+        scales=test.scales if augment else (max(test.scales),),
+        flips=test.flips if augment else ("none",),
+        score_thresh=test.score_thresh,
+        nms_thresh=test.nms_thresh,
+        max_detections=None if only_image_labels else test.detections_per_image,
+        only_image_labels=only_image_labels,
+        device=device,
+    )
+
+
+def training_depends_on(config: Config, dataset: Dataset, coco: CocoImages) -> dict[str, Any]:
+    """What must be the same for a training to be gone on with, as plain values."""
+    content = config.model_dump(mode="json")
+    kept = {name: content[name] for name in ("model", "mining", "loss", "solver", "input")}
+    del kept["input"]["num_workers"]
+    return {
+        **kept,
+        "run": {"seed": config.run.seed},
+        "data": {
+            "name": dataset.name,
+            "train_size": len(coco) - coco.without_labels,
+            "classes": coco.class_names,
+        },
+    }
+
+
+def _check_made(store: Store, file_names: list[str], what: str, tool: str) -> None:
+    missing = [name for name in file_names if not store.has(name)]
+    if missing:
+        raise FileNotFoundError(
+            f"{store.folder}: {what} of {len(missing)} of {len(file_names)} images are missing: "
+            f"{', '.join(missing[:5])}{', ...' if missing[5:] else ''}; make them with {tool}"
+        )

@@ -1,0 +1,137 @@
+"""Scores the proposals of a data set with a trained network and writes the detections."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lib.config import Config, load_config
+from lib.data.catalog import add_dataset_arguments, dataset_from_args
+from lib.data.coco import CocoImages
+from lib.engine.checkpoint import load_checkpoint
+from lib.engine.detect import detect_dataset
+from lib.engine.runs import checkpoint_at, newest_checkpoint, newest_run, start_logging
+from lib.engine.setup import build_detector, open_test_data, trained_model
+
+logger = logging.getLogger("test_net")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse(argv)
+    start_logging()
+    try:
+        run(args)
+    except (OSError, ValueError) as error:
+        logger.error("error: %s", error)
+        return 2
+    except KeyboardInterrupt:
+        logger.error("interrupted; the same command goes on from here")
+        return 128 + signal.SIGINT
+    return 0
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog="Interrupted and run again, it goes on where it was."
+    )
+    parser.add_argument("--run", type=Path, metavar="DIR", help="default: the newest with weights")
+    parser.add_argument("--outputs", type=Path, metavar="DIR", default=Path("Outputs"))
+    parser.add_argument("--step", type=int, metavar="N", help="default: the newest checkpoint")
+    parser.add_argument(
+        "--weights", type=Path, metavar="FILE", help="a checkpoint file instead of a run's"
+    )
+    parser.add_argument("--cfg", type=Path, metavar="FILE", help="default: the run's config.yaml")
+    add_dataset_arguments(parser)
+    parser.add_argument(
+        "--tta",
+        choices=["config", "none"],
+        default="config",
+        help="passes over an image: as configured, or one at the largest scale",
+    )
+    parser.add_argument(
+        "--image-labels",
+        action="store_true",
+        help="detect only the classes an image is labelled with, as many as there are: for making "
+        "pseudo labels",
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help="default: <run>/test/<data set>/detections[_image_labels].json",
+    )
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--threads", type=int, metavar="N", help="of PyTorch, default: its own")
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY VALUE", help="overrides")
+    return parser.parse_args(argv)
+
+
+def run(args: argparse.Namespace) -> None:
+    if args.threads is not None:
+        torch.set_num_threads(args.threads)
+    dataset = dataset_from_args(args)
+    folder, checkpoint = find_checkpoint(args)
+    config = load_config(args.cfg or folder / "config.yaml", args.set)
+    output = args.output
+    if output is None:
+        stem = "detections_image_labels" if args.image_labels else "detections"
+        output = folder / "test" / dataset.name / f"{stem}.json"
+
+    coco = CocoImages(dataset.json, require_annotations=args.image_labels)
+    data = open_test_data(dataset, coco)
+    state = load_checkpoint(checkpoint)
+    model = trained_model(config, state, checkpoint, coco)
+    detector = build_detector(
+        config, model, coco, args.device, args.tta == "config", args.image_labels
+    )
+    passes = len(detector.scales) * len(detector.flips)
+    logger.info("network: %s after %s updates", checkpoint, state.get("step", "?"))
+    logger.info("data: %s, %d images, %d passes over each", coco.path, len(coco), passes)
+    made_from = what_detections_depend_on(config, checkpoint, coco, args)
+    done = detect_dataset(detector, data, output, made_from, config.input.num_workers)
+    logger.info("%s: %s", "written" if done else "complete already, nothing to do", output)
+    if not args.image_labels:
+        logger.info("next: python tools/evaluate.py --detections %s on the same data set", output)
+    else:
+        logger.info("next: python tools/generate_pseudo_labels.py --detections %s", output)
+
+
+def find_checkpoint(args: argparse.Namespace) -> tuple[Path, Path]:
+    """The run folder and the checkpoint that a command line names."""
+    if args.weights is not None:
+        if args.step is not None or args.run is not None:
+            raise ValueError("--weights names a checkpoint itself; leave out --run and --step")
+        if args.cfg is None or args.output is None:
+            raise ValueError("--weights needs --cfg, what it was trained with, and --output")
+        return args.weights.parent, args.weights
+    folder = args.run if args.run is not None else newest_run(args.outputs)
+    if args.step is not None:
+        return folder, checkpoint_at(folder, args.step)
+    return folder, newest_checkpoint(folder)
+
+
+def what_detections_depend_on(
+    config: Config, checkpoint: Path, coco: CocoImages, args: argparse.Namespace
+) -> dict[str, Any]:
+    def file(path: Path) -> dict[str, Any]:
+        status = path.stat()
+        return {"file": str(path), "bytes": status.st_size, "changed": status.st_mtime_ns}
+
+    return {
+        "checkpoint": file(checkpoint),
+        "json": file(coco.path),
+        "test": config.test.model_dump(mode="json"),
+        "tta": args.tta,
+        "only_image_labels": args.image_labels,
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,169 @@
+"""Trains CIM on a data set's image-level labels, and goes on where an interrupted run stopped."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from lib.config import Config, load_config, save_config
+from lib.data.catalog import add_dataset_arguments, dataset_from_args
+from lib.data.coco import CocoImages
+from lib.data.loader import train_loader
+from lib.engine.randomness import seed_everything
+from lib.engine.resume import TRAINED_WITH, find_resumable
+from lib.engine.runs import describe_environment, new_run, newest_run, start_logging
+from lib.engine.setup import (
+    build_trainer,
+    initial_model,
+    open_training_data,
+    training_depends_on,
+)
+from lib.engine.trainer import NonFiniteLossError, train
+from lib.files import write_json
+from lib.modeling.model_builder import build_model
+
+logger = logging.getLogger("train_net")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse(argv)
+    start_logging()
+    try:
+        return run(args)
+    except NonFiniteLossError as error:
+        logger.error("error: %s", error)
+        return 1
+    except (OSError, ValueError) as error:
+        logger.error("error: %s", error)
+        return 2
+    except KeyboardInterrupt:
+        logger.error("interrupted before the first update")
+        return 128 + signal.SIGINT
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog="Ctrl-C and SIGTERM end it after the update in hand, saved."
+    )
+    parser.add_argument("--cfg", type=Path, metavar="FILE", help="default: the published numbers")
+    add_dataset_arguments(parser)
+    parser.add_argument(
+        "--output", type=Path, metavar="DIR", help="default: Outputs/<cfg>/<date and time>"
+    )
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on with --output, or with the newest run of --cfg; an --output with checkpoints "
+        "is always gone on with",
+    )
+    parser.add_argument(
+        "--weights", type=Path, metavar="FILE", help="start from the whole network in a checkpoint"
+    )
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--threads", type=int, metavar="N", help="of PyTorch, default: its own")
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY VALUE", help="overrides")
+    return parser.parse_args(argv)
+
+
+def run(args: argparse.Namespace) -> int:
+    if args.threads is not None:
+        torch.set_num_threads(args.threads)
+    config = load_config(args.cfg, args.set)
+    dataset = dataset_from_args(args)
+    coco = CocoImages(dataset.json)
+    folder = run_folder(args)
+    trained_with = training_depends_on(config, dataset, coco)
+    state = find_resumable(folder, trained_with)
+    if args.resume and state is None:
+        raise ValueError(f"--resume: {folder} has no checkpoint to go on with")
+    data = open_training_data(dataset, coco, with_clusters=config.loss.pcl != 0)
+
+    start_logging(folder / "log.txt")
+    seed_everything(config.run.seed)
+    if state is None:
+        model = initial_model(config, dataset, coco.num_classes, args.weights)
+        trainer = build_trainer(config, model, args.device)
+        save_config(config, folder / "config.yaml")
+        write_json(folder / "environment.json", describe_environment(), indent=2)
+    else:
+        model = build_model(config.model, coco.num_classes, pretrained=False)
+        trainer = build_trainer(config, model, args.device)
+        trainer.load_state_dict(state)
+    announce(config, coco, args, folder, trainer.iteration)
+
+    solver, settings = config.solver, config.run
+    stopped_by = train(
+        trainer,
+        train_loader(
+            data,
+            config.input.train_scales,
+            config.input.train_flips,
+            settings.seed,
+            start=trainer.iteration * solver.images_per_update,
+            num_workers=config.input.num_workers,
+        ),
+        folder,
+        solver.max_iter,
+        checkpoint_period=settings.checkpoint_period,
+        keep_checkpoints=settings.keep_checkpoints,
+        log_period=settings.log_period,
+        checkpoint_extra={
+            "train_size": len(coco) - coco.without_labels,
+            "class_names": coco.class_names,
+            "config": config.model_dump(mode="json"),
+            TRAINED_WITH: trained_with,
+        },
+    )
+    if stopped_by is not None:
+        name = signal.Signals(stopped_by).name
+        logger.info("stopped by %s; go on with --output %s and the same options", name, folder)
+        return 128 + stopped_by
+    logger.info("trained: %s", folder)
+    logger.info("curves: %s, or tensorboard --logdir %s", folder / "history.jsonl", folder)
+    logger.info("next: python tools/test_net.py --run %s on the data set to test on", folder)
+    return 0
+
+
+def run_folder(args: argparse.Namespace) -> Path:
+    if args.output is not None:
+        return args.output
+    stem = args.cfg.stem if args.cfg else "default"
+    return newest_run(Path("Outputs") / stem) if args.resume else new_run(Path("Outputs"), stem)
+
+
+def announce(
+    config: Config, coco: CocoImages, args: argparse.Namespace, folder: Path, done: int
+) -> None:
+    """Says in plain words what is about to be trained on what."""
+    solver, model = config.solver, config.model
+    images = len(coco) - coco.without_labels
+    classes = ", ".join(coco.class_names[:6]) + (", ..." if coco.class_names[6:] else "")
+    start = f"starting from {args.weights or model.weights}"
+    if done:
+        start = f"going on after {done} updates"
+    logger.info("data: %s, %d images, %d classes: %s", coco.path, images, coco.num_classes, classes)
+    logger.info(
+        "network: %s, %d refinement stages on %s labels, %s",
+        model.backbone,
+        model.num_stages,
+        config.mining.labels.upper(),
+        start,
+    )
+    logger.info(
+        "training: %d updates of %d images, every image about %.1f times, on %s",
+        solver.max_iter,
+        solver.images_per_update,
+        solver.max_iter * solver.images_per_update / images,
+        args.device,
+    )
+    logger.info("run folder: %s", folder)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
