@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from torch import Tensor, nn
-from torchvision.ops import roi_align
 
 from lib.config import ModelConfig
 from lib.modeling.backbones import Trunk, build_backbone, read_state_dict
 from lib.modeling.heads import Heads
 from lib.modeling.mask_fuse import MaskFuse
+from lib.modeling.roi_align import roi_align
 from lib.structures import Scores
 
 ROI_SIZE = 7
@@ -49,14 +49,7 @@ class CIMNet(nn.Module):
             roi_masks: (P, 7, 7) float32 in {0, 1}.
         """
         features = self.Conv_Body(image)  # (1, D, ~h/stride, ~w/stride)
-        pooled = roi_align(
-            features,
-            [boxes],
-            output_size=ROI_SIZE,
-            spatial_scale=1 / self.Conv_Body.stride,
-            sampling_ratio=0,  # as many samples as a cell has pixels of the feature map
-            aligned=True,
-        )  # (P, D, 7, 7)
+        pooled = roi_align(features, boxes, ROI_SIZE, 1 / self.Conv_Body.stride)  # (P, D, 7, 7)
         return self.cls_iou_model(self.Box_Head(pooled, roi_masks))
 
 
