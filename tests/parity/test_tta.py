@@ -1,6 +1,5 @@
 """A whole inference, from an image file to detections, as the published system does it (SPEC 7)."""
 
-import gc
 import json
 
 import cv2
@@ -15,13 +14,6 @@ from lib.structures import Proposals, Regions
 from tests.parity.test_model import backbone_of, network
 
 FLIPS = ("none", "horizontal")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def free_memory():
-    yield
-    network.cache_clear()
-    gc.collect()
 
 
 class GivenProposals:
