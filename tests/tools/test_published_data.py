@@ -1,0 +1,152 @@
+"""From published files to what training reads: prepare, import, check, clusters."""
+
+import json
+import pickle
+
+import numpy as np
+import pytest
+import scipy.io
+
+from lib.data.coco import CocoImages
+from lib.prm.clusters import ClusterStore
+from lib.proposals.store import ProposalStore
+from tests.devkits import picture, write_sbd, write_voc
+from tools import check_proposals, import_clusters, import_proposals, prepare_voc
+
+
+@pytest.fixture
+def data(tmp_path):
+    """A data root with VOC2012 and its json files, and COB's files for trainaug."""
+    train = {"2007_000032": picture((9, 14), (1, 15)), "2007_000039": picture((12, 8), (20,))}
+    val = {"2007_000033": picture((10, 12), (7,))}
+    sbd = {"2008_000002": picture((11, 10), (3, 3), void=False)}
+    voc = write_voc(tmp_path / "devkit", train, val, sbd)
+    root = tmp_path / "data"
+    root.mkdir()
+    (root / "VOC2012").symlink_to(voc)
+    given = ["--voc", str(root / "VOC2012"), "--sbd", str(write_sbd(tmp_path, sbd, {}))]
+    assert prepare_voc.main([*given, "--jobs", "1"]) == 0
+    (tmp_path / "COB").mkdir()
+    for name, one in {**train, **sbd}.items():
+        write_cob(tmp_path / "COB" / f"{name}.mat", cob_masks(one))
+    return root
+
+
+def cob_masks(one):
+    """Objects, their halves and the background."""
+    objects = [one.labels == n for n in range(1, 1 + len(one.classes))]
+    halves = [m & (np.arange(m.shape[0]) < 5)[:, None] for m in objects]
+    return np.stack([*objects, *halves, one.labels == 0])
+
+
+def write_cob(path, masks):
+    cells = np.empty((len(masks), 1), object)
+    for i, mask in enumerate(masks):
+        cells[i, 0] = mask.astype(np.uint8)
+    scipy.io.savemat(path, {"maskmat": cells}, do_compression=True)
+
+
+def dataset(root):
+    return ["--dataset", "voc2012trainaug", "--data-root", str(root), "--jobs", "1"]
+
+
+def imported(root, *options):
+    source = ["--format", "cob", "--source", str(root.parent / "COB")]
+    return import_proposals.main([*source, *dataset(root), *options])
+
+
+def test_import_does_what_is_missing_and_check_reports(data, capsys):
+    lost = data.parent / "COB" / "2007_000039.mat"
+    content = lost.read_bytes()
+    lost.unlink()
+    assert imported(data) == 1
+    out, err = capsys.readouterr()
+    assert "10 proposals of 2 images stored; left out: 0 empty masks, 0 duplicates" in out
+    assert "1 of 3 images failed:\n  2007_000039.jpg: " in err
+    assert check_proposals.main(dataset(data)) == 1
+    out = capsys.readouterr().out
+    assert "images without proposals: 1\n  2007_000039.jpg" in out
+    assert "2 of 3 images have readable proposals" in out
+
+    store = ProposalStore(data / "proposals" / "voc2012trainaug")
+    before = store.path("2007_000032.jpg").stat().st_mtime_ns
+    lost.write_bytes(content)
+    assert imported(data) == 0
+    assert "2 of 3 images have proposals already" in capsys.readouterr().out
+    assert store.path("2007_000032.jpg").stat().st_mtime_ns == before
+    assert imported(data) == 0  # nothing left to do
+    assert imported(data, "--overwrite") == 0
+    assert store.path("2007_000032.jpg").stat().st_mtime_ns > before
+    capsys.readouterr()
+
+    assert check_proposals.main(dataset(data)) == 0
+    out = capsys.readouterr().out
+    assert "proposals an image: 3 at least, 5 median, 5 at most, 13 in all" in out
+    assert "images of another size than their image: 0" in out
+
+
+def test_published_clusters_and_proposals(data, tmp_path, capsys):
+    assert imported(data) == 0
+    path = tmp_path / "label_assign.pkl"
+    matrix = np.zeros((5, 21))
+    matrix[[0, 2], 1], matrix[1, 15], matrix[4, 0] = 1, 2, 3
+    other = np.zeros((5, 21))
+    single = np.zeros((3, 21))
+    indexes = ["2008_000002", 2007000039, "2007_000032", 5]
+    path.write_bytes(pickle.dumps({"indexes": indexes, "mat": [other, single, matrix, other]}))
+    capsys.readouterr()
+    assert import_clusters.main(["--source", str(path), *dataset(data)]) == 0
+    out = capsys.readouterr().out
+    assert "clusters of 3 images stored" in out and "has 1 more images" in out
+    clusters = ClusterStore(data / "clusters" / "voc2012trainaug").load("2007_000032.jpg", 5)
+    assert clusters.number.tolist() == [1, 2, 1, 0, 3]
+    assert clusters.column.tolist() == [1, 15, 1, -1, 0]
+
+    store = ProposalStore(data / "proposals" / "voc2012trainaug")
+    images = CocoImages(data / "VOC2012/annotations/voc_2012_trainaug.json").images
+    boxes = {i.image_id: store.load(i.file_name) for i in reversed(images)}
+    content = {
+        "indexes": list(boxes),
+        "boxes": [p.boxes for p in boxes.values()],
+        "masks": [p.roi_masks for p in boxes.values()],
+    }
+    path.write_bytes(pickle.dumps(content))
+    assert check_proposals.main([*dataset(data), "--published", str(path)]) == 0
+    assert "3 of 3 images agree" in capsys.readouterr().out
+    content["boxes"][0] = content["boxes"][0][::-1]
+    path.write_bytes(pickle.dumps(content))
+    assert check_proposals.main([*dataset(data), "--published", str(path)]) == 1
+    assert "images differ: 1\n  2008_000002.jpg: " in capsys.readouterr().out
+
+
+def test_bad_input_is_one_line_and_2(data, tmp_path, capsys):
+    refused = tmp_path / "refused.pkl"
+    refused.write_bytes(b"cos\nsystem\n(S'true'\ntR.")
+    pickled = ["--format", "pickle", "--source", str(refused)]
+    for tool, args, text in [
+        (import_clusters, ["--source", str(refused), *dataset(data)], "the global os.system"),
+        (import_proposals, [*pickled, *dataset(data)], "the global os.system"),
+        (import_proposals, [*pickled[:3], "nowhere", *dataset(data)], "nowhere: no such file"),
+        (check_proposals, ["--dataset", "nothing"], "no data set is called nothing"),
+        (import_clusters, ["--source", "nowhere.pkl", *dataset(data)], "nowhere.pkl"),
+    ]:
+        capsys.readouterr()
+        assert tool.main(args) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("error: ") and text in line
+
+
+def test_test_images_without_annotations(tmp_path, capsys):
+    """COCO test-dev: a json with images and categories alone."""
+    content = {
+        "images": [{"id": 1, "file_name": "000000000001.jpg", "height": 9, "width": 14}],
+        "categories": [{"id": 1, "name": "thing"}],
+    }
+    path = tmp_path / "image_info.json"
+    path.write_text(json.dumps(content))
+    write_cob(tmp_path / "COCO_val2014_000000000001.mat", cob_masks(picture((9, 14), (1,))))
+    given = ["--json", str(path), "--images", str(tmp_path), "--data-root", str(tmp_path)]
+    source = ["--format", "cob", "--source", str(tmp_path)]
+    assert import_proposals.main([*source, *given, "--jobs", "1"]) == 0
+    assert check_proposals.main([*given, "--jobs", "1"]) == 0
+    assert "1 of 1 images have readable proposals" in capsys.readouterr().out

@@ -1,0 +1,79 @@
+"""Reports what the stored proposals of a data set are, and what is wrong with them."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+import numpy as np
+
+from lib.data.catalog import add_dataset_arguments, dataset_from_args
+from lib.data.coco import CocoImages
+from lib.proposals.check import StoreCheck, check_store, compare_with_published
+from lib.proposals.store import ProposalStore
+
+SHOWN = 20
+"""Of each kind of fault, so many images are named."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    add_dataset_arguments(parser)
+    parser.add_argument(
+        "--published",
+        metavar="FILE",
+        help="a published cob/*.pkl: are these its proposals, in its order?",
+    )
+    parser.add_argument("--jobs", type=int, default=-1, help="processes (default: one per core)")
+    args = parser.parse_args(argv)
+    try:
+        return run(args)
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def run(args: argparse.Namespace) -> int:
+    dataset = dataset_from_args(args)
+    images = CocoImages(dataset.json, require_annotations=False).images
+    store = ProposalStore(dataset.proposals)
+    check = check_store(store, images, args.jobs)
+    print_check(check, store, len(images))
+    usable = check.usable
+    if args.published is not None:
+        agreeing, different = compare_with_published(store, images, args.published, args.jobs)
+        print(f"{args.published}: {agreeing} of {len(images)} images agree")
+        usable &= print_images(different, "differ")
+    return 0 if usable else 1
+
+
+def print_check(check: StoreCheck, store: ProposalStore, num_images: int) -> None:
+    print(f"{store.folder}: {len(check.counts)} of {num_images} images have readable proposals")
+    if check.counts:
+        print(
+            f"proposals an image: {min(check.counts)} at least, {np.median(check.counts):g} "
+            f"median, {max(check.counts)} at most, {sum(check.counts)} in all"
+        )
+    print(f"disk: {check.num_bytes / 1e6:.1f} MB")
+    print_images(dict.fromkeys(check.missing, "no proposals"), "without proposals")
+    print_images(check.wrong_size, "of another size than their image")
+    print_images(check.faults, "with a damaged file, zero proposals or empty masks")
+    print_images(
+        {name: f"{n} masks equal an earlier one" for name, n in check.duplicates.items()},
+        "with duplicate masks (no harm)",
+    )
+
+
+def print_images(reasons: dict[str, str], what: str) -> bool:
+    """Names the first of them; returns whether there are none."""
+    print(f"images {what}: {len(reasons)}")
+    for name, reason in list(reasons.items())[:SHOWN]:
+        print(f"  {name}: {reason}")
+    if len(reasons) > SHOWN:
+        print(f"  ... and {len(reasons) - SHOWN} more")
+    return not reasons
+
+
+if __name__ == "__main__":
+    sys.exit(main())
