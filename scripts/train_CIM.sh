@@ -12,7 +12,7 @@
 # output_file  run folder (default: Outputs/<configuration>/<date and time>)
 # iter_time    number of updates (default: what the configuration says)
 # points       folder of annotated points to make the clusters of, instead of peaks (CIM-p)
-# data_root    where data sets, proposals and clusters lie (default: data)
+# data_root    where data sets, proposals and clusters lie (default: data; see data/README.md)
 # Arguments override the configuration: bash scripts/train_CIM.sh solver.base_lr 0.005
 set -euo pipefail
 dataset=${dataset:-shapes_train}

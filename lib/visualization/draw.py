@@ -25,9 +25,13 @@ LIGHT: Color = (250, 250, 250)
 
 
 def color_of(index: int) -> Color:
-    """The RGB colour of a class or instance number: always the same, neighbours far apart."""
-    hue = (0.02 + index * 0.618034) % 1.0  # steps of the golden ratio never come close again soon
-    saturation, value = ((0.85, 1.0), (0.6, 1.0), (0.9, 0.8))[index // 7 % 3]
+    """The RGB colour of a class or instance number: always the same, neighbours far apart.
+
+    Rounds of five hues (red, amber, green, blue, violet), each round a little further on.
+    """
+    turn, place = divmod(index, 5)
+    hue = (place + turn * 0.618034 % 1.0) / 5  # steps of the golden ratio never come back soon
+    saturation, value = ((0.85, 1.0), (0.5, 1.0), (0.9, 0.7))[turn % 3]
     red, green, blue = colorsys.hsv_to_rgb(hue, saturation, value)
     return round(255 * red), round(255 * green), round(255 * blue)
 
