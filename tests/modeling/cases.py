@@ -41,7 +41,8 @@ def random_scores(rng, num, num_classes, num_stages=3, levels=None):
             values = np.floor(values * levels) / levels
         return torch.from_numpy(values.astype(np.float32))
 
-    return Scores(draw(), draw(), draw(num_stages), draw(num_stages))
+    # A sum over the proposals of cls_prob * det_prob stays below 1, as with true scores.
+    return Scores(draw(), draw() / max(num, 1), draw(num_stages), draw(num_stages))
 
 
 def random_labels(rng, num_classes):

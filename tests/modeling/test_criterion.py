@@ -1,0 +1,78 @@
+import numpy as np
+import pytest
+import torch
+
+from lib.modeling.criterion import CIMCriterion
+from lib.modeling.heads import CIMMiner
+from lib.structures import Scores
+from tests.modeling import literal
+from tests.modeling.cases import (
+    make_sample,
+    overlaps_of,
+    random_labels,
+    random_masks,
+    random_scores,
+)
+
+
+def image(seed, num=9, num_classes=3):
+    """Random scores, sample and overlaps of one image."""
+    rng = np.random.default_rng(seed)
+    scores = random_scores(rng, num, num_classes)
+    number = rng.integers(0, 3, num)
+    sample = make_sample(random_labels(rng, num_classes), number, np.array([-1, 1, 0])[number])
+    return scores, sample, *(torch.as_tensor(part) for part in overlaps_of(random_masks(rng, num)))
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_losses_equal_the_literal_loop(seed):
+    scores, sample, iou, containment = image(seed)
+    labels = sample.image_labels.numpy()
+    expected = dict.fromkeys(("refine_bag", "refine_cls", "refine_iou"), 0.0)
+    expected["bag"] = literal.bag(scores.cls_prob, scores.det_prob, labels)
+    expected["pcl"] = literal.pcl(
+        scores.cls_prob, sample.cluster_number.tolist(), sample.cluster_column.tolist()
+    )
+    cls_prob, integrity = scores.cls_prob.numpy(), scores.det_prob.numpy()
+    for s in range(3):
+        found = literal.mine(cls_prob, integrity, labels, iou.numpy(), containment.numpy(), s)
+        column, weight, iou_target = literal.targets(found, iou.numpy(), s)
+        weight = weight * (3 if s == 0 else 1)
+        cls_prob, integrity = scores.refine_cls[s].numpy(), scores.refine_iou[s].numpy()
+        expected["refine_bag"] += literal.refine_bag(cls_prob, integrity, column, weight, labels)
+        expected["refine_cls"] += literal.refine_cls(cls_prob, column, weight)
+        expected["refine_iou"] += literal.refine_iou(integrity, column, weight, iou_target)
+    losses = CIMCriterion(CIMMiner(anti_noise=False))(scores, sample, iou, containment)
+    assert set(losses) == set(expected)
+    for name, value in expected.items():
+        assert losses[name].item() == pytest.approx(value, rel=1e-5, abs=1e-6), name
+
+
+def test_without_refinement_there_are_two_losses():
+    scores, sample, iou, containment = image(0)
+    alone = Scores(scores.cls_prob, scores.det_prob, scores.refine_cls[:0], scores.refine_iou[:0])
+    losses = CIMCriterion(CIMMiner())(alone, sample, iou, containment)
+    assert set(losses) == {"bag", "pcl"}
+
+
+def test_draws_come_from_the_generator():
+    scores, sample, iou, containment = image(3, num=40)
+    criterion = CIMCriterion(CIMMiner(seed_fraction=0.5))
+
+    def total(seed):
+        generator = torch.Generator().manual_seed(seed)
+        return sum(criterion(scores, sample, iou, containment, generator).values()).item()
+
+    assert total(1) == total(1)
+    assert len({total(seed) for seed in range(8)}) > 1
+
+
+def test_one_proposal_and_uninformative_scores_give_finite_losses():
+    for num in (1, 5):
+        zeros = torch.zeros(num, 3)
+        scores = Scores(zeros, zeros, zeros.expand(3, -1, -1), zeros.expand(3, -1, -1))
+        none = torch.zeros(num, dtype=torch.int64)
+        sample = make_sample(torch.tensor([1.0, 0.0]), none, none - 1)
+        one = torch.ones(num, num)
+        losses = CIMCriterion(CIMMiner())(scores, sample, one, one, torch.Generator())
+        assert all(torch.isfinite(loss) for loss in losses.values())
