@@ -24,7 +24,7 @@ SBD_TRAIN = {
     "2007_000033": picture((9, 14), (5,), void=False),  # in VOC val: not for training
 }
 SBD_VAL = {
-    "2008_000003": picture((6, 9), (19, 15), void=False),
+    "2008_000003": picture((6, 9), (19, 15)),
     "2007_000042": picture((7, 7), (5,), void=False),
 }
 TRAINAUG = ["2007_000032", "2007_000039", "2008_000002", "2008_000003"]
