@@ -116,7 +116,7 @@ def select_peaks(
         if relative_thresh is None:
             above = response > thresh
         else:
-            above = (response > 0) & (response >= relative_thresh * response.max())
+            above = response >= relative_thresh * response.max()
         if not above.any():
             above = np.arange(len(response)) == response.argmax()
             fallback[of_class[above]] = True

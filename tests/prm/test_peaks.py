@@ -154,7 +154,8 @@ def test_peak_response_maps_share_out_each_peak_and_leave_the_net_as_it_was():
     assert (maps >= 0).all()
     sums = maps.sum(dim=(1, 2))
     assert ((sums - 1).abs() < 1e-4).logical_or(sums == 0).all() and (sums > 0).any()
-    torch.testing.assert_close(net(image)[0], before)  # the hooks are gone
+    torch.testing.assert_close(net(image)[0], before)
+    assert not any(module._forward_hooks for module in net.modules())
     assert all(parameter.grad is None for parameter in net.parameters())
 
 
@@ -167,3 +168,17 @@ def test_peak_response_map_of_one_convolution_by_hand():
     # The input is counted from its lowest value, 1: shares 1*1, 3*2, 2*1, 0*3, 1*0.5 of 9.5.
     expected = torch.tensor([[1.0, 0.0, 6.0], [0.0, 2.0, 0.0], [0.0, 0.0, 0.5]]) / 9.5
     torch.testing.assert_close(peak_response_maps(conv, image, only)[0], expected)
+
+
+def test_peak_response_map_of_two_convolutions_by_hand():
+    below = torch.nn.Conv2d(1, 3, kernel_size=(1, 3), bias=False)
+    above = torch.nn.Conv2d(3, 1, kernel_size=1)
+    weight = torch.tensor([[1.0, 1.0, 1.0], [0.0, 2.0, 2.0], [0.0, 3.0, 1.0]])
+    below.weight.data = weight[:, None, None]
+    above.weight.data = torch.tensor([1.0, -1.0, 2.0])[None, :, None, None]
+    image = torch.tensor([1.0, 2.0, 4.0])[None, None, None]
+    only = Peaks((1, 1), *(np.zeros(1, np.int64),) * 3, np.ones(1, np.float32), np.zeros(1, bool))
+    # Channels 7, 12, 10: the first is the lowest, the second has a negative weight, so the third
+    # has everything. Its shares of the pixels (0, 1, 3) above the lowest are 0, 3 * 1 and 1 * 3.
+    maps = peak_response_maps(torch.nn.Sequential(below, above), image, only)
+    torch.testing.assert_close(maps[0], torch.tensor([[0.0, 0.5, 0.5]]))
