@@ -106,8 +106,7 @@ def test_two_images_can_be_overfitted():
         assert score[:, ~present].max() < 0.05
         score = score[:, present][:, 0]
         assert score.max() > 0.5
-        # Of an object's four proposals these two are neither a crumb nor far too much.
-        assert score.argmax() % 4 in (0, 1)
+        assert score.argmax() % 4 != 3  # an object or a part of it, not far too much
 
 
 def test_order_of_proposals_does_not_matter():
