@@ -25,7 +25,7 @@ def bag_loss(cls_prob: Tensor, det_prob: Tensor, image_labels: Tensor) -> Tensor
         Binary cross-entropy, mean over the C+1 columns; the background is always present.
     """
     image_score = (cls_prob * det_prob).sum(dim=0)  # (C+1,)
-    return F.binary_cross_entropy(_clamp(image_score), _with_background(image_labels))
+    return _cross_entropy(image_score, _with_background(image_labels)).mean()
 
 
 def pcl_loss(cls_prob: Tensor, number: Tensor, column: Tensor) -> Tensor:
@@ -48,7 +48,7 @@ def pcl_loss(cls_prob: Tensor, number: Tensor, column: Tensor) -> Tensor:
     mean = (total / size[:, None])[cluster]  # (P, C+1): n members give n terms
     prob = torch.where((column == 0)[:, None], cls_prob, mean)
     target = F.one_hot(column.clamp(min=0), cls_prob.shape[1]).to(cls_prob.dtype)
-    loss = F.binary_cross_entropy(_clamp(prob), target, reduction="none").mean(dim=1)
+    loss = _cross_entropy(prob, target).mean(dim=1)
     return 12 * (loss * is_member).sum() / (is_member.sum() + 1e-6)
 
 
@@ -106,12 +106,22 @@ def refine_bag_loss(
     # PARITY: where nothing competes, all are 0 and proposal 0 wins: -log(1e-6) times its weight.
     best, winner = score.where(competes, 0.0).max(dim=0)  # (C+1,)
     class_weight = torch.where(is_present, weight[winner], 1.0)
-    loss = F.binary_cross_entropy(_clamp(best), target, reduction="none")
+    loss = _cross_entropy(best, target)
     return (loss * class_weight).mean() * (column >= 0).any()
 
 
 def _clamp(prob: Tensor) -> Tensor:
     return prob.clamp(_EPS, 1 - _EPS)
+
+
+def _cross_entropy(prob: Tensor, target: Tensor) -> Tensor:
+    """Binary cross-entropy by element.
+
+    Where a network has diverged, NaN stays NaN, to be reported by whoever trains it; torch's own
+    function fails an assertion, which on CUDA ends the use of the device.
+    """
+    prob = _clamp(prob)
+    return -(torch.xlogy(target, prob) + torch.special.xlog1py(1 - target, -prob))
 
 
 def _with_background(image_labels: Tensor) -> Tensor:
