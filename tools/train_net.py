@@ -95,19 +95,19 @@ def run(args: argparse.Namespace) -> int:
         model = build_model(config.model, coco.num_classes, pretrained=False)
         trainer = build_trainer(config, model, args.device)
         trainer.load_state_dict(state)
-    announce(config, coco, args, folder, trainer.iteration)
-
     solver, settings = config.solver, config.run
+    samples = train_loader(
+        data,
+        config.input.train_scales,
+        config.input.train_flips,
+        settings.seed,
+        start=trainer.iteration * solver.images_per_update,
+        num_workers=config.input.num_workers,
+    )
+    announce(config, coco, args, folder, trainer.iteration)
     stopped_by = train(
         trainer,
-        train_loader(
-            data,
-            config.input.train_scales,
-            config.input.train_flips,
-            settings.seed,
-            start=trainer.iteration * solver.images_per_update,
-            num_workers=config.input.num_workers,
-        ),
+        samples,
         folder,
         solver.max_iter,
         checkpoint_period=settings.checkpoint_period,

@@ -25,7 +25,7 @@ class Journal:
         self.path = path
         self.done: set[int] = set()
         header = json.dumps({"made_from": made_from}, sort_keys=True)
-        whole = self._scan(header)
+        whole = self._scan(header.encode() + b"\n")
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = path.open("r+b" if path.exists() else "w+b")
         self._file.truncate(whole)
@@ -33,7 +33,7 @@ class Journal:
         if whole == 0:
             self._write(header)
 
-    def _scan(self, header: str) -> int:
+    def _scan(self, header: bytes) -> int:
         """Notes the images that are done; returns the length of the usable part in bytes."""
         if not self.path.is_file():
             return 0
@@ -42,7 +42,7 @@ class Journal:
             for number, line in enumerate(file):
                 if not line.endswith(b"\n"):
                     break
-                if number == 0 and line.decode().rstrip("\n") != header:
+                if number == 0 and line != header:
                     return 0
                 if number > 0:
                     self.done.add(json.loads(line)["image_id"])
