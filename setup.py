@@ -13,7 +13,7 @@ EXTENSIONS = [
         extra_compile_args=["-O3"],
         language="c++",
     )
-    for name in ("lib.proposals._regions",)
+    for name in ("lib.proposals._regions", "lib.proposals._merge")
 ]
 
 setup(
@@ -36,6 +36,7 @@ setup(
         "pycocotools>=2.0.8",
         "hotcoco>=1.3,<2",
         "joblib>=1.4",
+        "pillow>=10",
         "PyYAML>=6.0",
         "omegaconf>=2.3",
         "pydantic>=2.8",

@@ -1,0 +1,137 @@
+"""Class-agnostic masks from the pixels of any image, best first; nothing is learned.
+
+Cells of alike pixels are merged by several criteria into as many trees (selective search, Uijlings
+et al., IJCV 2013). Every node of every tree is a candidate. The trees also vote on how strong each
+border between two cells is: the later a tree joins the two, the stronger it holds the border (an
+ultrametric contour map, Arbelaez et al., TPAMI 2011). Candidates with strong, compact outlines
+come first, and those that nearly repeat an earlier one are left out.
+"""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+
+from lib.proposals import _merge, _regions
+from lib.proposals.cells import Cells, find_cells, tree
+from lib.proposals.regions import encode_unions
+from lib.structures import Regions
+
+_WEIGHTS = ("border", "colour", "texture", "fill", "size", "share")
+# Taken one after the other from random ones, each time the one that added most recall on
+# photographs (see docs/proposals.md).
+_TREES = (
+    (0.025, 0.8, 0.0, 0.45, 0.5, 0.6),
+    (0.03, 0.05, 0.6, 0.0, 0.4, 0.3),
+    (0.0, 0.2, 0.0, 0.25, 0.4, 0.6),
+    (0.01, 0.0, 0.0, 0.0, 0.4, 0.9),
+    (0.01, 0.1, 0.25, 0.9, 0.5, 0.6),
+    (0.02, 0.4, 0.6, 0.0, 0.2, 0.6),
+    (0.0, 0.2, 0.5, 0.4, 0.5, 0.3),
+    (0.0, 0.2, 0.0, 0.0, 0.5, 0.3),
+)
+_MAX_IMAGE_FRACTION = 0.95
+
+
+def generate_proposals(
+    image: np.ndarray,
+    max_proposals: int,
+    *,
+    num_cells: int = 1000,
+    min_area: int = 80,
+    max_iou: float = 0.8,
+    long_side: int = 640,
+) -> Regions:
+    """Makes mask proposals of an image, best first. The same image always gives the same masks.
+
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        max_proposals: at most so many; images with little detail have fewer, but at least one.
+        num_cells: how many small cells the masks are made of; more cells hold finer detail and
+            smaller objects, and take longer.
+        min_area: masks of fewer pixels are left out.
+        max_iou: so is a mask whose IoU with a better one is above this. Lower values spread the
+            first proposals over more objects, higher ones outline each more exactly.
+        long_side: larger images are shrunk to this to find the masks, which are then enlarged.
+
+    Raises:
+        ValueError: not an RGB image, or an option out of range.
+    """
+    _check(image, max_proposals, num_cells, min_area, max_iou, long_side)
+    height, width = image.shape[:2]
+    scale = min(1.0, long_side / max(height, width))
+    if scale < 1:
+        size = (max(1, round(width * scale)), max(1, round(height * scale)))
+        image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+    cells = find_cells(image, num_cells)
+    members, border_votes = _candidates(cells, min_area * scale**2)
+    order = np.argsort(-_quality(cells, members, border_votes), kind="stable")
+    members = members[order]
+    members = members[_merge.suppress(members, cells.areas, max_iou, max_proposals)]
+    labels = cells.labels
+    if scale < 1:
+        labels = cv2.resize(labels, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
+    return encode_unions(labels, members.view(bool))
+
+
+def _check(
+    image: np.ndarray,
+    max_proposals: int,
+    num_cells: int,
+    min_area: int,
+    max_iou: float,
+    long_side: int,
+) -> None:
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or image.size == 0:
+        raise ValueError(
+            f"image is {image.dtype} of shape {image.shape}, expected uint8 RGB of (H, W, 3)"
+        )
+    at_least_one = {"max_proposals": max_proposals, "num_cells": num_cells, "long_side": long_side}
+    for name, value in at_least_one.items():
+        if value < 1:
+            raise ValueError(f"{name} is {value}, expected at least 1")
+    if min_area < 0:
+        raise ValueError(f"min_area is {min_area}, expected 0 or more pixels")
+    if not 0 < max_iou <= 1:
+        raise ValueError(f"max_iou is {max_iou}, expected above 0 and at most 1")
+
+
+def _candidates(cells: Cells, min_area: float) -> tuple[np.ndarray, np.ndarray]:
+    """The distinct nodes of all trees, and how strong the trees hold every border.
+
+    Returns:
+        (K, N) uint8 0/1, K >= 1: cells of every node of a fitting size (all of the image where
+        there is none); (E,) float32 in [0, 1]: mean over trees of how late a border goes.
+    """
+    num_cells = len(cells)
+    fitting = []
+    votes = np.zeros(len(cells.pairs), np.float64)
+    for weights in _TREES:
+        merges = tree(cells, dict(zip(_WEIGHTS, weights, strict=True)))
+        members = _merge.tree_members(merges, num_cells)
+        areas = np.concatenate([cells.areas, np.zeros(len(merges))])
+        for number, (a, b) in enumerate(merges, num_cells):
+            areas[number] = areas[a] + areas[b]
+        limit = _MAX_IMAGE_FRACTION * cells.labels.size
+        fitting.append(members[(areas >= min_area) & (areas <= limit)])
+        lost_at = _merge.common_nodes(merges, cells.pairs, num_cells)
+        votes += (lost_at + 1) / max(num_cells - 1, 1)
+    candidates = np.concatenate(fitting)
+    if len(candidates) == 0:
+        return np.ones((1, num_cells), np.uint8), (votes / len(_TREES)).astype(np.float32)
+    packed = np.packbits(candidates, axis=1)
+    _, first, _ = _regions.number_keys(np.pad(packed, ((0, 0), (0, -packed.shape[1] % 8))))
+    return candidates[first], (votes / len(_TREES)).astype(np.float32)
+
+
+def _quality(cells: Cells, members: np.ndarray, border_votes: np.ndarray) -> np.ndarray:
+    """(K,) how object-like a mask is: the mean strength of its outline, and its compactness."""
+    values = np.stack([cells.lengths, cells.lengths * border_votes], axis=1)
+    outline, _ = _merge.border_sums(members, cells.pairs, values.astype(np.float32))
+    length = np.maximum(outline[:, 0], 1)
+    areas = members.astype(np.float32) @ cells.areas.astype(np.float32)
+    inside = members.astype(bool)[:, :, None]
+    low = np.where(inside, cells.boxes[:, :2], np.inf).min(axis=1)
+    high = np.where(inside, cells.boxes[:, 2:], -np.inf).max(axis=1)
+    fill = areas / (high - low + 1).prod(axis=1)
+    return outline[:, 1] / length - 0.05 * np.log(length / np.sqrt(areas)) + 0.1 * fill
