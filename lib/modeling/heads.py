@@ -174,7 +174,7 @@ class CIMMiner:
         overlap = overlap * is_instance.any(dim=1, keepdim=True)
         is_labelled = overlap > 0
         is_background = overlap < self._thresh(self.cls_thresh, num_stages, iou)
-        if self.oversized_background:
+        if self.oversized_background:  # PARITY: off, as in what the published code really does
             is_background |= self.oversized(containment)
         column = (instances.class_idx.gather(1, nearest) + 1).masked_fill(is_background, 0)
         return Targets(

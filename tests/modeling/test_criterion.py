@@ -76,3 +76,11 @@ def test_one_proposal_and_uninformative_scores_give_finite_losses():
         one = torch.ones(num, num)
         losses = CIMCriterion(CIMMiner())(scores, sample, one, one, torch.Generator())
         assert all(torch.isfinite(loss) for loss in losses.values())
+
+
+def test_a_diverged_network_gives_losses_that_are_not_finite():
+    """They are for the trainer to see; on the way there nothing fails."""
+    scores, sample, iou, containment = image(0)
+    broken = Scores(*(torch.full_like(part, torch.nan) for part in vars(scores).values()))
+    losses = CIMCriterion(CIMMiner())(broken, sample, iou, containment, torch.Generator())
+    assert not torch.isfinite(losses["bag"]) and not torch.isfinite(losses["pcl"])

@@ -175,6 +175,14 @@ def test_oversized_background_is_an_option():
     assert meant.weight.tolist() == as_published.weight.tolist()
 
 
+@pytest.mark.parametrize(("num", "seeds"), [(2, 1), (10, 1), (11, 2), (60, 6), (70, 7), (90, 9)])
+def test_the_number_of_seeds(num, seeds):
+    """Disjoint proposals: every seed becomes an instance."""
+    eye = np.eye(num, dtype=np.float32)
+    cls_prob = np.full((num, 2), 0.5, np.float32)
+    assert len(mine(CIMMiner(), cls_prob, cls_prob, [1], eye, eye)) == seeds
+
+
 # -- edges and properties -----------------------------------------------------------------------
 
 
