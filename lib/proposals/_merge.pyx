@@ -4,7 +4,7 @@
 import numpy as np
 
 cimport numpy as cnp
-from libc.math cimport fabsf, pow
+from libc.math cimport INFINITY, fabsf, pow
 from libc.stdint cimport int32_t, int64_t, uint8_t
 from libcpp.pair cimport pair
 from libcpp.queue cimport priority_queue
@@ -283,18 +283,27 @@ cdef void _join(
     links[node].swap(joined)
 
 
-def tree_members(const int32_t[:, ::1] merges, Py_ssize_t num_cells):
-    """(N + M, N) uint8 0/1: the cells of every node, the cells themselves first."""
-    cdef Py_ssize_t count = num_cells + merges.shape[0], m, i
+def tree_members(const int32_t[:, ::1] merges, const double[::1] areas):
+    """The cells of every node of a tree, the N cells themselves first.
+
+    Returns:
+        ((N + M, N) uint8 0/1, (N + M,) float64 pixels of the nodes).
+    """
+    cdef Py_ssize_t num_cells = areas.shape[0], count = num_cells + merges.shape[0], m, i, a, b
     members = np.zeros((count, num_cells), np.uint8)
+    sizes = np.zeros(count, np.float64)
     cdef uint8_t[:, ::1] out = members
+    cdef double[::1] size = sizes
     with nogil:
         for i in range(num_cells):
             out[i, i] = 1
+            size[i] = areas[i]
         for m in range(num_cells, count):
+            a, b = merges[m - num_cells, 0], merges[m - num_cells, 1]
+            size[m] = size[a] + size[b]
             for i in range(num_cells):
-                out[m, i] = out[merges[m - num_cells, 0], i] | out[merges[m - num_cells, 1], i]
-    return members
+                out[m, i] = out[a, i] | out[b, i]
+    return members, sizes
 
 
 def common_nodes(
@@ -325,46 +334,55 @@ def common_nodes(
     return common
 
 
-def border_sums(
-    const uint8_t[:, ::1] members, const int32_t[:, ::1] pairs, const float[:, ::1] values
+def outlines(
+    const uint8_t[:, ::1] members, const int32_t[:, ::1] pairs, const float[::1] lengths,
+    const float[::1] strengths, const double[::1] areas, const float[:, ::1] boxes,
 ):
-    """Sums over the borders between cells, apart for a mask's outline and its inside.
+    """What the outline and the extent of every mask are like. Masks must not be empty.
 
     Args:
         members: (K, N) 0/1, the cells of every mask.
         pairs: (E, 2) cells that touch.
-        values: (E, F).
+        lengths: (E,) of their common borders.
+        strengths: (E,) of a pixel step across them.
+        areas, boxes: (N,) and (N, 4) of the cells; boxes are inclusive.
 
     Returns:
-        ((K, F) float32 over pairs with one cell inside, (K, F) over pairs with both inside).
+        (K, 4) float64: length of the outline without the image's border, mean strength on it (0
+        where there is none), pixels, pixels of the box around the mask.
     """
-    cdef Py_ssize_t num_masks = members.shape[0], num_cells = members.shape[1]
-    cdef Py_ssize_t num_pairs = pairs.shape[0], num_values = values.shape[1]
-    cdef Py_ssize_t k, i, j, f, cell
-    outline = np.zeros((num_masks, num_values), np.float32)
-    inside = np.zeros((num_masks, num_values), np.float32)
-    cdef float[:, ::1] out = outline
-    cdef float[:, ::1] inner = inside
-    cdef vector[vector[int32_t]] of_cell  # pair numbers, at both ends
+    cdef Py_ssize_t num_masks = members.shape[0], num_cells = members.shape[1], k, i, cell
+    described = np.zeros((num_masks, 4), np.float64)
+    cdef double[:, ::1] out = described
+    cdef vector[vector[int32_t]] of_cell  # numbers of the pairs it belongs to
+    cdef double length, strength, area
+    cdef float left, top, right, bottom
     cdef int32_t e
     of_cell.resize(num_cells)
     with nogil:
-        for e in range(<int32_t> num_pairs):
+        for e in range(<int32_t> pairs.shape[0]):
             of_cell[pairs[e, 0]].push_back(e)
             of_cell[pairs[e, 1]].push_back(e)
         for k in range(num_masks):
+            length = strength = area = 0
+            left = top = INFINITY
+            right = bottom = -INFINITY
             for cell in range(num_cells):
                 if not members[k, cell]:
                     continue
+                area += areas[cell]
+                left, top = min(left, boxes[cell, 0]), min(top, boxes[cell, 1])
+                right, bottom = max(right, boxes[cell, 2]), max(bottom, boxes[cell, 3])
                 for i in range(<Py_ssize_t> of_cell[cell].size()):
                     e = of_cell[cell][i]
                     if not (members[k, pairs[e, 0]] and members[k, pairs[e, 1]]):
-                        for f in range(num_values):
-                            out[k, f] += values[e, f]
-                    elif pairs[e, 0] == cell:  # count inner pairs at one end
-                        for f in range(num_values):
-                            inner[k, f] += values[e, f]
-    return outline, inside
+                        length += lengths[e]
+                        strength += lengths[e] * strengths[e]
+            out[k, 0] = length
+            out[k, 1] = strength / length if length > 0 else 0
+            out[k, 2] = area
+            out[k, 3] = (right - left + 1) * (bottom - top + 1)
+    return described
 
 
 def suppress(

@@ -88,7 +88,7 @@ def _watershed(lab: np.ndarray) -> np.ndarray:
     """(H, W) int32 basins of the colour gradient around its minima over 7 x 7 pixels."""
     smooth = cv2.GaussianBlur(lab, (0, 0), 1.5)
     across = [cv2.Sobel(smooth, -1, 1, 0), cv2.Sobel(smooth, -1, 0, 1)]
-    gradient = np.hypot(*across).reshape(*lab.shape).sum(axis=2)
+    gradient = np.einsum("ijk->ij", np.hypot(*across))
     minima = gradient == cv2.erode(gradient, np.ones((7, 7), np.uint8))
     markers, _ = ndimage.label(minima, np.ones((3, 3)))
     return watershed(gradient, markers).astype(np.int32) - 1
@@ -151,10 +151,10 @@ def _steps(lab: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         padded = np.pad(smooth, ((reach, reach), (reach, reach), (0, 0)), mode="edge")
         rows = padded[reach:-reach]
         step = rows[:, 2 * reach : 2 * reach + width - 1] - rows[:, 1:width]
-        to_right += np.sqrt((step**2).sum(axis=2)) / 2
+        to_right += np.sqrt(np.einsum("ijk,ijk->ij", step, step)) / 2
         columns = padded[:, reach:-reach]
         step = columns[2 * reach : 2 * reach + height - 1] - columns[1:height]
-        down += np.sqrt((step**2).sum(axis=2)) / 2
+        down += np.sqrt(np.einsum("ijk,ijk->ij", step, step)) / 2
     return to_right, down
 
 

@@ -108,10 +108,7 @@ def _candidates(cells: Cells, min_area: float) -> tuple[np.ndarray, np.ndarray]:
     votes = np.zeros(len(cells.pairs), np.float64)
     for weights in _TREES:
         merges = tree(cells, dict(zip(_WEIGHTS, weights, strict=True)))
-        members = _merge.tree_members(merges, num_cells)
-        areas = np.concatenate([cells.areas, np.zeros(len(merges))])
-        for number, (a, b) in enumerate(merges, num_cells):
-            areas[number] = areas[a] + areas[b]
+        members, areas = _merge.tree_members(merges, cells.areas)
         limit = _MAX_IMAGE_FRACTION * cells.labels.size
         fitting.append(members[(areas >= min_area) & (areas <= limit)])
         lost_at = _merge.common_nodes(merges, cells.pairs, num_cells)
@@ -126,12 +123,9 @@ def _candidates(cells: Cells, min_area: float) -> tuple[np.ndarray, np.ndarray]:
 
 def _quality(cells: Cells, members: np.ndarray, border_votes: np.ndarray) -> np.ndarray:
     """(K,) how object-like a mask is: the mean strength of its outline, and its compactness."""
-    values = np.stack([cells.lengths, cells.lengths * border_votes], axis=1)
-    outline, _ = _merge.border_sums(members, cells.pairs, values.astype(np.float32))
-    length = np.maximum(outline[:, 0], 1)
-    areas = members.astype(np.float32) @ cells.areas.astype(np.float32)
-    inside = members.astype(bool)[:, :, None]
-    low = np.where(inside, cells.boxes[:, :2], np.inf).min(axis=1)
-    high = np.where(inside, cells.boxes[:, 2:], -np.inf).max(axis=1)
-    fill = areas / (high - low + 1).prod(axis=1)
-    return outline[:, 1] / length - 0.05 * np.log(length / np.sqrt(areas)) + 0.1 * fill
+    described = _merge.outlines(
+        members, cells.pairs, cells.lengths, border_votes, cells.areas, cells.boxes
+    )
+    length, strength, area, box_area = described.T
+    raggedness = np.log(np.maximum(length, 1) / np.sqrt(area))
+    return strength - 0.05 * raggedness + 0.1 * area / box_area
