@@ -49,5 +49,17 @@ class CobReader(FileReader):
         maskmat = content["maskmat"]
         where = f"{found}: maskmat"
         if maskmat.dtype != object:
-            return check_array(maskmat[None] if maskmat.ndim == 2 else maskmat, where)
+            masks = check_array(maskmat[None] if maskmat.ndim == 2 else maskmat, where)
+            return _in_reading_order(masks)
         return check_array(stack([np.asarray(mask) for mask in maskmat.ravel()], where), where)
+
+
+def _in_reading_order(masks: np.ndarray) -> np.ndarray:
+    """The same (P, H, W), row by row in memory; MATLAB's order is the opposite.
+
+    A few columns at a time stay in the processor's cache, which is several times as fast as at once.
+    """
+    ordered = np.empty(masks.shape, masks.dtype)
+    for left in range(0, masks.shape[2], 16):
+        ordered[:, :, left : left + 16] = masks[:, :, left : left + 16]
+    return ordered
