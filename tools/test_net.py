@@ -18,7 +18,7 @@ from lib.data.coco import CocoImages
 from lib.engine.checkpoint import load_checkpoint
 from lib.engine.detect import detect_dataset
 from lib.engine.runs import checkpoint_at, newest_checkpoint, newest_run, start_logging
-from lib.engine.setup import build_detector, open_test_data, trained_model
+from lib.engine.setup import build_detector, open_test_data, share_threads, trained_model
 
 logger = logging.getLogger("test_net")
 
@@ -68,14 +68,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         help="default: <run>/test/<data set>/detections[_image_labels].json",
     )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--threads", type=int, metavar="N", help="of PyTorch, default: its own")
+    parser.add_argument("--threads", type=int, metavar="N", help="default: all cores")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY VALUE", help="overrides")
     return parser.parse_args(argv)
 
 
 def run(args: argparse.Namespace) -> None:
-    if args.threads is not None:
-        torch.set_num_threads(args.threads)
     dataset = dataset_from_args(args)
     folder, checkpoint = find_checkpoint(args)
     config = load_config(args.cfg or folder / "config.yaml", args.set)
@@ -95,7 +93,11 @@ def run(args: argparse.Namespace) -> None:
     logger.info("network: %s after %s updates", checkpoint, state.get("step", "?"))
     logger.info("data: %s, %d images, %d passes over each", coco.path, len(coco), passes)
     made_from = what_detections_depend_on(config, checkpoint, coco, args)
-    done = detect_dataset(detector, data, output, made_from, config.input.num_workers)
+    lanes = share_threads(args.device, args.threads, at_most=4)
+    ahead = lanes if lanes > 1 else 0
+    if args.device.startswith("cuda"):
+        ahead = config.input.num_workers
+    done = detect_dataset(detector, data, output, made_from, ahead)
     logger.info("%s: %s", "written" if done else "complete already, nothing to do", output)
     if not args.image_labels:
         logger.info("next: python tools/evaluate.py --detections %s on the same data set", output)

@@ -22,6 +22,7 @@ from lib.engine.setup import (
     build_trainer,
     initial_model,
     open_training_data,
+    share_threads,
     training_depends_on,
 )
 from lib.engine.trainer import NonFiniteLossError, train
@@ -66,14 +67,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--weights", type=Path, metavar="FILE", help="start from the whole network in a checkpoint"
     )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--threads", type=int, metavar="N", help="of PyTorch, default: its own")
+    parser.add_argument("--threads", type=int, metavar="N", help="default: all cores")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY VALUE", help="overrides")
     return parser.parse_args(argv)
 
 
 def run(args: argparse.Namespace) -> int:
-    if args.threads is not None:
-        torch.set_num_threads(args.threads)
     config = load_config(args.cfg, args.set)
     dataset = dataset_from_args(args)
     coco = CocoImages(dataset.json)
@@ -85,15 +84,16 @@ def run(args: argparse.Namespace) -> int:
     data = open_training_data(dataset, coco, with_clusters=config.loss.pcl != 0)
 
     start_logging(folder / "log.txt")
+    lanes = share_threads(args.device, args.threads, config.solver.images_per_update)
     seed_everything(config.run.seed)
     if state is None:
         model = initial_model(config, dataset, coco.num_classes, args.weights)
-        trainer = build_trainer(config, model, args.device)
+        trainer = build_trainer(config, model, args.device, lanes)
         save_config(config, folder / "config.yaml")
         write_json(folder / "environment.json", describe_environment(), indent=2)
     else:
         model = build_model(config.model, coco.num_classes, pretrained=False)
-        trainer = build_trainer(config, model, args.device)
+        trainer = build_trainer(config, model, args.device, lanes)
         trainer.load_state_dict(state)
     solver, settings = config.solver, config.run
     samples = train_loader(

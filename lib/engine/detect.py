@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from lib.data.loader import CimDataset, ReadImage
 from lib.data.transforms import Flip
-from lib.engine.inference import read_passes, score_passes
+from lib.engine.inference import map_ahead, read_passes, score_passes
 from lib.engine.journal import Journal
 from lib.evaluation.detections import select_detections, to_coco_results
 from lib.files import atomic_file, read_json, write_json
@@ -64,7 +64,7 @@ def detect_dataset(
     dataset: CimDataset,
     output: Path,
     made_from: Mapping[str, Any],
-    num_workers: int = 0,
+    num_threads: int = 0,
 ) -> bool:
     """Writes the detections on every image to `output`.
 
@@ -73,7 +73,8 @@ def detect_dataset(
 
     Args:
         made_from: plain JSON values that the detections depend on: checkpoint, data, settings.
-        num_workers: threads that prepare the next images.
+        num_threads: that work on the next images meanwhile: they prepare them and, without a GPU,
+            score them as well.
 
     Returns:
         Whether there was anything to do.
@@ -91,11 +92,11 @@ def detect_dataset(
         if journal.done:
             logger.info("%s: going on after %d images", journal.path, len(journal.done))
         todo = [n for n, record in enumerate(images) if record.image_id not in journal.done]
-        stream = read_passes(dataset, todo, detector.scales, detector.flips, num_workers)
+        stream = _detections(detector, dataset, todo, num_threads)
         start = len(images) - len(todo)
-        for read, passes in tqdm(stream, "testing", len(images), initial=start, unit="image"):
+        for read, results in tqdm(stream, "testing", len(images), initial=start, unit="image"):
             without_proposals += not len(read.proposals)
-            journal.append(read.record.image_id, detector(read, passes))
+            journal.append(read.record.image_id, results)
         told.unlink(missing_ok=True)
         _write_list(output, journal.results())
         write_json(told, made_from, indent=2)
@@ -103,6 +104,25 @@ def detect_dataset(
     if without_proposals:
         logger.warning("%d images have no proposals and so no detections", without_proposals)
     return True
+
+
+def _detections(
+    detector: Detector, dataset: CimDataset, image_idx: Sequence[int], num_threads: int
+) -> Iterator[tuple[ReadImage, list[dict[str, Any]]]]:
+    """Images in the given order with their COCO results."""
+
+    def prepare(index: int) -> tuple[ReadImage, list[Sample]]:
+        return read_passes(dataset, index, detector.scales, detector.flips)
+
+    def detect(index: int) -> tuple[ReadImage, list[dict[str, Any]]]:
+        read, passes = prepare(index)
+        return read, detector(read, passes)
+
+    if torch.device(detector.device).type == "cpu":
+        yield from map_ahead(detect, image_idx, num_threads)
+        return
+    for read, passes in map_ahead(prepare, image_idx, num_threads):
+        yield read, detector(read, passes)
 
 
 def _write_list(path: Path, items: Iterable[Any]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
@@ -57,30 +57,18 @@ def score_passes(model: nn.Module, passes: Iterable[Sample], device: torch.devic
 
 
 def read_passes(
-    dataset: CimDataset,
-    image_idx: Iterable[int],
-    scales: Iterable[int],
-    flips: Iterable[Flip],
-    num_workers: int = 0,
-) -> Iterator[tuple[ReadImage, list[Sample]]]:
-    """Images in the given order with all their passes; image and proposals are read once.
-
-    Args:
-        num_workers: threads that prepare the next images meanwhile.
+    dataset: CimDataset, index: int, scales: Sequence[int], flips: Sequence[Flip]
+) -> tuple[ReadImage, list[Sample]]:
+    """An image with all its passes; the files are read once.
 
     Raises:
-        FileNotFoundError, ValueError: what `CimDataset.read` raises, when its image is due.
+        FileNotFoundError, ValueError: as `CimDataset.read`.
     """
-    views = [(scale, flip) for scale in scales for flip in flips]
-
-    def prepare(index: int) -> tuple[ReadImage, list[Sample]]:
-        read = dataset.read(index)
-        return read, [dataset.view(read, scale, flip) for scale, flip in views]
-
-    return _map_ahead(prepare, image_idx, num_workers)
+    read = dataset.read(index)
+    return read, [dataset.view(read, scale, flip) for scale in scales for flip in flips]
 
 
-def _map_ahead(
+def map_ahead(
     function: Callable[[_Item], _Result], items: Iterable[_Item], num_threads: int
 ) -> Iterator[_Result]:
     """`map`, with up to `num_threads` + 1 results made ahead by threads; 0 makes none ahead."""

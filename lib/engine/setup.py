@@ -104,8 +104,12 @@ def trained_model(
     return model.eval()
 
 
-def build_trainer(config: Config, model: nn.Module, device: str) -> Trainer:
-    """A trainer that has made no update yet."""
+def build_trainer(config: Config, model: nn.Module, device: str, num_lanes: int = 1) -> Trainer:
+    """A trainer that has made no update yet.
+
+    Args:
+        num_lanes: images worked on at the same time.
+    """
     solver = config.solver
     model.to(device).train()
     return Trainer(
@@ -117,9 +121,10 @@ def build_trainer(config: Config, model: nn.Module, device: str) -> Trainer:
         learning_rate=learning_rate(solver),
         loss_weights=config.loss.model_dump(),
         images_per_update=solver.images_per_update,
-        generator=torch.Generator().manual_seed(config.run.seed),
+        seed=config.run.seed,
         clip_grad_norm=solver.clip_grad_norm,
         device=torch.device(device),
+        num_lanes=num_lanes,
     )
 
 
@@ -155,6 +160,22 @@ def build_detector(
         only_image_labels=only_image_labels,
         device=device,
     )
+
+
+def share_threads(device: str, threads: int | None, at_most: int) -> int:
+    """How many images to work on at a time; gives each its share of PyTorch's threads.
+
+    Args:
+        threads: of the processor; None takes as many as PyTorch would.
+        at_most: images, for the sake of memory.
+
+    Returns:
+        1 on CUDA.
+    """
+    threads = threads if threads is not None else torch.get_num_threads()
+    lanes = 1 if torch.device(device).type == "cuda" else max(1, min(threads, at_most))
+    torch.set_num_threads(max(1, threads // lanes))
+    return lanes
 
 
 def training_depends_on(config: Config, dataset: Dataset, coco: CocoImages) -> dict[str, Any]:

@@ -7,16 +7,18 @@ import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from tensorboardX import SummaryWriter
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from lib.engine.checkpoint import save_checkpoint
+from lib.engine.lanes import Lanes
 from lib.engine.randomness import random_state, set_random_state
 from lib.engine.runs import History, checkpoint_folder
 from lib.engine.signals import StopSignals
@@ -35,10 +37,7 @@ class NonFiniteLossError(RuntimeError):
 
 @dataclass
 class Trainer:
-    """A model, how it learns, and how far it has come.
-
-    `update` changes nothing when it raises, except the random generators and the gradients.
-    """
+    """A model, how it learns, and how far it has come."""
 
     model: nn.Module
     """(image (1, 3, h, w), boxes (P, 4), roi_masks (P, 7, 7)) -> Scores."""
@@ -48,16 +47,18 @@ class Trainer:
     learning_rate: LearningRate
     loss_weights: Mapping[str, float]
     images_per_update: int
-    generator: torch.Generator
-    """Draws for anti-noise sampling."""
+    seed: int = 0
+    """What is drawn for an image follows from this and the image's place in the stream."""
     clip_grad_norm: float | None = None
     device: torch.device = torch.device("cpu")
+    num_lanes: int = 1
+    """Images worked on at the same time (CPU); changes nothing but the rounding of sums."""
     iteration: int = 0
     """Updates done."""
-    parameters: list[nn.Parameter] = field(init=False)
 
     def __post_init__(self) -> None:
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        self.lanes = Lanes(self.model, min(self.num_lanes, self.images_per_update))
 
     def update(self, samples: Iterator[Sample]) -> Numbers:
         """Takes the next images of the stream and makes one update of the weights.
@@ -68,29 +69,25 @@ class Trainer:
             waiting for images `data_wait`.
 
         Raises:
-            NonFiniteLossError: before anything has changed.
+            NonFiniteLossError: before any weight has changed.
         """
         rate = self.learning_rate(self.iteration)
-        names, rows, waited = [], [], 0.0
-        self.optimizer.zero_grad(set_to_none=True)
-        for _ in range(self.images_per_update):
-            start = time.perf_counter()
-            sample = next(samples)
-            waited += time.perf_counter() - start
-            losses = self.losses(sample.to(self.device, non_blocking=True))
-            total = sum(self.loss_weights[name] * value for name, value in losses.items())
-            total.backward()
-            names.append(sample.file_name)
-            rows.append(torch.stack([*losses.values(), total]).detach())
-        grad_norm = nn.utils.get_total_norm(
-            [p.grad for p in self.parameters if p.grad is not None], foreach=True
-        )
-        # One transfer from the device for everything that is looked at here.
-        values = torch.stack([*rows, grad_norm.expand_as(rows[0])]).tolist()
-        columns = [*losses, "total"]
-        self._check(
-            names, [dict(zip(columns, row, strict=True)) for row in values[:-1]], values[-1][0]
-        )
+        self.lanes.drop_gradients()
+        images, pending, waited = [], [], 0.0
+        try:
+            for number in range(self.images_per_update):
+                start = time.perf_counter()
+                sample = next(samples)
+                waited += time.perf_counter() - start
+                images.append(sample.file_name)
+                pending.append(self.lanes.submit(number, self._add_gradient, sample, number))
+        finally:
+            self.lanes.finish()
+        losses = [future.result() for future in pending]
+        self.lanes.gather_gradients()
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        grad_norm = nn.utils.get_total_norm(gradients, foreach=True)
+        losses, told_norm = self._finite(images, losses, grad_norm)
         if self.clip_grad_norm is not None:
             nn.utils.clip_grads_with_norm_(
                 self.parameters, self.clip_grad_norm, grad_norm, foreach=True
@@ -98,19 +95,36 @@ class Trainer:
         set_learning_rate(self.optimizer, rate)
         self.optimizer.step()
         self.iteration += 1
-        means = (sum(column) / len(rows) for column in zip(*values[:-1], strict=True))
-        return {
-            **dict(zip(columns, means, strict=True)),
-            "lr": rate,
-            "grad_norm": values[-1][0],
-            "data_wait": waited,
-        }
+        means = {name: sum(one[name] for one in losses) / len(losses) for name in losses[0]}
+        return {**means, "lr": rate, "grad_norm": told_norm, "data_wait": waited}
 
-    def losses(self, sample: Sample) -> dict[str, Tensor]:
-        """The unweighted losses of one image, by name."""
-        scores = self.model(sample.image[None], sample.boxes, sample.roi_masks)
+    def _add_gradient(self, model: nn.Module, sample: Sample, number: int) -> dict[str, Tensor]:
+        """Adds the gradient of one image to that of `model`; returns its losses and their sum."""
+        sample = sample.to(self.device, non_blocking=True)
+        scores = model(sample.image[None], sample.boxes, sample.roi_masks)
         iou, containment = overlaps(sample.membership, sample.areas)
-        return self.criterion(scores, sample, iou, containment, self.generator)
+        losses = self.criterion(scores, sample, iou, containment, self._generator(number))
+        total = sum(self.loss_weights[name] * value for name, value in losses.items())
+        total.backward()
+        return {name: value.detach() for name, value in {**losses, "total": total}.items()}
+
+    def _generator(self, number: int) -> torch.Generator:
+        """Draws for image `number` of the update in hand."""
+        place = self.iteration * self.images_per_update + number
+        seed = np.random.SeedSequence([self.seed, place]).generate_state(1)[0]
+        return torch.Generator().manual_seed(int(seed))
+
+    def _finite(
+        self, images: list[str], losses: list[dict[str, Tensor]], grad_norm: Tensor
+    ) -> tuple[list[Numbers], float]:
+        """Losses and gradient norm as numbers, after a look whether they are."""
+        # One transfer from the device for all of them.
+        flat = [value for one in losses for value in one.values()]
+        *numbers, norm = torch.stack([*flat, grad_norm]).tolist()
+        rows = [numbers[n : n + len(losses[0])] for n in range(0, len(numbers), len(losses[0]))]
+        told = [dict(zip(losses[0], row, strict=True)) for row in rows]
+        self._check(images, told, norm)
+        return told, norm
 
     def _check(self, images: list[str], losses: list[Numbers], grad_norm: float) -> None:
         for image, values in zip(images, losses, strict=True):
@@ -135,7 +149,7 @@ class Trainer:
             "step": self.iteration,
             "batch_size": self.images_per_update,
             "optimizer": self.optimizer.state_dict(),
-            "rng": {"anti_noise": self.generator.get_state(), **random_state()},
+            "rng": random_state(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -143,7 +157,6 @@ class Trainer:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.iteration = state["step"]
-        self.generator.set_state(state["rng"]["anti_noise"])
         set_random_state(state["rng"])
 
 
@@ -178,12 +191,13 @@ def train(
     board = SummaryWriter(str(run / "tensorboard"), purge_step=trainer.iteration + 1)
     bar = tqdm(total=max_iter, initial=trainer.iteration, desc="training", unit="update")
     with board, bar, StopSignals() as stop:
-        while trainer.iteration < max_iter and stop.received is None:
+        while trainer.iteration < max_iter:
             start = time.perf_counter()
             values = trainer.update(samples)
             averages.add({**values, "seconds": time.perf_counter() - start})
             bar.update()
-            last = stop.received is not None or trainer.iteration == max_iter
+            stopped_by = stop.received  # looked at once: it may come at any moment
+            last = stopped_by is not None or trainer.iteration == max_iter
             if last or trainer.iteration % log_period == 0:
                 means = averages.take()
                 means["images_per_s"] = trainer.images_per_update / means["seconds"]
@@ -197,7 +211,9 @@ def train(
                 content = {**trainer.state_dict(), **checkpoint_extra}
                 path = save_checkpoint(checkpoint_folder(run), content, keep_checkpoints)
                 logger.info("update %d: saved %s", trainer.iteration, path)
-    return stop.received
+            if stopped_by is not None:
+                return stopped_by
+    return None
 
 
 class Averages:

@@ -37,6 +37,17 @@ def criterion(scores, sample, iou, containment, generator):
     return {"near": (scores[:, 0] * noise).square().mean(), "far": scores[:, 1:].abs().mean()}
 
 
+def quiet(scores, sample, iou, containment, generator):
+    """Two losses that draw nothing."""
+    return {"near": scores[:, 0].square().mean(), "far": scores[:, 1:].abs().mean()}
+
+
+def noisy(scores, sample, iou, containment, generator):
+    """Losses that draw from the image's own generator alone."""
+    noise = torch.rand(len(scores), generator=generator)
+    return {"near": (scores[:, 0] * noise).square().mean(), "far": scores[:, 1:].abs().mean()}
+
+
 def make_sample(number):
     rng = torch.Generator().manual_seed(number)
     proposals = 2 + number % 3
@@ -58,7 +69,7 @@ def stream(start=0):
     return map(make_sample, itertools.count(start))
 
 
-def make_trainer(seed=0, images_per_update=2, clip=None, criterion=criterion):
+def make_trainer(seed=0, images_per_update=2, clip=None, criterion=criterion, num_lanes=1):
     seed_everything(seed)
     model = Scorer()
     return Trainer(
@@ -68,9 +79,17 @@ def make_trainer(seed=0, images_per_update=2, clip=None, criterion=criterion):
         learning_rate=LearningRate(0.05, warmup_iters=2, steps=(5,)),
         loss_weights={"near": 1.0, "far": 3.0},
         images_per_update=images_per_update,
-        generator=torch.Generator().manual_seed(seed),
+        seed=seed,
         clip_grad_norm=clip,
+        num_lanes=num_lanes,
     )
+
+
+def make_resumed():
+    """Other weights and other states of the generators, for a checkpoint to take the place of."""
+    trainer = make_trainer(seed=77)
+    trainer.seed = 0
+    return trainer
 
 
 def run_training(trainer, run, max_iter, samples=None):
@@ -89,24 +108,30 @@ def assert_same(a, b):
         assert torch.equal(a[name], b[name]), name
 
 
-def test_gradient_is_the_weighted_sum_over_images():
-    trainer = make_trainer(images_per_update=3)
-    before = trainer.model.linear.weight.detach().clone()
+@pytest.mark.parametrize("num_lanes", [1, 2, 3])
+def test_gradient_is_the_weighted_sum_over_images(num_lanes):
+    trainer = make_trainer(images_per_update=3, num_lanes=num_lanes, criterion=quiet)
+    before = {name: value.clone() for name, value in trainer.model.named_parameters()}
     values = trainer.update(stream())
-    twin = make_trainer(images_per_update=3)
-    losses = [twin.losses(make_sample(i)) for i in range(3)]
+
+    twin = make_trainer(images_per_update=3).model
+    losses = []
+    for sample in map(make_sample, range(3)):
+        scores = twin(sample.image[None], sample.boxes, sample.roi_masks)
+        losses.append(quiet(scores, sample, *2 * [torch.zeros(len(scores), len(scores))], None))
     total = sum(one["near"] + 3 * one["far"] for one in losses)
-    gradient = torch.autograd.grad(total, list(twin.model.parameters()))
+    gradient = dict(zip(before, torch.autograd.grad(total, list(twin.parameters())), strict=True))
     rate = 0.05 / 3
-    stepped = before - rate * (gradient[0] + 5e-4 * before)
-    torch.testing.assert_close(trainer.model.linear.weight.detach(), stepped)
+    after = dict(trainer.model.named_parameters())
+    weight, bias = "linear.weight", "linear.bias"
     torch.testing.assert_close(
-        trainer.model.linear.bias.detach(), twin.model.linear.bias - 2 * rate * gradient[1]
+        after[weight], before[weight] - rate * (gradient[weight] + 5e-4 * before[weight])
     )
+    torch.testing.assert_close(after[bias], before[bias] - 2 * rate * gradient[bias])
     assert values["total"] == pytest.approx(total.item() / 3)
     assert values["far"] == pytest.approx(sum(one["far"].item() for one in losses) / 3)
-    norm = torch.cat([g.flatten() for g in gradient]).norm()
-    assert values["grad_norm"] == pytest.approx(float(norm))
+    norm = torch.cat([g.flatten() for g in gradient.values()]).norm()
+    assert values["grad_norm"] == pytest.approx(norm.item())
     assert values["lr"] == pytest.approx(rate)
 
 
@@ -131,7 +156,7 @@ def test_resumed_is_bit_identical(tmp_path):
     half = make_trainer()
     run_training(half, tmp_path / "halves", 4)
     path = list_checkpoints(tmp_path / "halves" / "ckpt")[-1]
-    resumed = make_trainer(seed=77)
+    resumed = make_resumed()
     resumed.load_state_dict(load_checkpoint(path))
     assert resumed.iteration == 4
     run_training(resumed, tmp_path / "halves", 9)
@@ -148,7 +173,59 @@ def test_resumed_is_bit_identical(tmp_path):
     assert a["rng"]["numpy"] == b["rng"]["numpy"]
     assert a["rng"]["python"] == b["rng"]["python"]
     assert torch.equal(a["rng"]["torch"], b["rng"]["torch"])
-    assert torch.equal(a["rng"]["anti_noise"], b["rng"]["anti_noise"])
+
+
+def test_lanes_change_nothing_but_rounding():
+    ends = []
+    for num_lanes in (1, 2, 4, 9):
+        trainer = make_trainer(images_per_update=4, num_lanes=num_lanes, criterion=noisy)
+        samples = stream()
+        values = [trainer.update(samples)["total"] for _ in range(20)]
+        ends.append((weights(trainer), values))
+    for end, values in ends[1:]:
+        torch.testing.assert_close(end, ends[0][0])
+        assert values == pytest.approx(ends[0][1], rel=1e-4)
+
+
+def test_the_same_lanes_give_the_same_bits():
+    ends = []
+    for _ in range(2):
+        trainer = make_trainer(images_per_update=5, num_lanes=2, criterion=noisy)
+        samples = stream()
+        for _ in range(20):
+            trainer.update(samples)
+        ends.append(weights(trainer))
+    assert_same(*ends)
+
+
+def test_draws_follow_from_seed_and_place():
+    def draws(seed, iteration, number):
+        trainer = make_trainer(seed=seed)
+        trainer.iteration = iteration
+        return torch.rand(3, generator=trainer._generator(number)).tolist()
+
+    assert draws(1, 4, 1) == draws(1, 4, 1)
+    different = [draws(1, 4, 0), draws(1, 4, 1), draws(1, 5, 0), draws(2, 4, 0)]
+    assert len({tuple(d) for d in different}) == 4
+
+
+@pytest.mark.parametrize("num_lanes", [1, 2])
+def test_an_error_of_an_image_comes_out_and_changes_nothing(num_lanes):
+    def fail(scores, sample, iou, containment, generator):
+        if sample.image_id == 1:
+            raise ValueError("image 1")
+        return quiet(scores, sample, iou, containment, generator)
+
+    trainer = make_trainer(images_per_update=3, num_lanes=num_lanes, criterion=fail)
+    before = weights(trainer)
+    with pytest.raises(ValueError, match="image 1"):
+        trainer.update(stream())
+    assert_same(before, weights(trainer))
+    trainer.criterion = quiet
+    trainer.update(stream(10))
+    clean = make_trainer(images_per_update=3, num_lanes=num_lanes, criterion=quiet)
+    clean.update(stream(10))
+    assert_same(weights(clean), weights(trainer))
 
 
 def test_record_of_a_run(tmp_path):
@@ -225,7 +302,7 @@ def test_a_signal_ends_the_training_after_the_update_with_a_checkpoint(tmp_path,
     assert trainer.iteration == 3
     assert list_checkpoints(tmp_path / "ckpt")[-1].name == "model_step3.pth"
 
-    resumed = make_trainer(seed=5)
+    resumed = make_resumed()
     resumed.load_state_dict(load_checkpoint(tmp_path / "ckpt" / "model_step3.pth"))
     run_training(resumed, tmp_path, 9)
     whole = make_trainer()

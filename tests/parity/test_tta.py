@@ -52,7 +52,7 @@ def test_a_whole_inference_with_test_time_augmentation(golden, tmp_path):
     store = GivenProposals(golden["boxes"], golden["masks"].astype(bool))
     dataset = data_set(tmp_path, golden["image_bgr"], num_classes, store)
 
-    ((read, passes),) = read_passes(dataset, [0], golden["scales"].tolist(), FLIPS)
+    read, passes = read_passes(dataset, 0, golden["scales"].tolist(), FLIPS)
     scores = score_passes(model, passes, "cpu").numpy()
     golden.check("scores", scores, rtol=1e-5)
 
