@@ -8,11 +8,17 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from lib.data.catalog import add_dataset_arguments, dataset_from_args
+from lib.data.catalog import Dataset, add_dataset_arguments, dataset_from_args
 from lib.data.coco import CocoImages
+from lib.evaluation.coco_files import read_ground_truth
+from lib.evaluation.proposal_recall import measure_recall
+from lib.files import read_json
 from lib.proposals.check import StoreCheck, check_store, compare_with_published
+from lib.proposals.recall import recall_table
 from lib.proposals.store import ProposalStore
 
+ALL = 2**31
+"""More proposals than any image has."""
 SHOWN = 20
 """Of each kind of fault, so many images are named."""
 
@@ -40,6 +46,8 @@ def run(args: argparse.Namespace) -> int:
     store = ProposalStore(dataset.proposals)
     check = check_store(store, images, args.jobs)
     print_check(check, store, len(images))
+    unusable = {*check.missing, *check.wrong_size, *check.faults}
+    print_recall(dataset, store, unusable, args.jobs)
     usable = check.usable
     if args.published is not None:
         agreeing, different = compare_with_published(store, images, args.published, args.jobs)
@@ -63,6 +71,20 @@ def print_check(check: StoreCheck, store: ProposalStore, num_images: int) -> Non
         {name: f"{n} masks equal an earlier one" for name, n in check.duplicates.items()},
         "with duplicate masks (no harm)",
     )
+
+
+def print_recall(dataset: Dataset, store: ProposalStore, unusable: set[str], jobs: int) -> None:
+    """The best that these proposals allow, where the json has masks to tell by."""
+    annotations = read_json(dataset.json).get("annotations", [])
+    if not annotations or not all("segmentation" in a for a in annotations):
+        print(f"recall: {dataset.json} has no masks")
+        return
+    best, areas = measure_recall(store, read_ground_truth(dataset.json), [ALL], unusable, jobs)
+    rows = recall_table(best, areas, [ALL], [0.5, 0.75])
+    for row in rows:
+        if row["recall"]:
+            found = ", ".join(f"{value:.3f} at IoU {t}" for t, value in row["recall"].items())
+            print(f"recall of {row['objects']} objects ({row['size']}): {found}")
 
 
 def print_images(reasons: dict[str, str], what: str) -> bool:

@@ -67,6 +67,7 @@ def test_import_does_what_is_missing_and_check_reports(data, capsys):
     out = capsys.readouterr().out
     assert "images without proposals: 1\n  2007_000039.jpg" in out
     assert "2 of 3 images have readable proposals" in out
+    assert "recall of 4 objects (all)" in out  # of the images that have proposals
 
     store = ProposalStore(data / "proposals" / "voc2012trainaug")
     before = store.path("2007_000032.jpg").stat().st_mtime_ns
@@ -83,6 +84,8 @@ def test_import_does_what_is_missing_and_check_reports(data, capsys):
     out = capsys.readouterr().out
     assert "proposals an image: 3 at least, 5 median, 5 at most, 13 in all" in out
     assert "images of another size than their image: 0" in out
+    assert "recall of 5 objects (all): 1.000 at IoU 0.5, 1.000 at IoU 0.75" in out
+    assert "recall of 5 objects (small)" in out and "large" not in out
 
 
 def test_published_clusters_and_proposals(data, tmp_path, capsys):
@@ -149,4 +152,5 @@ def test_test_images_without_annotations(tmp_path, capsys):
     source = ["--format", "cob", "--source", str(tmp_path)]
     assert import_proposals.main([*source, *given, "--jobs", "1"]) == 0
     assert check_proposals.main([*given, "--jobs", "1"]) == 0
-    assert "1 of 1 images have readable proposals" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "1 of 1 images have readable proposals" in out and "has no masks" in out
