@@ -111,7 +111,7 @@ def build_trainer(config: Config, model: nn.Module, device: str, num_lanes: int 
         num_lanes: images worked on at the same time.
     """
     solver = config.solver
-    model.to(device).train()
+    model.to(device, memory_format=torch.channels_last).train()
     return Trainer(
         model=model,
         criterion=CIMCriterion(CIMMiner(**config.mining.model_dump())),
