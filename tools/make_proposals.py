@@ -6,6 +6,7 @@ import argparse
 import inspect
 import sys
 from collections.abc import Sequence
+from concurrent.futures import BrokenExecutor
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +28,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--overwrite", action="store_true", help="also images that have proposals already"
     )
-    parser.add_argument("--workers", type=int, default=-1, help="processes (default: all cores)")
+    parser.add_argument(
+        "--jobs", "--workers", type=int, default=-1, help="processes (default: one per core)"
+    )
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY VALUE")
     args = parser.parse_args(argv)
     try:
         return run(args)
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+    except BrokenExecutor:
+        print(
+            "error: a worker process died (out of memory?); run again, with fewer --jobs, to go on",
+            file=sys.stderr,
+        )
+    return 2
 
 
 def run(args: argparse.Namespace) -> int:
@@ -43,7 +51,6 @@ def run(args: argparse.Namespace) -> int:
     dataset = dataset_from_args(args)
     images = CocoImages(dataset.json, require_annotations=False).images
     store = ProposalStore(dataset.proposals)
-    _check_names(store, images)
     todo = [i for i in images if args.overwrite or not store.has(i.file_name)]
     if len(todo) < len(images):
         print(f"{len(images) - len(todo)} of {len(images)} images have proposals already")
@@ -53,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
         (i.file_name, (dataset.images, i, store, settings.max_proposals, settings.options))
         for i in todo
     )
-    counts, failures = for_each(make_one, tasks, len(todo), args.workers, "proposals")
+    counts, failures = for_each(make_one, tasks, len(todo), args.jobs, "proposals")
     print(f"{store.folder}: {sum(counts.values())} proposals of {len(counts)} images stored")
     if failures:
         print(failures_text(failures, len(todo)), file=sys.stderr)
@@ -79,18 +86,6 @@ def _check_options(options: dict[str, Any]) -> None:
         raise ConfigError(
             f"proposals.options: unknown {', '.join(unknown)}; known: {', '.join(known)}"
         )
-
-
-def _check_names(store: ProposalStore, images: Sequence[ImageRecord]) -> None:
-    """Two images that differ in their suffix alone would share a file."""
-    taken: dict[Path, str] = {}
-    for image in images:
-        other = taken.setdefault(store.path(image.file_name), image.file_name)
-        if other != image.file_name:
-            raise ValueError(
-                f"{other} and {image.file_name} would share {store.path(image.file_name)}; "
-                "rename one of them, in the json too"
-            )
 
 
 if __name__ == "__main__":

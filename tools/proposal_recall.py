@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from concurrent.futures import BrokenExecutor
 from typing import Any
 
 import numpy as np
@@ -29,13 +30,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--thresholds", type=float, nargs="+", default=[0.5, 0.7], help="IoU")
     parser.add_argument("--output", metavar="FILE", help="also write the numbers as JSON")
-    parser.add_argument("--workers", type=int, default=-1, help="processes (default: all cores)")
+    parser.add_argument(
+        "--jobs", "--workers", type=int, default=-1, help="processes (default: one per core)"
+    )
     args = parser.parse_args(argv)
     try:
         return run(args)
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+    except BrokenExecutor:
+        print(
+            "error: a worker process died (out of memory?); run again, with fewer --jobs, to go on",
+            file=sys.stderr,
+        )
+    return 2
 
 
 def run(args: argparse.Namespace) -> int:
@@ -52,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
     if not images:
         raise ValueError(f"{dataset.json}: no annotations but crowds; there is nothing to find")
     tasks = ((i["file_name"], (store, i, objects[i["id"]], args.counts)) for i in images)
-    results, failures = for_each(measure_one, tasks, len(images), args.workers, "recall")
+    results, failures = for_each(measure_one, tasks, len(images), args.jobs, "recall")
     if results:
         report(args, list(results.values()), len(images))
     if failures:

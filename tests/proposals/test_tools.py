@@ -1,0 +1,134 @@
+"""tools/make_proposals.py and tools/proposal_recall.py, end to end on drawn images."""
+
+import json
+import os
+
+import cv2
+import numpy as np
+import pytest
+
+from lib.files import read_json, write_json
+from lib.parallel import for_each
+from lib.proposals.store import ProposalStore
+from tools import make_proposals, proposal_recall
+
+
+@pytest.fixture
+def data(tmp_path):
+    """Three images with a square each, in two folders; the squares are the objects."""
+    images, annotations = [], []
+    for number, name in enumerate(("a/1.png", "a/2.png", "b/1.png"), start=1):
+        height, width = 40, 50 + number
+        picture = np.full((height, width, 3), (160, 90, 40), np.uint8)
+        picture[10:30, 15:35] = (30, 60, 200)
+        path = tmp_path / "images" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(path), picture)
+        images.append({"id": number, "file_name": name, "height": height, "width": width})
+        square = [[15, 10, 35, 10, 35, 30, 15, 30]]
+        for crowd in (0, 1):
+            annotations.append(
+                {"id": 2 * number + crowd, "image_id": number, "category_id": 7, "iscrowd": crowd}
+                | {"segmentation": square, "area": 400, "bbox": [15, 10, 20, 20]}
+            )
+    categories = [{"id": 7, "name": "square"}]
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    write_json(tmp_path / "squares.json", content)
+    return tmp_path
+
+
+def arguments(data, *more):
+    place = ["--json", str(data / "squares.json"), "--images", str(data / "images")]
+    return [*place, "--proposals", str(data / "store"), "--jobs", "1", *more]
+
+
+def test_makes_what_is_missing_and_no_more(data, capsys):
+    store = ProposalStore(data / "store")
+    assert make_proposals.main(arguments(data, "--set", "proposals.max_proposals", "6")) == 0
+    times = {}
+    for name, width in (("a/1.png", 51), ("a/2.png", 52), ("b/1.png", 53)):
+        assert 1 <= len(store.load(name, (40, width))) <= 6
+        times[name] = store.path(name).stat().st_mtime_ns
+    store.path("a/2.png").unlink()
+    assert make_proposals.main(arguments(data)) == 0
+    assert "2 of 3 images have proposals already" in capsys.readouterr().out
+    assert store.has("a/2.png")
+    assert store.path("b/1.png").stat().st_mtime_ns == times["b/1.png"]
+    assert make_proposals.main(arguments(data)) == 0
+    assert make_proposals.main(arguments(data, "--overwrite")) == 0
+    assert store.path("b/1.png").stat().st_mtime_ns > times["b/1.png"]
+
+
+def test_one_bad_image_does_not_stop_the_others(data, capsys):
+    bad = data / "images" / "a" / "2.png"
+    bad.write_bytes(bad.read_bytes()[:60])
+    assert make_proposals.main(arguments(data)) == 1
+    said = capsys.readouterr()
+    assert "1 of 3 images failed" in said.err and "a/2.png" in said.err
+    store = ProposalStore(data / "store")
+    assert store.has("a/1.png") and store.has("b/1.png") and not store.has("a/2.png")
+
+
+def test_images_of_another_size_than_the_json_says(data, capsys):
+    content = read_json(data / "squares.json")
+    content["images"][1]["width"] = 99
+    write_json(data / "squares.json", content)
+    assert make_proposals.main(arguments(data)) == 1
+    assert "a/2.png" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (("--set", "proposals.options.num_cels", "5"), "unknown num_cels; known: num_cells, min"),
+        (("--set", "proposals.max_proposal", "5"), "did you mean proposals.max_proposals"),
+        (("--cfg", "gone.yaml"), "gone.yaml"),
+    ],
+)
+def test_bad_settings_are_one_line(data, capsys, more, message):
+    assert make_proposals.main(arguments(data, *more)) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1 and message in error
+
+
+def test_a_worker_that_dies_is_an_error(data, capsys, monkeypatch):
+    def dying(function, tasks, total, jobs, title):
+        return for_each(os._exit, [(str(n), (1,)) for n in range(total)], total, 2, title)
+
+    monkeypatch.setattr(make_proposals, "for_each", dying)
+    assert make_proposals.main(arguments(data)) == 2
+    assert "error: a worker process" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_several_processes_store_the_same(data):
+    assert make_proposals.main(arguments(data)) == 0
+    alone = ProposalStore(data / "store").load("b/1.png").regions.masks()
+    again = [*arguments(data, "--overwrite"), "--jobs", "2"]
+    assert make_proposals.main(again) == 0
+    shared = ProposalStore(data / "store").load("b/1.png").regions.masks()
+    np.testing.assert_array_equal(shared, alone)
+
+
+def test_recall_is_reported_and_kept(data, capsys):
+    make_proposals.main(arguments(data))
+    capsys.readouterr()
+    output = data / "recall.json"
+    more = ("--counts", "2", "50", "--thresholds", "0.5", "0.9", "--output", str(output))
+    assert proposal_recall.main(arguments(data, *more)) == 0
+    assert "| 50 | all | 3 | 1.000 |" in capsys.readouterr().out
+    content = json.loads(output.read_text())
+    assert content["images"] == 3 and len(content["rows"]) == 10
+    row = content["rows"][5]
+    assert (row["proposals"], row["size"], row["objects"]) == (50, "all", 3)
+    assert row["recall"]["0.5"] == 1.0 and row["mean_iou"] > 0.9
+
+
+def test_recall_without_proposals_or_objects(data, capsys):
+    assert proposal_recall.main(arguments(data)) == 1
+    assert "3 of 3 images failed" in capsys.readouterr().err
+    content = read_json(data / "squares.json")
+    content["annotations"] = [a for a in content["annotations"] if a["iscrowd"]]
+    write_json(data / "squares.json", content)
+    assert proposal_recall.main(arguments(data)) == 2
+    assert "nothing to find" in capsys.readouterr().err
+    assert proposal_recall.main(arguments(data, "--counts", "0")) == 2
