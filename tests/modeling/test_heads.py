@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from lib.modeling.heads import CIMMiner, Heads, anti_noise_sample, greedy_nms, teachers
+from lib.modeling import heads
+from lib.modeling.heads import CIMMiner, Heads, _highest, anti_noise_sample, greedy_nms, teachers
 from lib.structures import Instances, Scores
 from tests.modeling import literal
 from tests.modeling.cases import overlaps_of, random_labels, random_masks, random_scores
@@ -69,6 +70,20 @@ def test_mining_equals_the_literal_loop(seed, labels):
         np.testing.assert_array_equal(targets.iou_target[stage], iou_target)
 
 
+@pytest.mark.parametrize("seed", range(10))
+def test_without_counts_the_result_is_the_same(seed, monkeypatch):
+    """The way that CUDA takes, where the sizes of results are not waited for."""
+    rng = np.random.default_rng(seed)
+    iou, containment = (torch.as_tensor(part) for part in overlaps_of(random_masks(rng, 20)))
+    teacher, present = teachers(random_scores(rng, 20, 3)), torch.tensor([0, 2])
+    miner = CIMMiner(anti_noise=False, seed_fraction=0.4)
+    expected = miner(*teacher, present, iou, containment)
+    monkeypatch.setattr(heads, "_size", lambda count, at_most: at_most)
+    targets = miner(*teacher, present, iou, containment)
+    for name, value in vars(expected).items():
+        assert torch.equal(getattr(targets, name), value), name
+
+
 @pytest.mark.parametrize("seed", range(30))
 def test_greedy_nms_equals_the_loop(seed):
     rng = np.random.default_rng(seed)
@@ -88,6 +103,14 @@ def test_greedy_nms_of_a_chain_needs_every_round():
     # Each overlaps the next alone, so that every second one stays, decided one after the other.
     chain = torch.diag(torch.ones(40, dtype=torch.bool), diagonal=1)
     assert greedy_nms(chain | chain.T).tolist() == [i % 2 == 0 for i in range(41)]
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_the_highest_values_are_those_of_a_stable_sort(seed):
+    rng = np.random.default_rng(seed)
+    values = torch.as_tensor(rng.integers(0, 5, (2, 3, 50)) * rng.choice([0.25, 1e-42, 1e-7]))
+    order = values.float().argsort(dim=2, descending=True, stable=True)
+    assert torch.equal(_highest(values.float(), 17), order[:, :, :17])
 
 
 # -- the rules by hand --------------------------------------------------------------------------
@@ -301,19 +324,19 @@ def test_sampling_without_a_generator_is_refused():
 @pytest.mark.parametrize("num_stages", [0, 1, 3])
 def test_heads_score(num_stages):
     torch.manual_seed(0)
-    heads = Heads(in_features=8, num_classes=4, num_stages=num_stages)
-    for parameter in heads.parameters():
+    model = Heads(in_features=8, num_classes=4, num_stages=num_stages)
+    for parameter in model.parameters():
         torch.nn.init.normal_(parameter)
     features = torch.randn(6, 8)
-    scores = heads(features)
+    scores = model(features)
     assert scores.cls_prob.shape == scores.det_prob.shape == (6, 5)
     assert scores.refine_cls.shape == scores.refine_iou.shape == (num_stages, 6, 5)
     torch.testing.assert_close(scores.cls_prob.sum(dim=1), torch.ones(6))
     torch.testing.assert_close(scores.det_prob.sum(dim=0), torch.ones(5))
     for s in range(num_stages):
-        logits = features @ heads.refine_cls[s].weight.T + heads.refine_cls[s].bias
+        logits = features @ model.refine_cls[s].weight.T + model.refine_cls[s].bias
         torch.testing.assert_close(scores.refine_cls[s], logits.softmax(dim=1))
-        logits = features @ heads.refine_iou[s].weight.T + heads.refine_iou[s].bias
+        logits = features @ model.refine_iou[s].weight.T + model.refine_iou[s].bias
         torch.testing.assert_close(scores.refine_iou[s], 1 / (1 + (-logits).exp()))
 
 
