@@ -117,6 +117,8 @@ def assign_clusters(
     Returns:
         (outcome by file name, reason by file name of those that failed)
     """
+    if not records:
+        return {}, {}
     tasks = (
         (record.file_name, (record, found, source, proposals, clusters))
         for record, found, source in zip(records, peaks, sources, strict=True)

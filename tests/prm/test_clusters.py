@@ -81,6 +81,7 @@ def test_thresholds_are_not_reached_by_equality():
     assert clusters.column.tolist() == [0] * 7 + [1] * 3
 
 
+@pytest.mark.filterwarnings("error")
 def test_a_point_nobody_covers_keeps_its_number():
     masks = np.stack([row((0, 4)), row((0, 10))])
     masks[1, 0, 9] = False
