@@ -57,7 +57,7 @@ class CobReader(FileReader):
 def _in_reading_order(masks: np.ndarray) -> np.ndarray:
     """The same (P, H, W), row by row in memory; MATLAB's order is the opposite.
 
-    A few columns at a time stay in the processor's cache, which is several times as fast as at once.
+    A few columns at a time stay in the processor's cache: several times as fast as at once.
     """
     ordered = np.empty(masks.shape, masks.dtype)
     for left in range(0, masks.shape[2], 16):
