@@ -32,7 +32,6 @@ setup(
         "scipy>=1.13",
         "opencv-python-headless>=4.10",
         "scikit-image>=0.24",
-        "higra>=0.6.12",
         "pycocotools>=2.0.8",
         "hotcoco>=1.3,<2",
         "joblib>=1.4",
