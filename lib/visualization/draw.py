@@ -110,7 +110,10 @@ def draw_clusters(
     long_side: int = LONG_SIDE,
 ) -> np.ndarray:
     """Foreground clusters: tinted by the share of their proposals that cover a pixel, outlined
-    where it is half of them, captioned with class and number of proposals."""
+    where it is half of them, captioned with class and number of proposals.
+
+    The background cluster is not drawn; without clusters the image comes back enlarged.
+    """
     _check_size(image, regions.size, "clusters")
     canvas = enlarge(image, long_side)
     number, column = np.asarray(clusters.number), np.asarray(clusters.column)
