@@ -29,6 +29,8 @@ class CheckpointError(ValueError):
 def save_checkpoint(folder: Path, content: Mapping[str, Any], keep: int | None = None) -> Path:
     """Writes `folder/model_step<content['step']>.pth`, then removes all but the `keep` newest."""
     path = folder / f"model_step{content['step']}.pth"
+    for half in folder.glob(".model_step*.part"):  # of a process that was killed while writing
+        half.unlink(missing_ok=True)
     with atomic_file(path) as file:
         torch.save(dict(content), file)
     if keep is not None:

@@ -117,6 +117,12 @@ def test_other_widths_are_not_called_classes():
         load_model(heads(5), heads(5, hidden=7).state_dict(), "x.pth", num_classes=5)
 
 
+def test_halves_of_a_killed_process_are_removed(tmp_path):
+    (tmp_path / ".model_step3.pth.x1.part").write_bytes(b"half")
+    path = save_checkpoint(tmp_path, {"model": {}, "step": 4})
+    assert list(tmp_path.iterdir()) == [path]
+
+
 def test_a_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
     path = save_checkpoint(tmp_path, {"model": {}, "step": 1})
     before = path.read_bytes()
