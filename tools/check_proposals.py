@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from lib.command_line import errors_in_a_line
 from lib.data.catalog import Dataset, add_dataset_arguments, dataset_from_args
 from lib.data.coco import CocoImages
 from lib.evaluation.coco_files import read_ground_truth
@@ -23,6 +24,7 @@ SHOWN = 20
 """Of each kind of fault, so many images are named."""
 
 
+@errors_in_a_line
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     add_dataset_arguments(parser)
@@ -33,11 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--jobs", type=int, default=-1, help="processes (default: one per core)")
     args = parser.parse_args(argv)
-    try:
-        return run(args)
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return run(args)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from lib.command_line import errors_in_a_line
 from lib.config import load_config
 from lib.data.catalog import add_dataset_arguments, dataset_from_args
 from lib.engine.results import add_result_arguments, detections_from_args, run_of
@@ -15,14 +16,11 @@ from lib.evaluation.coco_eval import EVALUATORS, evaluate_segm, format_metrics
 from lib.files import write_json
 
 
+@errors_in_a_line
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
-        evaluate(args)
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    evaluate(args)
     return 0
 
 

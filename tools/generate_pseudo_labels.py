@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from lib.command_line import errors_in_a_line
 from lib.data.catalog import add_dataset_arguments, dataset_from_args
 from lib.data.coco import CocoImages
 from lib.engine.results import add_result_arguments, detections_from_args, run_of
@@ -19,14 +20,11 @@ from lib.evaluation.pseudo_labels import summarise, to_coco_annotations
 from lib.files import read_json, write_json
 
 
+@errors_in_a_line
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
     logging.basicConfig(level=logging.INFO, format="warning: %(message)s")
-    try:
-        generate(args)
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    generate(args)
     return 0
 
 

@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from lib.command_line import errors_in_a_line
 from lib.data.catalog import add_dataset_arguments, dataset_from_args
 from lib.data.coco import CocoImages
 from lib.parallel import failures_text
@@ -14,17 +15,14 @@ from lib.prm.published import import_label_assign
 from lib.proposals.store import ProposalStore
 
 
+@errors_in_a_line
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--source", required=True, metavar="FILE", help="the pickle")
     add_dataset_arguments(parser)
     parser.add_argument("--jobs", type=int, default=-1, help="processes (default: one per core)")
     args = parser.parse_args(argv)
-    try:
-        return run(args)
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return run(args)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -7,9 +7,11 @@ import logging
 import sys
 from collections.abc import Sequence
 
+from lib.command_line import errors_in_a_line
 from lib.data.shapes import NUM_IMAGES, make_shapes
 
 
+@errors_in_a_line
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
@@ -20,11 +22,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.add_argument(f"--{split}", type=int, default=count, metavar="N", help="images")
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
-        made = make_shapes(args.root, args.seed, {s: getattr(args, s) for s in NUM_IMAGES})
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    made = make_shapes(args.root, args.seed, {s: getattr(args, s) for s in NUM_IMAGES})
     print(f"{args.root}/shapes: {'made' if made else 'complete already, nothing to do'}")
     return 0
 

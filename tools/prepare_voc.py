@@ -7,11 +7,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from lib.command_line import errors_in_a_line
 from lib.data.voc import NUM_IMAGES, Prepared, find_voc, prepare_trainaug, prepare_val
 from lib.files import write_json
 from lib.parallel import failures_text
 
 
+@errors_in_a_line
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
@@ -27,17 +29,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--jobs", type=int, default=-1, help="processes (default: one per core)")
     args = parser.parse_args(argv)
-    try:
-        output = Path(args.output) if args.output else find_voc(args.voc) / "annotations"
-        complete = write_split("val", prepare_val(args.voc, args.jobs), output)
-        if args.sbd is None:
-            print("no --sbd given: voc_2012_trainaug.json is not written")
-        else:
-            trainaug = prepare_trainaug(args.voc, args.sbd, args.jobs)
-            complete &= write_split("trainaug", trainaug, output)
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    output = Path(args.output) if args.output else find_voc(args.voc) / "annotations"
+    complete = write_split("val", prepare_val(args.voc, args.jobs), output)
+    if args.sbd is None:
+        print("no --sbd given: voc_2012_trainaug.json is not written")
+    else:
+        trainaug = prepare_trainaug(args.voc, args.sbd, args.jobs)
+        complete &= write_split("trainaug", trainaug, output)
     return 0 if complete else 1
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from lib.command_line import errors_in_a_line
 from lib.data.catalog import Dataset, add_dataset_arguments, dataset_from_args
 from lib.data.coco import CocoImages, ImageRecord
 from lib.data.images import read_image
@@ -22,13 +23,10 @@ from lib.visualization.draw import draw_instances
 from lib.visualization.panels import contact_sheet, save_png, side_by_side
 
 
+@errors_in_a_line
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
-    try:
-        visualize(args)
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    visualize(args)
     return 0
 
 
