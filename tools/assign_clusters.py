@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from lib.command_line import errors_in_a_line
 from lib.config import PRMConfig, load_config
 from lib.data.catalog import add_dataset_arguments, dataset_from_args
 from lib.data.coco import CocoImages
@@ -27,6 +28,7 @@ FEW = 1000
 """Below this many images starting processes takes longer than they save."""
 
 
+@errors_in_a_line
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cfg", metavar="FILE", help="configuration (default: the published one)")
@@ -42,11 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY VALUE", help="overrides")
     args = parser.parse_args(argv)
     start_logging()
-    try:
-        return run(args)
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return run(args)
 
 
 def run(args: argparse.Namespace) -> int:
