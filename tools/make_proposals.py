@@ -6,12 +6,12 @@ import argparse
 import inspect
 import sys
 from collections.abc import Sequence
-from concurrent.futures import BrokenExecutor
 from pathlib import Path
 from typing import Any
 
 import cv2
 
+from lib.command_line import errors_in_a_line
 from lib.config import ConfigError, load_config
 from lib.data.catalog import add_dataset_arguments, dataset_from_args
 from lib.data.coco import CocoImages, ImageRecord
@@ -21,6 +21,7 @@ from lib.proposals.generate import generate_proposals
 from lib.proposals.store import ProposalStore
 
 
+@errors_in_a_line
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cfg", metavar="FILE", help="its section `proposals` is used")
@@ -33,16 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY VALUE")
     args = parser.parse_args(argv)
-    try:
-        return run(args)
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-    except BrokenExecutor:
-        print(
-            "error: a worker process died (out of memory?); run again, with fewer --jobs, to go on",
-            file=sys.stderr,
-        )
-    return 2
+    return run(args)
 
 
 def run(args: argparse.Namespace) -> int:

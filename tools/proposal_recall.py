@@ -8,11 +8,11 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from concurrent.futures import BrokenExecutor
 from typing import Any
 
 import numpy as np
 
+from lib.command_line import errors_in_a_line
 from lib.data.catalog import add_dataset_arguments, dataset_from_args
 from lib.evaluation.coco_files import read_ground_truth
 from lib.evaluation.rle import rle_to_mask
@@ -22,6 +22,7 @@ from lib.proposals.recall import best_overlaps, recall_table, table_text
 from lib.proposals.store import ProposalStore
 
 
+@errors_in_a_line
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     add_dataset_arguments(parser)
@@ -34,16 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--jobs", "--workers", type=int, default=-1, help="processes (default: one per core)"
     )
     args = parser.parse_args(argv)
-    try:
-        return run(args)
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-    except BrokenExecutor:
-        print(
-            "error: a worker process died (out of memory?); run again, with fewer --jobs, to go on",
-            file=sys.stderr,
-        )
-    return 2
+    return run(args)
 
 
 def run(args: argparse.Namespace) -> int:
