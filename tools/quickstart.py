@@ -85,7 +85,8 @@ def stages(
             "prm",
             "Train a classifier on the image-level labels; the peaks of its response maps tell "
             "where objects are.",
-            ["train_prm.py", *train, *common],
+            # Operations on images this small are not worth splitting among threads.
+            ["train_prm.py", *train, *common, "--threads", "1"],
         ),
         (
             "clusters",

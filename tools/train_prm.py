@@ -33,6 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", metavar="FILE", help="where to write it (default: --prm)")
     parser.add_argument("--overwrite", action="store_true", help="train again what is finished")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--threads", type=int, metavar="N", help="of PyTorch, default: its own")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY VALUE", help="overrides")
     args = parser.parse_args(argv)
     start_logging()
@@ -47,6 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.threads is not None:
+        torch.set_num_threads(args.threads)
     config = load_config(args.cfg, args.set)
     dataset = dataset_from_args(args)
     output = Path(args.output) if args.output else dataset.prm
