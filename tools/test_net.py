@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 import torch
 
+from lib.command_line import errors_in_a_line
 from lib.config import Config, load_config
 from lib.data.catalog import add_dataset_arguments, dataset_from_args
 from lib.data.coco import CocoImages
@@ -23,17 +23,11 @@ from lib.engine.setup import build_detector, open_test_data, share_threads, trai
 logger = logging.getLogger("test_net")
 
 
+@errors_in_a_line
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
     start_logging()
-    try:
-        run(args)
-    except (OSError, ValueError) as error:
-        logger.error("error: %s", error)
-        return 2
-    except KeyboardInterrupt:
-        logger.error("interrupted; the same command goes on from here")
-        return 128 + signal.SIGINT
+    run(args)
     return 0
 
 

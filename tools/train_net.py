@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         logger.error("error: %s", error)
         return 1
     except (OSError, ValueError) as error:
-        logger.error("error: %s", error)
+        logger.error("error: %s", error)  # to the run's log as well, once there is one
         return 2
     except KeyboardInterrupt:
         logger.error("interrupted before the first update")

@@ -83,11 +83,11 @@ class Trainer:
                 pending.append(self.lanes.submit(number, self._add_gradient, sample, number))
         finally:
             self.lanes.finish()
-        losses = [future.result() for future in pending]
+        of_images = [future.result() for future in pending]
         self.lanes.gather_gradients()
         gradients = [p.grad for p in self.parameters if p.grad is not None]
         grad_norm = nn.utils.get_total_norm(gradients, foreach=True)
-        losses, told_norm = self._finite(images, losses, grad_norm)
+        losses, told_norm = self._finite(images, of_images, grad_norm)
         if self.clip_grad_norm is not None:
             nn.utils.clip_grads_with_norm_(
                 self.parameters, self.clip_grad_norm, grad_norm, foreach=True
