@@ -79,7 +79,15 @@ def stages(
         (
             "recall",
             "How many objects have a good candidate at all? This bounds everything after it.",
-            ["proposal_recall.py", *test, "--output", str(run / "recall.json")],
+            [
+                "proposal_recall.py",
+                *test,
+                "--counts",
+                "20",
+                "60",
+                "--output",
+                str(run / "recall.json"),
+            ],
         ),
         (
             "prm",
