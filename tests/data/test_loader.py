@@ -248,7 +248,7 @@ def test_workers_outlast_signals_to_the_group_but_not_the_main_process(made, end
         start_new_session=True,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=400,
     )
     assert "went on after [2, 15]" in done.stdout, done.stderr
     assert done.returncode == code
