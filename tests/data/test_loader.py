@@ -252,7 +252,9 @@ def test_workers_outlast_signals_to_the_group_but_not_the_main_process(made, end
     )
     assert "went on after [2, 15]" in done.stdout, done.stderr
     assert done.returncode == code
-    assert ("is killed by signal" in done.stderr) == (end == "die")
+    # A worker that is killed while it hands over a sample leaves an EOFError instead.
+    told = "is killed by signal" in done.stderr or "EOFError" in done.stderr
+    assert told == (end == "die")
 
 
 def test_truncated_image_and_wrong_size(made):
