@@ -64,13 +64,27 @@ class Clusters:
 
 
 @dataclass(frozen=True, eq=False)
-class Sample:
-    """One image as the network sees it, with what training knows about it."""
+class TrainingSample:
+    """One image as a network sees it; what training knows about it is added by its kinds."""
 
     image_id: int
     file_name: str
     image: Tensor
     """(3, h, w) float32, normalised."""
+
+    def to(self, device: str, non_blocking: bool = False) -> Self:
+        moved = {
+            f.name: value.to(device, non_blocking=non_blocking)
+            for f in fields(self)
+            if isinstance(value := getattr(self, f.name), Tensor)
+        }
+        return replace(self, **moved)
+
+
+@dataclass(frozen=True, eq=False)
+class Sample(TrainingSample):
+    """An image with its proposals and its image-level labels: what CIM is trained on."""
+
     boxes: Tensor
     """(P, 4) float32 in pixels of `image`."""
     roi_masks: Tensor
@@ -86,13 +100,17 @@ class Sample:
     cluster_column: Tensor
     """(P,) int64, see Clusters; all -1 where there are none."""
 
-    def to(self, device: str, non_blocking: bool = False) -> Self:
-        moved = {
-            f.name: value.to(device, non_blocking=non_blocking)
-            for f in fields(self)
-            if isinstance(value := getattr(self, f.name), Tensor)
-        }
-        return replace(self, **moved)
+
+@dataclass(frozen=True, eq=False)
+class InstanceSample(TrainingSample):
+    """An image with N instances: what a Mask R-CNN is trained on."""
+
+    boxes: Tensor
+    """(N, 4) float32 xyxy in pixels of `image`, tight: x2 and y2 are one past the last pixel."""
+    class_idx: Tensor
+    """(N,) int64, 0..C-1."""
+    masks: Tensor
+    """(N, h, w) uint8 in {0, 1}."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -24,7 +24,7 @@ from lib.data.transforms import (
     normalise,
     resize_long_side,
 )
-from lib.structures import Clusters, Proposals, Sample
+from lib.structures import Clusters, Proposals, Sample, TrainingSample
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +64,8 @@ class CimDataset:
             every image is read once and then kept (by each process that reads).
     """
 
+    label_name = "label"
+
     def __init__(
         self,
         coco: CocoImages,
@@ -82,6 +84,10 @@ class CimDataset:
 
     def __len__(self) -> int:
         return len(self.coco)
+
+    def labelled(self) -> list[int]:
+        """Indices of the images that can be trained on: those with an image-level label."""
+        return [n for n, record in enumerate(self.coco.images) if record.image_labels.any()]
 
     def load(self, index: int, long_side: int, flip: Flip = "none") -> Sample:
         """`read` and `view` in one."""
@@ -181,14 +187,28 @@ class TrainSampler(Sampler[tuple[int, int, Flip]]):
         ]
 
 
+class Trainable(Protocol):
+    """What is needed of a CimDataset to train on it, of whatever labels."""
+
+    coco: CocoImages
+    label_name: str
+    """What an image must have to be trained on, in messages."""
+
+    def __len__(self) -> int: ...
+
+    def labelled(self) -> list[int]: ...
+
+    def load(self, index: int, long_side: int, flip: Flip = "none") -> TrainingSample: ...
+
+
 def train_loader(
-    dataset: CimDataset,
+    dataset: Trainable,
     scales: Sequence[int],
     flips: Sequence[Flip],
     seed: int,
     start: int = 0,
     num_workers: int = 0,
-) -> Iterator[Sample]:
+) -> Iterator[TrainingSample]:
     """An endless stream of training samples; images without labels are left out.
 
     The stream depends on the seed and not on `num_workers`. Samples are made ahead, so the
@@ -199,10 +219,10 @@ def train_loader(
         num_workers: processes that make samples; 0 makes them in this one.
 
     Raises:
-        FileNotFoundError, ValueError: when the sample that `CimDataset.load` raised it for is
+        FileNotFoundError, ValueError: when the sample that `dataset.load` raised it for is
             due; also where no image has a label.
     """
-    labelled = [n for n, record in enumerate(dataset.coco.images) if record.image_labels.any()]
+    labelled = dataset.labelled()
     if not labelled:
         raise ValueError(
             f"{dataset.coco.path}: none of its {len(dataset)} images has an image-level label; "
@@ -210,10 +230,11 @@ def train_loader(
         )
     if len(labelled) < len(dataset):
         log.warning(
-            "%s: training leaves out %d of %d images, which have no label",
+            "%s: training leaves out %d of %d images, which have no %s",
             dataset.coco.path,
             len(dataset) - len(labelled),
             len(dataset),
+            dataset.label_name,
         )
     loader = DataLoader(
         _Requests(dataset, labelled),
@@ -230,14 +251,14 @@ def train_loader(
 class _Requests(Dataset):
     """Answers the sampler's requests; an error of a worker comes back whole, to be raised."""
 
-    def __init__(self, dataset: CimDataset, image_idx: Sequence[int]) -> None:
+    def __init__(self, dataset: Trainable, image_idx: Sequence[int]) -> None:
         self.dataset = dataset
         self.image_idx = image_idx
 
     def __len__(self) -> int:
         return len(self.image_idx)
 
-    def __getitem__(self, request: tuple[int, int, Flip]) -> Sample | Exception:
+    def __getitem__(self, request: tuple[int, int, Flip]) -> TrainingSample | Exception:
         number, long_side, flip = request
         try:
             return self.dataset.load(self.image_idx[number], long_side, flip)
@@ -246,14 +267,14 @@ class _Requests(Dataset):
             return error
 
 
-def _raise_errors(loader: DataLoader) -> Iterator[Sample]:
+def _raise_errors(loader: DataLoader) -> Iterator[TrainingSample]:
     for item in loader:
         if isinstance(item, Exception):
             raise item
         yield item
 
 
-def _as_is(item: Sample | Exception) -> Sample | Exception:
+def _as_is(item: TrainingSample | Exception) -> TrainingSample | Exception:
     return item
 
 

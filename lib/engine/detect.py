@@ -7,12 +7,13 @@ import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
 from tqdm import tqdm
 
+from lib.data.coco import CocoImages, ImageRecord
 from lib.data.loader import CimDataset, ReadImage
 from lib.data.transforms import Flip
 from lib.engine.inference import map_ahead, read_passes, score_passes
@@ -41,6 +42,10 @@ class Detector:
     """Detect only the classes that an image is labelled with."""
     device: torch.device | str = "cpu"
 
+    def prepare(self, dataset: CimDataset, index: int) -> tuple[ReadImage, list[Sample]]:
+        """Reads image `index`, once, for all passes; may run in another thread."""
+        return read_passes(dataset, index, self.scales, self.flips)
+
     def __call__(self, read: ReadImage, passes: Sequence[Sample]) -> list[dict[str, Any]]:
         """COCO results of one image, best first; [] without proposals."""
         proposals = read.proposals
@@ -59,9 +64,28 @@ class Detector:
         )
 
 
+class DetectsImages(Protocol):
+    """What is needed of a Detector, of whatever network."""
+
+    model: nn.Module
+    device: torch.device | str
+
+    def prepare(self, dataset: Any, index: int) -> tuple[Read, Any]: ...
+
+    def __call__(self, read: Read, views: Any) -> list[dict[str, Any]]: ...
+
+
+class Read(Protocol):
+    record: ImageRecord
+
+
+class Images(Protocol):
+    coco: CocoImages
+
+
 def detect_dataset(
-    detector: Detector,
-    dataset: CimDataset,
+    detector: DetectsImages,
+    dataset: Images,
     output: Path,
     made_from: Mapping[str, Any],
     num_threads: int = 0,
@@ -87,7 +111,7 @@ def detect_dataset(
         return False
     detector.model.to(detector.device).eval()
     images = dataset.coco.images
-    without_proposals = 0
+    without_detections = 0
     with Journal(output.with_name(f"{output.stem}.journal.jsonl"), made_from) as journal:
         if journal.done:
             logger.info("%s: going on after %d images", journal.path, len(journal.done))
@@ -95,34 +119,34 @@ def detect_dataset(
         stream = _detections(detector, dataset, todo, num_threads)
         start = len(images) - len(todo)
         for read, results in tqdm(stream, "testing", len(images), initial=start, unit="image"):
-            without_proposals += not len(read.proposals)
+            without_detections += not results
             journal.append(read.record.image_id, results)
         told.unlink(missing_ok=True)
         _write_list(output, journal.results())
         write_json(told, made_from, indent=2)
         journal.path.unlink()
-    if without_proposals:
-        logger.warning("%d images have no proposals and so no detections", without_proposals)
+    if without_detections:
+        logger.warning("%d images have no detections", without_detections)
     return True
 
 
 def _detections(
-    detector: Detector, dataset: CimDataset, image_idx: Sequence[int], num_threads: int
-) -> Iterator[tuple[ReadImage, list[dict[str, Any]]]]:
+    detector: DetectsImages, dataset: Images, image_idx: Sequence[int], num_threads: int
+) -> Iterator[tuple[Read, list[dict[str, Any]]]]:
     """Images in the given order with their COCO results."""
 
-    def prepare(index: int) -> tuple[ReadImage, list[Sample]]:
-        return read_passes(dataset, index, detector.scales, detector.flips)
+    def prepare(index: int) -> tuple[Read, Any]:
+        return detector.prepare(dataset, index)
 
-    def detect(index: int) -> tuple[ReadImage, list[dict[str, Any]]]:
-        read, passes = prepare(index)
-        return read, detector(read, passes)
+    def detect(index: int) -> tuple[Read, list[dict[str, Any]]]:
+        read, views = prepare(index)
+        return read, detector(read, views)
 
     if torch.device(detector.device).type == "cpu":
         yield from map_ahead(detect, image_idx, num_threads)
         return
-    for read, passes in map_ahead(prepare, image_idx, num_threads):
-        yield read, detector(read, passes)
+    for read, views in map_ahead(prepare, image_idx, num_threads):
+        yield read, detector(read, views)
 
 
 def _write_list(path: Path, items: Iterable[Any]) -> None:

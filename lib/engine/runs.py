@@ -44,7 +44,8 @@ def new_run(outputs: Path, config_stem: str) -> Path:
 def newest_run(outputs: Path) -> Path:
     """The run below `outputs` (at most two folders deep) that was started last.
 
-    Only runs with a checkpoint count. A run's start is the time its config.yaml was written.
+    Only runs with a checkpoint count, and of those that lie in another run (the Mask R-CNN of a
+    CIM run) none. A run's start is the time its config.yaml was written.
 
     Raises:
         FileNotFoundError: there is none.
@@ -55,6 +56,7 @@ def newest_run(outputs: Path) -> Path:
         for config in outputs.glob(pattern)
         if list_checkpoints(checkpoint_folder(config.parent))
     }
+    runs = {run: start for run, start in runs.items() if run.parent not in runs}
     if not runs:
         raise FileNotFoundError(
             f"{outputs}: no run with a checkpoint; train one with tools/train_net.py or name a run"

@@ -18,7 +18,7 @@ from lib.engine.checkpoint import load_checkpoint, load_model
 from lib.engine.detect import Detector
 from lib.engine.solver import LearningRate, build_optimizer
 from lib.engine.trainer import Trainer
-from lib.modeling.criterion import CIMCriterion
+from lib.modeling.criterion import CIMCriterion, CIMLosses
 from lib.modeling.heads import CIMMiner
 from lib.modeling.model_builder import CIMNet, build_model
 from lib.prm.clusters import ClusterStore
@@ -114,7 +114,7 @@ def build_trainer(config: Config, model: nn.Module, device: str, num_lanes: int 
     model.to(device, memory_format=torch.channels_last).train()
     return Trainer(
         model=model,
-        criterion=CIMCriterion(CIMMiner(**config.mining.model_dump())),
+        losses=CIMLosses(CIMCriterion(CIMMiner(**config.mining.model_dump()))),
         optimizer=build_optimizer(
             model, solver.momentum, solver.weight_decay, solver.bias_lr_factor
         ),

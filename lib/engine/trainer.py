@@ -23,8 +23,7 @@ from lib.engine.randomness import random_state, set_random_state
 from lib.engine.runs import History, checkpoint_folder
 from lib.engine.signals import StopSignals
 from lib.engine.solver import LearningRate, set_learning_rate
-from lib.proposals.overlaps import overlaps
-from lib.structures import Sample
+from lib.structures import TrainingSample
 
 logger = logging.getLogger(__name__)
 
@@ -40,9 +39,8 @@ class Trainer:
     """A model, how it learns, and how far it has come."""
 
     model: nn.Module
-    """(image (1, 3, h, w), boxes (P, 4), roi_masks (P, 7, 7)) -> Scores."""
-    criterion: Callable[..., dict[str, Tensor]]
-    """(scores, sample, iou, containment, generator) -> unweighted losses by name."""
+    losses: Callable[[nn.Module, Any, torch.Generator], dict[str, Tensor]]
+    """(model, sample on `device`, generator) -> unweighted losses of one image by name."""
     optimizer: torch.optim.SGD
     learning_rate: LearningRate
     loss_weights: Mapping[str, float]
@@ -60,7 +58,7 @@ class Trainer:
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.lanes = Lanes(self.model, min(self.num_lanes, self.images_per_update))
 
-    def update(self, samples: Iterator[Sample]) -> Numbers:
+    def update(self, samples: Iterator[TrainingSample]) -> Numbers:
         """Takes the next images of the stream and makes one update of the weights.
 
         Returns:
@@ -98,12 +96,12 @@ class Trainer:
         means = {name: sum(one[name] for one in losses) / len(losses) for name in losses[0]}
         return {**means, "lr": rate, "grad_norm": told_norm, "data_wait": waited}
 
-    def _add_gradient(self, model: nn.Module, sample: Sample, number: int) -> dict[str, Tensor]:
+    def _add_gradient(
+        self, model: nn.Module, sample: TrainingSample, number: int
+    ) -> dict[str, Tensor]:
         """Adds the gradient of one image to that of `model`; returns its losses and their sum."""
         sample = sample.to(self.device, non_blocking=True)
-        scores = model(sample.image[None], sample.boxes, sample.roi_masks)
-        iou, containment = overlaps(sample.membership, sample.areas)
-        losses = self.criterion(scores, sample, iou, containment, self._generator(number))
+        losses = self.losses(model, sample, self._generator(number))
         total = sum(self.loss_weights[name] * value for name, value in losses.items())
         total.backward()
         return {name: value.detach() for name, value in {**losses, "total": total}.items()}
@@ -162,7 +160,7 @@ class Trainer:
 
 def train(
     trainer: Trainer,
-    samples: Iterator[Sample],
+    samples: Iterator[TrainingSample],
     run: Path,
     max_iter: int,
     *,

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lib.modeling.heads import CIMMiner, teachers
 from lib.modeling.losses import (
@@ -13,7 +16,23 @@ from lib.modeling.losses import (
     refine_cls_loss,
     refine_iou_loss,
 )
+from lib.proposals.overlaps import overlaps
 from lib.structures import Sample, Scores
+
+
+@dataclass(frozen=True)
+class CIMLosses:
+    """From the network and one image to its losses, as a Trainer wants it."""
+
+    criterion: Callable[..., dict[str, Tensor]]
+    """(scores, sample, iou, containment, generator) -> unweighted losses by name."""
+
+    def __call__(
+        self, model: nn.Module, sample: Sample, generator: torch.Generator
+    ) -> dict[str, Tensor]:
+        scores = model(sample.image[None], sample.boxes, sample.roi_masks)
+        iou, containment = overlaps(sample.membership, sample.areas)
+        return self.criterion(scores, sample, iou, containment, generator)
 
 
 class CIMCriterion:

@@ -14,6 +14,7 @@ from lib.engine.runs import read_lines
 from lib.engine.signals import StopSignals
 from lib.engine.solver import LearningRate, build_optimizer
 from lib.engine.trainer import NonFiniteLossError, Trainer, train
+from lib.modeling.criterion import CIMLosses
 from lib.structures import Sample
 
 PERIODS = {"checkpoint_period": 4, "keep_checkpoints": 2, "log_period": 3}
@@ -74,7 +75,7 @@ def make_trainer(seed=0, images_per_update=2, clip=None, criterion=criterion, nu
     model = Scorer()
     return Trainer(
         model=model,
-        criterion=criterion,
+        losses=CIMLosses(criterion),
         optimizer=build_optimizer(model),
         learning_rate=LearningRate(0.05, warmup_iters=2, steps=(5,)),
         loss_weights={"near": 1.0, "far": 3.0},
@@ -221,7 +222,7 @@ def test_an_error_of_an_image_comes_out_and_changes_nothing(num_lanes):
     with pytest.raises(ValueError, match="image 1"):
         trainer.update(stream())
     assert_same(before, weights(trainer))
-    trainer.criterion = quiet
+    trainer.losses = CIMLosses(quiet)
     trainer.update(stream(10))
     clean = make_trainer(images_per_update=3, num_lanes=num_lanes, criterion=quiet)
     clean.update(stream(10))
