@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Trains CIM from image-level labels, and first makes what that needs: proposals, the peak response
-# network, clusters. Run again with the same output_file, it goes on where it was.
+# network, clusters. What is there already is taken as it is, also proposals and clusters that were
+# imported (docs/DATASET.md). Run again with the same output_file, it goes on where it was.
 #
 #   bash scripts/train_CIM.sh                                      the embedded data set
 #   cfg_file=configs/resnet50_voc.yaml dataset=voc2012trainaug bash scripts/train_CIM.sh
@@ -28,7 +29,7 @@ if [ -n "${points:-}" ]; then
         python tools/assign_clusters.py "${common[@]}" --points "$points" --set "$@"
 else
     step "Peak response network: a classifier whose peaks show where objects are" \
-        python tools/train_prm.py "${common[@]}" --set "$@"
+        python tools/train_prm.py "${common[@]}" --if-needed --set "$@"
     step "Clusters: the proposals around every peak" \
         python tools/assign_clusters.py "${common[@]}" --set "$@"
 fi

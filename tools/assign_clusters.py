@@ -1,4 +1,7 @@
-"""Groups the proposals of every image around the peaks of its PRM (AGPL), or around points."""
+"""Groups the proposals of every image around the peaks of its PRM (AGPL), or around points.
+
+Clusters that tools/import_clusters.py stored are kept, unless points are given.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +23,7 @@ from lib.parallel import failures_text
 from lib.prm.assign import assign_clusters, made_from, point_peaks, prm_peaks
 from lib.prm.clusters import ClusterStore
 from lib.prm.network import PeakResponseNet, build_prm, load_prm
+from lib.prm.published import imported_clusters
 from lib.proposals.store import ProposalStore
 
 logger = logging.getLogger("assign_clusters")
@@ -38,7 +42,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="FOLDER",
         help="take annotated points (a .txt an image: `x y class confidence`) instead of peaks",
     )
-    parser.add_argument("--overwrite", action="store_true", help="make all again")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="make all again, imported ones too"
+    )
     parser.add_argument("--jobs", type=int, help="processes (default: one per core if it pays)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY VALUE", help="overrides")
@@ -55,6 +61,13 @@ def run(args: argparse.Namespace) -> int:
     labelled = [record for record in coco.images if record.image_labels.any()]
     if coco.without_labels:
         logger.info("%s: %d images without labels are skipped", coco.path, coco.without_labels)
+    if args.points is None and not args.overwrite:
+        imported = imported_clusters(labelled, proposals, clusters)
+        if imported:
+            print(f"{dataset.clusters}: the imported clusters of {len(imported)} images are kept")
+        labelled = [r for r in labelled if r.file_name not in imported]
+        if not labelled:
+            return 0
     if args.points is None:
         net = build_prm(settings, coco.num_classes, weights="random")
         load_prm(net, dataset.prm)

@@ -19,9 +19,12 @@ from lib.data.coco import CocoImages
 from lib.engine.randomness import seed_everything
 from lib.engine.runs import describe_environment, start_logging
 from lib.files import atomic_file
+from lib.prm.clusters import ClusterStore
 from lib.prm.images import SquareImages
 from lib.prm.network import build_prm
+from lib.prm.published import imported_clusters
 from lib.prm.train import Recipe, average_precisions, score_images, train_prm
+from lib.proposals.store import ProposalStore
 
 logger = logging.getLogger("train_prm")
 
@@ -32,6 +35,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_dataset_arguments(parser)
     parser.add_argument("--output", metavar="FILE", help="where to write it (default: --prm)")
     parser.add_argument("--overwrite", action="store_true", help="train again what is finished")
+    parser.add_argument(
+        "--if-needed",
+        action="store_true",
+        help="do nothing where all clusters were imported and CIM does not start from the PRM",
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, metavar="N", help="of PyTorch, default: its own")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY VALUE", help="overrides")
@@ -58,6 +66,11 @@ def run(args: argparse.Namespace) -> int:
     labelled = [record for record in coco.images if record.image_labels.any()]
     if coco.without_labels:
         logger.info("%s: %d images without labels are skipped", coco.path, coco.without_labels)
+    if args.if_needed and config.model.weights != "prm":
+        proposals, clusters = ProposalStore(dataset.proposals), ClusterStore(dataset.clusters)
+        if len(imported_clusters(labelled, proposals, clusters)) == len(labelled):
+            print(f"{dataset.clusters}: the clusters of all images were imported, none is needed")
+            return 0
     images = SquareImages(labelled, dataset.images, config.prm.image_size)
     made_from = describe(config, images)
     if output.is_file() and not args.overwrite:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,9 @@ from lib.proposals.importing import ImageEntry
 from lib.proposals.store import ProposalStore
 from lib.restricted_pickle import find_image, load_by_image
 from lib.structures import Clusters
+
+_IMPORTED = "imported from "
+"""What the `made_from` of imported clusters begins with."""
 
 
 def read_label_assign(path: str | Path) -> dict[str, tuple[Any, ...]]:
@@ -86,6 +90,33 @@ def import_label_assign(
     return len(by_image) - sum(matrix is not None for matrix in found), failures
 
 
+def imported_clusters(
+    images: Sequence[ImageEntry], proposals: ProposalStore, clusters: ClusterStore
+) -> set[str]:
+    """File names of the images that have imported clusters, which nothing here could make again.
+
+    Raises:
+        ValueError: proposals have been replaced since clusters were imported for them.
+    """
+    told = {image.file_name: clusters.made_from(image.file_name) or "" for image in images}
+    imported = {name for name, text in told.items() if text.startswith(_IMPORTED)}
+    stale = sorted(n for n in imported if not told[n].endswith(_digest(proposals, n)))
+    if stale:
+        raise ValueError(
+            f"{clusters.folder}: the clusters of {len(stale)} images were imported for other "
+            f"proposals than {proposals.folder} has now: {', '.join(stale[:5])}"
+            f"{', ...' if stale[5:] else ''}; import their proposals again, or make clusters of "
+            "peaks by tools/assign_clusters.py --overwrite"
+        )
+    return imported
+
+
+def _digest(proposals: ProposalStore, file_name: str) -> str:
+    path = proposals.path(file_name)
+    content = path.read_bytes() if path.is_file() else b""
+    return f"for proposals {hashlib.blake2b(content, digest_size=16).hexdigest()}"
+
+
 def _import_image(
     matrix: tuple[Any, ...] | None,
     path: str,
@@ -107,4 +138,5 @@ def _import_image(
             f"{proposals.path(file_name)} has {num_proposals}; import the proposals that the file "
             "was made from, all of them and in their order"
         )
-    clusters.save(file_name, found, made_from=f"published file {Path(path).name}")
+    source = f"{_IMPORTED}{Path(path).name} {_digest(proposals, file_name)}"
+    clusters.save(file_name, found, made_from=source)

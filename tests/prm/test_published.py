@@ -1,6 +1,7 @@
 """The published label_assign files as clusters."""
 
 import pickle
+import re
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 
 from lib.data.coco import ImageRecord
 from lib.prm.clusters import ClusterStore
-from lib.prm.published import clusters_from_matrix, import_label_assign
+from lib.prm.published import clusters_from_matrix, import_label_assign, imported_clusters
 from lib.proposals.regions import encode
 from lib.proposals.store import ProposalStore
 
@@ -90,3 +91,24 @@ def test_import_by_id_with_everything_that_can_be_wrong(tmp_path):
     assert "has a matrix of 4 proposals" in failures["5.jpg"] and "has 3" in failures["5.jpg"]
     assert "no proposals of image 6.jpg" in failures["6.jpg"]
     assert not any(clusters.has(f"{i}.jpg") for i in (4, 5, 6))
+
+
+def test_imported_clusters_are_recognised_and_belong_to_their_proposals(tmp_path):
+    proposals = ProposalStore(tmp_path / "proposals")
+    clusters = ClusterStore(tmp_path / "clusters")
+    images = [image(1, "a/1.jpg"), image(2, "2.jpg"), image(3, "3.jpg")]
+    masks = np.random.default_rng(0).random((3, 4, 5)) < 0.5
+    for one in images:
+        proposals.save(one.file_name, encode(masks))
+    path = tmp_path / "label_assign.pkl"
+    matrix = np.diag([3, 1, 2])
+    path.write_bytes(pickle.dumps({"indexes": [2, 1], "mat": [matrix, matrix]}))
+    import_label_assign(path, images, 2, proposals, clusters, jobs=1)
+    clusters.save("3.jpg", clusters_from_matrix(matrix, 2), "peaks")
+    assert imported_clusters(images, proposals, clusters) == {"a/1.jpg", "2.jpg"}
+    proposals.save("2.jpg", encode(masks[::-1]))
+    with pytest.raises(ValueError, match=re.escape("of 1 images were imported for other")) as error:
+        imported_clusters(images, proposals, clusters)
+    assert ": 2.jpg; " in str(error.value)
+    proposals.save("2.jpg", encode(masks))
+    assert imported_clusters(images, proposals, clusters) == {"a/1.jpg", "2.jpg"}

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import pickle
 from pathlib import Path
 
 import cv2
@@ -112,6 +113,50 @@ def test_only_clusters_that_are_out_of_date_are_made(place, capsys):
     assert remade() == set(times)
     assert tool("assign_clusters")([*place, "--overwrite"]) == 0
     assert remade() == set(times)
+
+
+def test_imported_clusters_are_kept(place, capsys):
+    """What the driver of the training runs where some or all clusters were imported."""
+    names = ("sub/a.png", "b.png", "c.png")
+    matrix = np.eye(3)[[1, 1, 1]]  # one cluster of class 0
+
+    def imported(ids):
+        content = {"indexes": ids, "mat": [matrix] * len(ids)}
+        Path("label_assign.pkl").write_bytes(pickle.dumps(content))
+        source = ["--source", "label_assign.pkl", "--jobs", "1"]
+        return tool("import_clusters")([*source, *place[:4]])
+
+    store = ClusterStore("data/clusters/mine")
+    assert imported([0, 2]) == 1  # not for b.png
+    assert tool("train_prm")([*place, "--if-needed"]) == 0
+    assert Path("data/prm/mine.pth").is_file()  # b.png needs it
+    capsys.readouterr()
+    assert tool("assign_clusters")(place) == 0
+    told = capsys.readouterr().out
+    assert "the imported clusters of 2 images are kept" in told and "1 images: " in told
+    assert [store.load(n, 3).number.tolist() == [1, 1, 1] for n in names] == [True, False, True]
+
+    Path("data/prm/mine.pth").unlink()
+    assert imported([2, 1, 0]) == 0
+    capsys.readouterr()
+    assert tool("train_prm")([*place, "--if-needed"]) == 0
+    assert "the clusters of all images were imported, none is needed" in capsys.readouterr().out
+    assert tool("assign_clusters")(place) == 0
+    assert "the imported clusters of 3 images are kept" in capsys.readouterr().out
+    assert not Path("data/prm").exists() or not any(Path("data/prm").iterdir())
+    # CIM that starts from the PRM's trunk needs it all the same, and so does who asks for it.
+    assert tool("train_prm")([*place, "--if-needed", "--set", "model.weights", "prm"]) == 0
+    assert Path("data/prm/mine.pth").is_file()
+    assert tool("assign_clusters")([*place, "--overwrite"]) == 0
+    assert not any((store.load(n, 3).number == 1).all() for n in names)
+
+    assert imported([0, 1, 2]) == 0
+    ProposalStore("data/proposals/mine").save("b.png", encode(np.ones((3, 40, 56), bool)))
+    for step in (["train_prm", "--if-needed"], ["assign_clusters"]):
+        capsys.readouterr()
+        assert tool(step[0])([*place, *step[1:]]) == 2
+        told = capsys.readouterr().err
+        assert "were imported for other proposals" in told and ": b.png; " in told
 
 
 @pytest.mark.parametrize("jobs", ["1", "2"])

@@ -68,7 +68,7 @@ def test_train_makes_what_is_missing_first(drive):
     assert calls == [
         "tools/make_shapes.py --root data",
         f"tools/make_proposals.py {config} {data} --set",
-        f"tools/train_prm.py {config} {data} --set",
+        f"tools/train_prm.py {config} {data} --if-needed --set",
         f"tools/assign_clusters.py {config} {data} --set",
         f"tools/train_net.py {config} {data} --set",
     ]
