@@ -6,8 +6,9 @@ import argparse
 import logging
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -15,6 +16,7 @@ from lib.config import Config, load_config, save_config
 from lib.data.catalog import add_dataset_arguments, dataset_from_args
 from lib.data.coco import CocoImages
 from lib.data.loader import train_loader
+from lib.engine.distributed import LostRankError, Ranks, joined_ranks
 from lib.engine.randomness import seed_everything
 from lib.engine.resume import TRAINED_WITH, find_resumable
 from lib.engine.runs import describe_environment, new_run, newest_run, start_logging
@@ -34,10 +36,11 @@ logger = logging.getLogger("train_net")
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
-    start_logging()
     try:
-        return run(args)
-    except NonFiniteLossError as error:
+        with joined_ranks(args.device) as ranks:
+            start_logging(rank=ranks.rank)
+            return run(args, ranks)
+    except (NonFiniteLossError, LostRankError) as error:
         logger.error("error: %s", error)
         return 1
     except (OSError, ValueError) as error:
@@ -72,28 +75,31 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace, ranks: Ranks) -> int:
     config = load_config(args.cfg, args.set)
     dataset = dataset_from_args(args)
     coco = CocoImages(dataset.json)
-    folder = run_folder(args)
+    folder = ranks.from_first(run_folder(args))
     trained_with = training_depends_on(config, dataset, coco)
     state = find_resumable(folder, trained_with)
+    check_shared(folder, ranks, state)
     if args.resume and state is None:
         raise ValueError(f"--resume: {folder} has no checkpoint to go on with")
     data = open_training_data(dataset, coco, with_clusters=config.loss.pcl != 0)
 
-    start_logging(folder / "log.txt")
-    lanes = share_threads(args.device, args.threads, config.solver.images_per_update)
+    start_logging(folder / "log.txt", ranks.rank)
+    at_most = config.solver.images_per_update if ranks.count == 1 else 1
+    lanes = share_threads(args.device, args.threads, at_most)
     seed_everything(config.run.seed)
     if state is None:
         model = initial_model(config, dataset, coco.num_classes, args.weights)
-        trainer = build_trainer(config, model, args.device, lanes)
-        save_config(config, folder / "config.yaml")
-        write_json(folder / "environment.json", describe_environment(), indent=2)
+        trainer = build_trainer(config, model, ranks.device, lanes, ranks)
+        if ranks.is_first:
+            save_config(config, folder / "config.yaml")
+            write_json(folder / "environment.json", describe_environment(), indent=2)
     else:
         model = build_model(config.model, coco.num_classes, pretrained=False)
-        trainer = build_trainer(config, model, args.device, lanes)
+        trainer = build_trainer(config, model, ranks.device, lanes, ranks)
         trainer.load_state_dict(state)
     solver, settings = config.solver, config.run
     samples = train_loader(
@@ -101,10 +107,11 @@ def run(args: argparse.Namespace) -> int:
         config.input.train_scales,
         config.input.train_flips,
         settings.seed,
-        start=trainer.iteration * solver.images_per_update,
+        start=trainer.first_sample,
+        step=ranks.count,
         num_workers=config.input.num_workers,
     )
-    announce(config, coco, args, folder, trainer.iteration)
+    announce(config, coco, args, folder, trainer.iteration, ranks)
     stopped_by = train(
         trainer,
         samples,
@@ -137,8 +144,23 @@ def run_folder(args: argparse.Namespace) -> Path:
     return newest_run(Path("Outputs") / stem) if args.resume else new_run(Path("Outputs"), stem)
 
 
+def check_shared(folder: Path, ranks: Ranks, state: Mapping[str, Any] | None) -> None:
+    """Raises ValueError where not all ranks see the same checkpoint in the run folder."""
+    steps = ranks.gather(state and state["step"])
+    if len(set(steps)) > 1:
+        raise ValueError(
+            f"{folder}: the processes see checkpoints of different updates there ({steps}); the "
+            "run folder must lie on a disk that all machines share"
+        )
+
+
 def announce(
-    config: Config, coco: CocoImages, args: argparse.Namespace, folder: Path, done: int
+    config: Config,
+    coco: CocoImages,
+    args: argparse.Namespace,
+    folder: Path,
+    done: int,
+    ranks: Ranks,
 ) -> None:
     """Says in plain words what is about to be trained on what."""
     solver, model = config.solver, config.model
@@ -156,10 +178,11 @@ def announce(
         start,
     )
     logger.info(
-        "training: %d updates of %d images, every image about %.1f times, on %s",
+        "training: %d updates of %d images, every image about %.1f times, on %s%s",
         solver.max_iter,
         solver.images_per_update,
         solver.max_iter * solver.images_per_update / images,
+        f"{ranks.count} x " if ranks.count > 1 else "",
         args.device,
     )
     logger.info("run folder: %s", folder)

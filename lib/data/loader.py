@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 from collections.abc import Iterator, Sequence
@@ -144,6 +145,7 @@ class TrainSampler(Sampler[tuple[int, int, Flip]]):
 
     Args:
         start: how many items of the stream to leave out.
+        step: of what follows, every `step`-th item is given.
     """
 
     def __init__(
@@ -153,11 +155,13 @@ class TrainSampler(Sampler[tuple[int, int, Flip]]):
         flips: Sequence[Flip],
         seed: int,
         start: int = 0,
+        step: int = 1,
     ) -> None:
-        if num_images < 1 or not scales or not flips or start < 0:
+        if num_images < 1 or not scales or not flips or start < 0 or step < 1:
             raise ValueError(
-                "training needs at least one image, scale and flip and a start of at least 0, got "
-                f"{num_images} images, scales {list(scales)}, flips {list(flips)}, start {start}"
+                "training needs at least one image, scale and flip, a start of at least 0 and a "
+                f"step of at least 1, got {num_images} images, scales {list(scales)}, flips "
+                f"{list(flips)}, start {start}, step {step}"
             )
         if unknown := set(flips) - set(FLIPS):
             raise ValueError(f"unknown flips {sorted(unknown)}; known: {', '.join(FLIPS)}")
@@ -166,12 +170,16 @@ class TrainSampler(Sampler[tuple[int, int, Flip]]):
         self.flips = tuple(flips)
         self.seed = seed
         self.start = start
+        self.step = step
 
     @property
     def epoch_length(self) -> int:
         return self.num_images * len(self.flips)
 
     def __iter__(self) -> Iterator[tuple[int, int, Flip]]:
+        return itertools.islice(self._all(), 0, None, self.step)
+
+    def _all(self) -> Iterator[tuple[int, int, Flip]]:
         epoch, position = divmod(self.start, self.epoch_length)
         while True:
             yield from self._epoch(epoch)[position:]
@@ -208,6 +216,7 @@ def train_loader(
     seed: int,
     start: int = 0,
     num_workers: int = 0,
+    step: int = 1,
 ) -> Iterator[TrainingSample]:
     """An endless stream of training samples; images without labels are left out.
 
@@ -217,6 +226,7 @@ def train_loader(
     Args:
         start: how many samples to leave out.
         num_workers: processes that make samples; 0 makes them in this one.
+        step: gives every `step`-th sample only, where others take those between.
 
     Raises:
         FileNotFoundError, ValueError: when the sample that `dataset.load` raised it for is
@@ -239,7 +249,7 @@ def train_loader(
     loader = DataLoader(
         _Requests(dataset, labelled),
         batch_size=None,
-        sampler=TrainSampler(len(labelled), scales, flips, seed, start),
+        sampler=TrainSampler(len(labelled), scales, flips, seed, start, step),
         num_workers=num_workers,
         collate_fn=_as_is,
         worker_init_fn=_init_worker,

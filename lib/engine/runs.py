@@ -165,17 +165,22 @@ class _TqdmHandler(logging.Handler):
         tqdm.write(self.format(record), file=sys.stderr)
 
 
-def start_logging(log_file: Path | None = None) -> None:
-    """Sends INFO and above to the terminal and, with times, to `log_file` (appended)."""
+def start_logging(log_file: Path | None = None, rank: int = 0) -> None:
+    """Sends INFO and above to the terminal and, with times, to `log_file` (appended).
+
+    Args:
+        rank: of this process; from 1 on, only errors are sent, with this number, to the terminal.
+    """
     root = logging.getLogger()
-    root.setLevel(logging.INFO)
+    root.setLevel(logging.INFO if rank == 0 else logging.ERROR)
     for handler in [h for h in root.handlers if getattr(h, "of_this_project", False)]:
         root.removeHandler(handler)
         handler.close()
     terminal = _TqdmHandler()
-    terminal.setFormatter(logging.Formatter("%(message)s"))
+    of_rank = f"process {rank}: " if rank else ""
+    terminal.setFormatter(logging.Formatter(f"{of_rank}%(message)s"))
     handlers: list[logging.Handler] = [terminal]
-    if log_file is not None:
+    if log_file is not None and rank == 0:
         log_file.parent.mkdir(parents=True, exist_ok=True)
         file = logging.FileHandler(log_file)
         file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))

@@ -16,6 +16,7 @@ from lib.data.coco import CocoImages
 from lib.data.loader import CimDataset
 from lib.engine.checkpoint import load_checkpoint, load_model
 from lib.engine.detect import Detector
+from lib.engine.distributed import ALONE, Ranks
 from lib.engine.solver import LearningRate, build_optimizer
 from lib.engine.trainer import Trainer
 from lib.modeling.criterion import CIMCriterion, CIMLosses
@@ -104,11 +105,17 @@ def trained_model(
     return model.eval()
 
 
-def build_trainer(config: Config, model: nn.Module, device: str, num_lanes: int = 1) -> Trainer:
+def build_trainer(
+    config: Config, model: nn.Module, device: str, num_lanes: int = 1, ranks: Ranks = ALONE
+) -> Trainer:
     """A trainer that has made no update yet.
 
     Args:
-        num_lanes: images worked on at the same time.
+        num_lanes: images worked on at the same time, by a process that is alone.
+        ranks: the processes that share the images of an update.
+
+    Raises:
+        ValueError: the images of an update cannot be shared evenly.
     """
     solver = config.solver
     model.to(device, memory_format=torch.channels_last).train()
@@ -125,6 +132,7 @@ def build_trainer(config: Config, model: nn.Module, device: str, num_lanes: int 
         clip_grad_norm=solver.clip_grad_norm,
         device=torch.device(device),
         num_lanes=num_lanes,
+        ranks=ranks,
     )
 
 

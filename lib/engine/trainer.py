@@ -5,22 +5,22 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from tensorboardX import SummaryWriter
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from lib.engine.checkpoint import save_checkpoint
+from lib.engine.distributed import ALONE, Ranks, summing_model
 from lib.engine.lanes import Lanes
 from lib.engine.randomness import random_state, set_random_state
-from lib.engine.runs import History, checkpoint_folder
+from lib.engine.record import Record
+from lib.engine.runs import checkpoint_folder
 from lib.engine.signals import StopSignals
 from lib.engine.solver import LearningRate, set_learning_rate
 from lib.structures import TrainingSample
@@ -28,10 +28,26 @@ from lib.structures import TrainingSample
 logger = logging.getLogger(__name__)
 
 Numbers = dict[str, float]
+_Item = TypeVar("_Item")
 
 
 class NonFiniteLossError(RuntimeError):
-    """A loss, or the gradient, is NaN or infinite; the text names iteration, image and losses."""
+    """A loss, or the gradient, is NaN or infinite; the text names iteration, image and losses.
+
+    Args:
+        samples: all images of the update, on the CPU.
+        losses: of each of them.
+    """
+
+    def __init__(
+        self, text: str, samples: Sequence[TrainingSample], losses: Sequence[Numbers]
+    ) -> None:
+        super().__init__(
+            f"{text}; the last checkpoint is usable; try a lower solver.base_lr or "
+            "solver.clip_grad_norm"
+        )
+        self.samples = samples
+        self.losses = losses
 
 
 @dataclass
@@ -51,20 +67,35 @@ class Trainer:
     device: torch.device = torch.device("cpu")
     num_lanes: int = 1
     """Images worked on at the same time (CPU); changes nothing but the rounding of sums."""
+    ranks: Ranks = ALONE
+    """The processes that share the images of an update; the same is true of them."""
     iteration: int = 0
     """Updates done."""
 
     def __post_init__(self) -> None:
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        self.lanes = Lanes(self.model, min(self.num_lanes, self.images_per_update))
+        self._shared = self.model
+        if self.ranks.count > 1:
+            if self.images_per_update % self.ranks.count:
+                raise ValueError(
+                    f"the {self.images_per_update} images of an update cannot be shared evenly by "
+                    f"{self.ranks.count} processes; start a number of them (gpus=, nnodes=) that "
+                    f"divides solver.images_per_update"
+                )
+            self._shared, self.num_lanes = summing_model(self.model, self.ranks), 1
+        self._own_images = self.images_per_update // self.ranks.count
+        self.lanes = Lanes(self._shared, min(self.num_lanes, self._own_images))
 
     def update(self, samples: Iterator[TrainingSample]) -> Numbers:
         """Takes the next images of the stream and makes one update of the weights.
 
+        Args:
+            samples: the images of this rank, see `first_sample`.
+
         Returns:
             Mean of every loss and of their weighted sum (`total`) over the images, the learning
-            rate `lr`, the norm of the gradient before clipping `grad_norm`, and the seconds spent
-            waiting for images `data_wait`.
+            rate `lr`, the norm of the gradient before clipping `grad_norm`, and the seconds that
+            this rank spent waiting for images `data_wait`.
 
         Raises:
             NonFiniteLossError: before any weight has changed.
@@ -73,11 +104,11 @@ class Trainer:
         self.lanes.drop_gradients()
         images, pending, waited = [], [], 0.0
         try:
-            for number in range(self.images_per_update):
+            for number in range(self._own_images):
                 start = time.perf_counter()
                 sample = next(samples)
                 waited += time.perf_counter() - start
-                images.append(sample.file_name)
+                images.append(sample)
                 pending.append(self.lanes.submit(number, self._add_gradient, sample, number))
         finally:
             self.lanes.finish()
@@ -96,49 +127,69 @@ class Trainer:
         means = {name: sum(one[name] for one in losses) / len(losses) for name in losses[0]}
         return {**means, "lr": rate, "grad_norm": told_norm, "data_wait": waited}
 
+    @property
+    def first_sample(self) -> int:
+        """Where in the stream of all images this rank's next one stands.
+
+        From there on it takes every `ranks.count`-th: which images an update sums, and what is
+        drawn for each, does not depend on the number of ranks.
+        """
+        return self.iteration * self.images_per_update + self.ranks.rank
+
     def _add_gradient(
         self, model: nn.Module, sample: TrainingSample, number: int
     ) -> dict[str, Tensor]:
-        """Adds the gradient of one image to that of `model`; returns its losses and their sum."""
+        """Adds the gradient of this rank's image `number` to that of `model`.
+
+        Returns:
+            The image's losses and their sum.
+        """
         sample = sample.to(self.device, non_blocking=True)
-        losses = self.losses(model, sample, self._generator(number))
-        total = sum(self.loss_weights[name] * value for name, value in losses.items())
-        total.backward()
+        generator = self.generator(self.first_sample + number * self.ranks.count)
+        with self._sent_after_the_last(number):
+            losses = self.losses(model, sample, generator)
+            total = sum(self.loss_weights[name] * value for name, value in losses.items())
+            total.backward()
         return {name: value.detach() for name, value in {**losses, "total": total}.items()}
 
-    def _generator(self, number: int) -> torch.Generator:
-        """Draws for image `number` of the update in hand."""
-        place = self.iteration * self.images_per_update + number
+    def _sent_after_the_last(self, number: int) -> AbstractContextManager:
+        """Ranks add up their gradients once an update, in the backward pass of the last image."""
+        if self.ranks.count > 1 and number < self._own_images - 1:
+            return self._shared.no_sync()
+        return nullcontext()
+
+    def generator(self, place: int) -> torch.Generator:
+        """Draws for the image at `place` of the stream."""
         seed = np.random.SeedSequence([self.seed, place]).generate_state(1)[0]
         return torch.Generator().manual_seed(int(seed))
 
     def _finite(
-        self, images: list[str], losses: list[dict[str, Tensor]], grad_norm: Tensor
+        self, samples: list[TrainingSample], losses: list[dict[str, Tensor]], grad_norm: Tensor
     ) -> tuple[list[Numbers], float]:
-        """Losses and gradient norm as numbers, after a look whether they are."""
+        """Losses of all images and gradient norm as numbers, after a look whether they are.
+
+        Raises:
+            NonFiniteLossError: in all ranks.
+        """
         # One transfer from the device for all of them.
         flat = [value for one in losses for value in one.values()]
         *numbers, norm = torch.stack([*flat, grad_norm]).tolist()
         rows = [numbers[n : n + len(losses[0])] for n in range(0, len(numbers), len(losses[0]))]
         told = [dict(zip(losses[0], row, strict=True)) for row in rows]
-        self._check(images, told, norm)
-        return told, norm
-
-    def _check(self, images: list[str], losses: list[Numbers], grad_norm: float) -> None:
-        for image, values in zip(images, losses, strict=True):
-            if not all(map(math.isfinite, values.values())):
-                told = ", ".join(f"{name} {value:g}" for name, value in values.items())
-                raise NonFiniteLossError(
-                    f"update {self.iteration + 1}, image {image}: a loss is not finite ({told}); "
-                    "the last checkpoint is usable; try a lower solver.base_lr or "
-                    "solver.clip_grad_norm"
-                )
-        if not math.isfinite(grad_norm):
-            raise NonFiniteLossError(
-                f"update {self.iteration + 1}, images {', '.join(images)}: the losses are finite "
-                "but their gradient is not; the last checkpoint is usable; try a lower "
-                "solver.base_lr"
-            )
+        told = in_order(self.ranks.gather(told))
+        fault = next((n for n, one in enumerate(told) if not _all_finite(one)), None)
+        if fault is None and math.isfinite(norm):
+            return told, norm
+        # What led to it is gathered whole, so that it can be replayed.
+        samples = in_order(self.ranks.gather([sample.to("cpu") for sample in samples]))
+        update = f"update {self.iteration + 1}"
+        if fault is None:
+            images = ", ".join(sample.file_name for sample in samples)
+            text = f"{update}, images {images}: the losses are finite but their gradient is not"
+        else:
+            values = ", ".join(f"{name} {value:g}" for name, value in told[fault].items())
+            text = f"{update}, image {samples[fault].file_name}: a loss is not finite ({values})"
+        raise NonFiniteLossError(text, samples, told)
 
     def state_dict(self) -> dict[str, Any]:
         """All that a resumed training needs to go on bit for bit, as tensors and plain values."""
@@ -158,6 +209,15 @@ class Trainer:
         set_random_state(state["rng"])
 
 
+def in_order(of_ranks: Sequence[Sequence[_Item]]) -> list[_Item]:
+    """What was shared out among ranks, every rank's list, in its order before that."""
+    return [item for together in zip(*of_ranks, strict=True) for item in together]
+
+
+def _all_finite(values: Numbers) -> bool:
+    return all(map(math.isfinite, values.values()))
+
+
 def train(
     trainer: Trainer,
     samples: Iterator[TrainingSample],
@@ -172,10 +232,11 @@ def train(
     """Updates the model from where it stands until `max_iter`, and keeps a record in `run`.
 
     Writes ckpt/ (every `checkpoint_period` updates and at the end), history.jsonl and
-    tensorboard/. SIGINT and SIGTERM end it after the update in hand, with a checkpoint.
+    tensorboard/. SIGINT and SIGTERM, to any rank, end it after the update in hand, with a
+    checkpoint. Of several ranks the first alone writes.
 
     Args:
-        samples: the stream of images, standing where the trainer stands.
+        samples: the images of this rank from `trainer.first_sample` on.
         checkpoint_extra: further entries of the checkpoints, tensors and plain values.
 
     Returns:
@@ -183,50 +244,31 @@ def train(
 
     Raises:
         NonFiniteLossError: nothing is saved; the last checkpoint stays.
+        OSError: something could not be written; the last checkpoint stays.
     """
-    history = History(run / "history.jsonl", trainer.iteration)
-    averages = Averages()
-    board = SummaryWriter(str(run / "tensorboard"), purge_step=trainer.iteration + 1)
-    bar = tqdm(total=max_iter, initial=trainer.iteration, desc="training", unit="update")
-    with board, bar, StopSignals() as stop:
+    ranks = trainer.ranks
+    with ExitStack() as stack:
+        record = None
+        if ranks.is_first:
+            shown = ("total", *trainer.loss_weights)
+            record = stack.enter_context(Record(run, trainer.iteration, max_iter, shown))
+        stop = stack.enter_context(StopSignals(second_ends=ranks.count == 1))
         while trainer.iteration < max_iter:
             start = time.perf_counter()
             values = trainer.update(samples)
-            averages.add({**values, "seconds": time.perf_counter() - start})
-            bar.update()
-            stopped_by = stop.received  # looked at once: it may come at any moment
+            # Looked at once: a signal may come at any moment, and to one rank before another.
+            stopped_by = next(filter(None, ranks.gather(stop.received)), None)
             last = stopped_by is not None or trainer.iteration == max_iter
-            if last or trainer.iteration % log_period == 0:
-                means = averages.take()
-                means["images_per_s"] = trainer.images_per_update / means["seconds"]
-                history.append(trainer.iteration, means)
-                for name, value in means.items():
-                    board.add_scalar(f"train/{name}", value, trainer.iteration)
-                bar.set_postfix(
-                    {n: f"{means[n]:.3g}" for n in ("total", *trainer.loss_weights) if n in means}
-                )
-            if last or trainer.iteration % checkpoint_period == 0:
-                content = {**trainer.state_dict(), **checkpoint_extra}
-                path = save_checkpoint(checkpoint_folder(run), content, keep_checkpoints)
-                logger.info("update %d: saved %s", trainer.iteration, path)
+            if record is not None:
+                record.add({**values, "seconds": time.perf_counter() - start})
+                if last or trainer.iteration % log_period == 0:
+                    record.write(trainer.iteration, trainer.images_per_update)
+                if last or trainer.iteration % checkpoint_period == 0:
+                    content = {**trainer.state_dict(), **checkpoint_extra}
+                    path = save_checkpoint(checkpoint_folder(run), content, keep_checkpoints)
+                    logger.info("update %d: saved %s", trainer.iteration, path)
+            if last:
+                ranks.wait()  # for the checkpoint: torchrun may kill all when the first one leaves
             if stopped_by is not None:
                 return stopped_by
     return None
-
-
-class Averages:
-    """Running means of numbers by name, emptied when read."""
-
-    def __init__(self) -> None:
-        self.sums: dict[str, float] = defaultdict(float)
-        self.count = 0
-
-    def add(self, values: Numbers) -> None:
-        self.count += 1
-        for name, value in values.items():
-            self.sums[name] += value
-
-    def take(self) -> Numbers:
-        means = {name: total / self.count for name, total in self.sums.items()}
-        self.__init__()
-        return means

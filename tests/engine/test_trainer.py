@@ -203,7 +203,7 @@ def test_draws_follow_from_seed_and_place():
     def draws(seed, iteration, number):
         trainer = make_trainer(seed=seed)
         trainer.iteration = iteration
-        return torch.rand(3, generator=trainer._generator(number)).tolist()
+        return torch.rand(3, generator=trainer.generator(trainer.first_sample + number)).tolist()
 
     assert draws(1, 4, 1) == draws(1, 4, 1)
     different = [draws(1, 4, 0), draws(1, 4, 1), draws(1, 5, 0), draws(2, 4, 0)]

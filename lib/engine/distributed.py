@@ -1,0 +1,135 @@
+"""Several processes that work together, as torchrun starts them: one for each GPU, or some on CPUs.
+
+Every process, a *rank*, runs the same program on its share of the images. Gradients are summed by
+DistributedDataParallel (NCCL between GPUs, gloo on CPUs); all else that the ranks tell each other
+is a few numbers and names, by gloo.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.futures import Future
+from torch.nn.parallel import DistributedDataParallel
+
+TIMEOUT = timedelta(minutes=10)
+"""Without a word from another rank for so long, a rank gives up. Where a rank has died this is
+noticed at once; it is for those that hang."""
+
+
+class LostRankError(RuntimeError):
+    """Another rank has failed or died; what happened is told by that rank, or by torchrun."""
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Where this process stands among all; by default it is the only one, and nothing is sent."""
+
+    rank: int = 0
+    count: int = 1
+    device: str = "cpu"
+    """Of this process."""
+
+    @property
+    def is_first(self) -> bool:
+        """Rank 0 alone writes files and tells how things stand."""
+        return self.rank == 0
+
+    def share_of(self, items: Sequence[Any]) -> Sequence[Any]:
+        """The items that fall to this rank: every `count`-th, beginning with its number."""
+        return items[self.rank :: self.count]
+
+    def gather(self, value: Any) -> list[Any]:
+        """What every rank has given, in order of rank. All ranks must call this."""
+        if self.count == 1:
+            return [value]
+        values = [None] * self.count
+        dist.all_gather_object(values, value)
+        return values
+
+    def from_first(self, value: Any) -> Any:
+        """What rank 0 has given. All ranks must call this."""
+        if self.count == 1:
+            return value
+        values = [value]
+        dist.broadcast_object_list(values)
+        return values[0]
+
+    def wait(self) -> None:
+        """Returns when all ranks have come here."""
+        self.gather(None)
+
+
+ALONE = Ranks()
+
+
+@contextmanager
+def joined_ranks(device: str) -> Iterator[Ranks]:
+    """The ranks that torchrun has started; without torchrun this process alone.
+
+    Args:
+        device: `cpu`, or `cuda`, of which every rank of a machine takes its own.
+
+    Raises:
+        ValueError: the machine has fewer GPUs than ranks.
+        LostRankError: another rank has ended while this one needed it.
+    """
+    if not dist.is_torchelastic_launched():
+        yield Ranks(device=device)
+        return
+    backend = "gloo"
+    if torch.device(device).type == "cuda":
+        local, there = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+        if local >= there:
+            raise ValueError(
+                f"{os.environ['LOCAL_WORLD_SIZE']} processes were started on this machine, which "
+                f"has {there} GPUs; start one for each (gpus={there}, or --nproc-per-node {there})"
+            )
+        torch.cuda.set_device(local)
+        device, backend = f"cuda:{local}", "cpu:gloo,cuda:nccl"
+    dist.init_process_group(backend, timeout=TIMEOUT)
+    try:
+        yield Ranks(dist.get_rank(), dist.get_world_size(), device)
+    except RuntimeError as error:
+        # After an error the group is not taken down: that would wait for the ranks that are gone.
+        if not isinstance(error, dist.DistError) and "gloo" not in str(error):
+            raise
+        raise LostRankError(
+            "another process of this training or test has failed or was killed; its own message, "
+            "or torchrun's below, says why"
+        ) from error
+    dist.destroy_process_group()
+
+
+def summing_model(model: nn.Module, ranks: Ranks) -> DistributedDataParallel:
+    """The model, with gradients that are the sum over all ranks, and the weights of rank 0.
+
+    DistributedDataParallel on its own takes their mean.
+    """
+    device = torch.device(ranks.device)
+    with warnings.catch_warnings():
+        # Newer versions of torch call broadcast_buffers by another name, which older ones lack.
+        warnings.filterwarnings("ignore", ".*broadcast_buffers", FutureWarning)
+        parallel = DistributedDataParallel(
+            model,
+            device_ids=[device.index] if device.type == "cuda" else None,
+            broadcast_buffers=False,  # running statistics do not change in training
+            gradient_as_bucket_view=True,
+        )
+    # Not by its name: torch looks at the annotations of a hook, and does not expect text there.
+    parallel.register_comm_hook(None, lambda _, bucket: _sum(bucket))
+    return parallel
+
+
+def _sum(bucket: dist.GradBucket) -> Future[Tensor]:
+    work = dist.all_reduce(bucket.buffer(), async_op=True)
+    return work.get_future().then(lambda done: done.value()[0])

@@ -1,0 +1,120 @@
+"""What a training shows of itself: curves in a file and in TensorBoard, a progress bar."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import torch
+from tensorboardX import summary
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tqdm import tqdm
+
+from lib.engine.runs import History
+
+Numbers = Mapping[str, float]
+
+
+class Record:
+    """history.jsonl, tensorboard/ and a progress bar of one training.
+
+    Args:
+        run: the run folder.
+        start: updates done before; what an interrupted run wrote of later ones is forgotten.
+        max_iter: updates at the end.
+        bar_shows: names of the numbers beside the bar.
+    """
+
+    def __init__(self, run: Path, start: int, max_iter: int, bar_shows: tuple[str, ...]) -> None:
+        self.history = History(run / "history.jsonl", start)
+        self.board = Board(run / "tensorboard", purge_step=start + 1)
+        self.bar = tqdm(total=max_iter, initial=start, desc="training", unit="update")
+        self.bar_shows = bar_shows
+        self.averages = Averages()
+
+    def add(self, values: Numbers) -> None:
+        """Notes the numbers of one update."""
+        self.averages.add(values)
+        self.bar.update()
+
+    def write(self, iteration: int, images_per_update: int) -> None:
+        """Writes the means since the last time, as of `iteration`."""
+        means = self.averages.take()
+        means["images_per_s"] = images_per_update / means["seconds"]
+        means["memory_gb"] = peak_memory() / 2**30
+        self.history.append(iteration, means)
+        for name, value in means.items():
+            self.board.add(summary.scalar(f"train/{name}", value), iteration)
+        self.bar.set_postfix({n: f"{means[n]:.3g}" for n in self.bar_shows if n in means})
+
+    def show(self, iteration: int, name: str, picture: np.ndarray) -> None:
+        """Adds a picture, (H, W, 3) uint8 RGB, to TensorBoard."""
+        self.board.add(summary.image(name, picture, dataformats="HWC"), iteration)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.close()
+        self.board.close()
+
+
+class Board:
+    """A TensorBoard event file, written at once.
+
+    tensorboardX's SummaryWriter writes from a thread, and once that has died of a full disk, the
+    next call waits for ever. Here the OSError comes out.
+
+    Args:
+        purge_step: TensorBoard forgets what earlier files have from this step on.
+    """
+
+    def __init__(self, folder: Path, purge_step: int) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        # The name is made of the second, and a file of that name would be overwritten.
+        self._file = EventsWriter(str(folder / "events"), f".{time.time_ns()}")
+        self._write(Event(step=purge_step, session_log=SessionLog(status=SessionLog.START)))
+
+    def add(self, of_step: summary.Summary, step: int) -> None:
+        self._write(Event(step=step, summary=of_step))
+
+    def _write(self, event: Event) -> None:
+        event.wall_time = time.time()
+        self._file.write_event(event)
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class Averages:
+    """Running means of numbers by name, emptied when read."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, float] = defaultdict(float)
+        self.count = 0
+
+    def add(self, values: Numbers) -> None:
+        self.count += 1
+        for name, value in values.items():
+            self.sums[name] += value
+
+    def take(self) -> dict[str, float]:
+        means = {name: total / self.count for name, total in self.sums.items()}
+        self.__init__()
+        return means
+
+
+def peak_memory() -> int:
+    """The most bytes that were in use at once so far: on the GPU, or by this process."""
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
