@@ -20,18 +20,6 @@ def random_masks(rng, num, height=6, width=7):
     return masks
 
 
-def overlaps_of(masks):
-    """iou and containment of SPEC 1 from boolean masks, pair by pair."""
-    num = len(masks)
-    iou, containment = np.zeros((2, num, num), np.float32)
-    for i in range(num):
-        for j in range(num):
-            shared = (masks[i] & masks[j]).sum()
-            iou[i, j] = shared / (masks[i] | masks[j]).sum()
-            containment[i, j] = shared / masks[j].sum()
-    return iou, containment
-
-
 def random_scores(rng, num, num_classes, num_stages=3, levels=None):
     """Scores of P proposals; with `levels`, only that many different values, so that many tie."""
 

@@ -1,98 +1,11 @@
-"""SPEC section 4 and 5 word by word, in loops over classes, proposals and pairs.
+"""SPEC section 5 word by word, in loops over classes and proposals, in Python floats.
 
-The slow twin of lib/modeling/heads.py and losses.py. float32 where the order of rounding could
-matter (weights, overlaps), Python floats elsewhere.
+The slow twin of lib/modeling/losses.py; that of the miner is lib/benchmarks/slow_twins.py.
 """
 
 from __future__ import annotations
 
 import math
-
-import numpy as np
-
-
-def mine(
-    cls_prob,
-    integrity,
-    image_labels,
-    iou,
-    containment,
-    stage=0,
-    labels="cim",
-    seed_fraction=0.1,
-    containment_thresh=0.85,
-    oversized_fraction=0.9,
-    cls_thresh=0.25,
-    thresh_step=0.1,
-    **_,
-):
-    """{proposal: (class, weight)} of the instances of one stage, before sampling."""
-    t_nms = np.float32(cls_thresh + thresh_step * stage)
-    t_con = np.float32(containment_thresh)
-    over = oversized(containment, containment_thresh, oversized_fraction)
-    cls_prob, integrity = cls_prob[:, 1:], integrity[:, 1:]
-    score = cls_prob * integrity
-    num = len(cls_prob)
-    found = {}
-    for c in range(len(image_labels)):
-        if not image_labels[c]:
-            continue
-        ranking = score[:, c] if labels == "mist" else cls_prob[:, c]
-        order = sorted(range(num), key=lambda i: (-ranking[i], i))
-        kept = []
-        for seed in order[: math.ceil(seed_fraction * num)]:
-            if all(iou[seed, other] < t_nms for other in kept):
-                kept.append(seed)
-        chosen = set()
-        for seed in kept:
-            if labels == "mist":
-                chosen.add(seed)
-                continue
-            best = None
-            for i in range(num):
-                if (
-                    containment[i, seed] > t_con
-                    and not over[i]
-                    and (best is None or integrity[i, c] > integrity[best, c])
-                ):
-                    best = i
-            if best is not None:
-                chosen.add(best)
-        for i in sorted(chosen):
-            if i not in found or score[i, c] > found[i][1]:
-                found[i] = (c, score[i, c])
-    return found
-
-
-def oversized(containment, containment_thresh=0.85, oversized_fraction=0.9):
-    num = len(containment)
-    return [
-        sum(containment[i, j] > np.float32(containment_thresh) for j in range(num))
-        >= oversized_fraction * num
-        for i in range(num)
-    ]
-
-
-def targets(found, iou, stage=0, cls_thresh=0.25, iou_thresh=0.5, thresh_step=0.1, **_):
-    """(column, weight, iou_target) of every proposal."""
-    num = len(iou)
-    column = np.full(num, -1)
-    weight = np.zeros(num, np.float32)
-    iou_target = np.zeros(num, np.float32)
-    for i in range(num):
-        nearest, overlap = None, 0.0
-        for instance in sorted(found):
-            if iou[i, instance] > overlap:
-                nearest, overlap = instance, iou[i, instance]
-        if nearest is None:
-            continue
-        weight[i] = found[nearest][1]
-        column[i] = found[nearest][0] + 1
-        if overlap < np.float32(cls_thresh + thresh_step * stage):
-            column[i] = 0
-        if overlap > np.float32(iou_thresh + thresh_step * stage):
-            iou_target[i] = 1
-    return column, weight, iou_target
 
 
 def clamp(x):

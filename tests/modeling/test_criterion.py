@@ -2,13 +2,13 @@ import numpy as np
 import pytest
 import torch
 
+from lib.benchmarks.slow_twins import LiteralMiner, pairwise_overlaps
 from lib.modeling.criterion import CIMCriterion
 from lib.modeling.heads import CIMMiner
 from lib.structures import Scores
 from tests.modeling import literal
 from tests.modeling.cases import (
     make_sample,
-    overlaps_of,
     random_labels,
     random_masks,
     random_scores,
@@ -21,13 +21,14 @@ def image(seed, num=9, num_classes=3):
     scores = random_scores(rng, num, num_classes)
     number = rng.integers(0, 3, num)
     sample = make_sample(random_labels(rng, num_classes), number, np.array([-1, 1, 0])[number])
-    return scores, sample, *(torch.as_tensor(part) for part in overlaps_of(random_masks(rng, num)))
+    return scores, sample, *map(torch.as_tensor, pairwise_overlaps(random_masks(rng, num)))
 
 
 @pytest.mark.parametrize("seed", range(10))
 def test_losses_equal_the_literal_loop(seed):
     scores, sample, iou, containment = image(seed)
     labels = sample.image_labels.numpy()
+    miner = LiteralMiner()
     expected = dict.fromkeys(("refine_bag", "refine_cls", "refine_iou"), 0.0)
     expected["bag"] = literal.bag(scores.cls_prob, scores.det_prob, labels)
     expected["pcl"] = literal.pcl(
@@ -35,8 +36,9 @@ def test_losses_equal_the_literal_loop(seed):
     )
     cls_prob, integrity = scores.cls_prob.numpy(), scores.det_prob.numpy()
     for s in range(3):
-        found = literal.mine(cls_prob, integrity, labels, iou.numpy(), containment.numpy(), s)
-        column, weight, iou_target = literal.targets(found, iou.numpy(), s)
+        foreground = (cls_prob[:, 1:], integrity[:, 1:], np.flatnonzero(labels).tolist())
+        found = miner.mine_stage(s, *foreground, iou.numpy(), containment.numpy())
+        column, weight, iou_target = miner.assign_stage(s, found, iou.numpy())
         weight = weight * (3 if s == 0 else 1)
         cls_prob, integrity = scores.refine_cls[s].numpy(), scores.refine_iou[s].numpy()
         expected["refine_bag"] += literal.refine_bag(cls_prob, integrity, column, weight, labels)

@@ -2,11 +2,11 @@ import numpy as np
 import pytest
 import torch
 
+from lib.benchmarks.slow_twins import LiteralMiner, pairwise_overlaps
 from lib.modeling import heads
 from lib.modeling.heads import CIMMiner, Heads, _highest, anti_noise_sample, greedy_nms, teachers
 from lib.structures import Instances, Scores
-from tests.modeling import literal
-from tests.modeling.cases import overlaps_of, random_labels, random_masks, random_scores
+from tests.modeling.cases import random_labels, random_masks, random_scores
 
 
 def mine(miner, cls_prob, integrity, labels, iou, containment):
@@ -50,31 +50,28 @@ def test_mining_equals_the_literal_loop(seed, labels):
         "containment_thresh": float(rng.choice([0.5, 0.75, 0.85])),
         "oversized_fraction": float(rng.choice([0.5, 0.9])),
     }
-    iou, containment = overlaps_of(random_masks(rng, num))
+    iou, containment = pairwise_overlaps(random_masks(rng, num))
     image_labels = random_labels(rng, num_classes)
     scores = random_scores(rng, num, num_classes, levels=rng.choice([2, 4, None]))
+    arguments = (
+        *teachers(scores),
+        torch.as_tensor(np.flatnonzero(image_labels)),
+        torch.as_tensor(iou),
+        torch.as_tensor(containment),
+    )
     miner = CIMMiner(anti_noise=False, **settings)
-
-    overlaps = (torch.as_tensor(iou), torch.as_tensor(containment))
-    present = torch.as_tensor(np.flatnonzero(image_labels))
-    teacher = teachers(scores)
-    instances = miner.mine(*teacher, present, *overlaps)
-    targets = miner(*teacher, present, *overlaps)
-    for stage in range(3):
-        cls_prob, integrity = (part[stage].numpy() for part in teacher)
-        found = literal.mine(cls_prob, integrity, image_labels, iou, containment, stage, **settings)
-        assert as_dict(instances, stage) == {i: (c, float(w)) for i, (c, w) in found.items()}
-        column, weight, iou_target = literal.targets(found, iou, stage)
-        np.testing.assert_array_equal(targets.column[stage], column)
-        np.testing.assert_array_equal(targets.weight[stage], weight)
-        np.testing.assert_array_equal(targets.iou_target[stage], iou_target)
+    literal = LiteralMiner(anti_noise=False, **settings)
+    for step in ("mine", "__call__"):
+        expected = vars(getattr(literal, step)(*arguments))
+        for name, value in vars(getattr(miner, step)(*arguments)).items():
+            np.testing.assert_array_equal(value, expected[name], err_msg=f"{step}: {name}")
 
 
 @pytest.mark.parametrize("seed", range(10))
 def test_without_counts_the_result_is_the_same(seed, monkeypatch):
     """The way that CUDA takes, where the sizes of results are not waited for."""
     rng = np.random.default_rng(seed)
-    iou, containment = (torch.as_tensor(part) for part in overlaps_of(random_masks(rng, 20)))
+    iou, containment = (torch.as_tensor(part) for part in pairwise_overlaps(random_masks(rng, 20)))
     teacher, present = teachers(random_scores(rng, 20, 3)), torch.tensor([0, 2])
     miner = CIMMiner(anti_noise=False, seed_fraction=0.4)
     expected = miner(*teacher, present, iou, containment)
@@ -119,7 +116,7 @@ def test_the_highest_values_are_those_of_a_stable_sort(seed):
 def test_an_instance_contains_its_seed_and_not_the_other_way_round():
     # 0: the part 10..14 with the best class score. 1: the whole 8..20. 2: a crumb of the part.
     masks = strips((10, 14), (8, 20), (10, 11), (30, 34), (36, 40))
-    iou, containment = overlaps_of(masks)
+    iou, containment = pairwise_overlaps(masks)
     assert containment[1, 0] == 1 and containment[0, 1] == np.float32(4 / 12)
     cls_prob = np.array([[0, 0.9], [0, 0.3], [0, 0.2], [0, 0.1], [0, 0.1]], np.float32)
     integrity = np.array([[0, 0.2], [0, 0.5], [0, 0.9], [0, 1.0], [0, 1.0]], np.float32)
@@ -128,7 +125,7 @@ def test_an_instance_contains_its_seed_and_not_the_other_way_round():
 
 
 def test_the_integrity_of_the_same_class_decides():
-    iou, containment = overlaps_of(strips((10, 14), (8, 20), (9, 15), (30, 34)))
+    iou, containment = pairwise_overlaps(strips((10, 14), (8, 20), (9, 15), (30, 34)))
     cls_prob = np.array([[0, 0.9, 0.0], [0, 0.3, 0.0], [0, 0.2, 0.0], [0, 0, 0]], np.float32)
     integrity = np.array([[0, 0.2, 0.9], [0, 0.5, 0.1], [0, 0.4, 0.9], [0, 0, 0]], np.float32)
     assert set(mine(CIMMiner(), cls_prob, integrity, [1, 0], iou, containment)) == {1}
@@ -136,7 +133,7 @@ def test_the_integrity_of_the_same_class_decides():
 
 def test_the_seeds_of_one_object_find_the_same_instance_once():
     # Two disjoint parts are both seeds (half of the proposals) and lie in the same whole.
-    iou, containment = overlaps_of(strips((0, 4), (6, 10), (0, 10), (30, 40)))
+    iou, containment = pairwise_overlaps(strips((0, 4), (6, 10), (0, 10), (30, 40)))
     cls_prob = np.array([[0, 0.9], [0, 0.8], [0, 0.5], [0, 0.1]], np.float32)
     integrity = np.array([[0, 0.1], [0, 0.1], [0, 0.7], [0, 1.0]], np.float32)
     miner = CIMMiner(seed_fraction=0.5)
@@ -149,7 +146,7 @@ def test_the_seeds_of_one_object_find_the_same_instance_once():
     ("first", "second", "winner"), [(0.5, 0.25, 0), (0.25, 0.5, 1), (0.5, 0.5, 0)]
 )
 def test_a_claimed_proposal_changes_class_only_for_a_larger_score(first, second, winner):
-    iou, containment = overlaps_of(strips((0, 10), (20, 30)))
+    iou, containment = pairwise_overlaps(strips((0, 10), (20, 30)))
     cls_prob = np.array([[0, first, second], [0, 0, 0]], np.float32)
     found = mine(CIMMiner(), cls_prob, np.ones((2, 3), np.float32), [1, 1], iou, containment)
     assert found == {0: (winner, max(first, second))}
@@ -158,7 +155,7 @@ def test_a_claimed_proposal_changes_class_only_for_a_larger_score(first, second,
 def test_oversized_proposals_are_no_instances():
     # 0 contains all five, which is 0.9 of them; 1 contains four.
     masks = strips((0, 40), (0, 32), (0, 4), (6, 10), (20, 24))
-    iou, containment = overlaps_of(masks)
+    iou, containment = pairwise_overlaps(masks)
     assert CIMMiner().oversized(torch.as_tensor(containment)).tolist() == [True] + 4 * [False]
     cls_prob = np.array([[0, 0.1], [0, 0.1], [0, 0.9], [0, 0.1], [0, 0.1]], np.float32)
     integrity = np.array([[0, 1.0], [0, 0.5], [0, 0.4], [0, 0.1], [0, 0.1]], np.float32)
@@ -169,7 +166,7 @@ def test_targets_by_hand():
     # Instance 0 is 0..10; IoU with it: 1, 6/10, 3/10, 2/10, 0.
     iou, containment = (
         torch.as_tensor(part)
-        for part in overlaps_of(strips((0, 10), (0, 6), (0, 3), (0, 2), (20, 30)))
+        for part in pairwise_overlaps(strips((0, 10), (0, 6), (0, 3), (0, 2), (20, 30)))
     )
     instances = instances_of([1, -1, -1, -1, -1], [0.5, 0, 0, 0, 0])
     targets = CIMMiner().assign(instances, iou, containment)
@@ -179,7 +176,9 @@ def test_targets_by_hand():
 
 
 def test_thresholds_grow_with_the_stage():
-    iou, containment = (torch.as_tensor(p) for p in overlaps_of(strips((0, 20), (0, 11), (0, 7))))
+    iou, containment = (
+        torch.as_tensor(p) for p in pairwise_overlaps(strips((0, 20), (0, 11), (0, 7)))
+    )
     class_idx = torch.tensor([[0, -1, -1]]).expand(3, -1)
     instances = Instances(class_idx, torch.tensor([[1.0, 0, 0]]).expand(3, -1))
     targets = CIMMiner().assign(instances, iou, containment)  # IoU 11/20 and 7/20
@@ -189,7 +188,7 @@ def test_thresholds_grow_with_the_stage():
 
 def test_oversized_background_is_an_option():
     masks = strips((0, 40), (0, 30), (0, 4), (6, 10), (20, 24))
-    iou, containment = (torch.as_tensor(part) for part in overlaps_of(masks))
+    iou, containment = (torch.as_tensor(part) for part in pairwise_overlaps(masks))
     instances = instances_of([-1, 0, -1, -1, -1], [0, 0.5, 0, 0, 0])
     as_published = CIMMiner().assign(instances, iou, containment)
     assert as_published.column[0, 0] == 1
@@ -234,7 +233,7 @@ def test_one_proposal_is_its_own_instance_unless_it_is_oversized():
 
 def test_order_of_proposals_does_not_matter():
     rng = np.random.default_rng(5)
-    iou, containment = overlaps_of(random_masks(rng, 20, 12, 9))
+    iou, containment = pairwise_overlaps(random_masks(rng, 20, 12, 9))
     scores = random_scores(rng, 20, 3)  # no ties
     order = torch.as_tensor(rng.permutation(20))
     miner, present = CIMMiner(seed_fraction=0.3), torch.tensor([0, 2])

@@ -6,6 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lib.benchmarks.slow_twins import pairwise_overlaps
 from lib.proposals.overlaps import intersections, overlaps, overlaps_with_masks
 from lib.proposals.regions import encode
 
@@ -20,19 +21,6 @@ def of_masks(masks, device="cpu"):
     assert iou.dtype == containment.dtype == torch.float32
     assert iou.device.type == containment.device.type == device
     return iou.cpu().numpy(), containment.cpu().numpy()
-
-
-def slow_twin(masks):
-    """Pair by pair on boolean arrays."""
-    count = len(masks)
-    iou, containment = np.zeros((2, count, count), np.float32)
-    for i in range(count):
-        for j in range(count):
-            shared = np.float32((masks[i] & masks[j]).sum())
-            if shared:
-                iou[i, j] = shared / np.float32((masks[i] | masks[j]).sum())
-                containment[i, j] = shared / np.float32(masks[j].sum())
-    return iou, containment
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -55,7 +43,7 @@ def test_by_hand(device):
 def test_against_slow_twin(count, height, width, seed):
     rng = np.random.default_rng(seed)
     masks = rng.random((count, height, width)) < rng.random((count, 1, 1))
-    for got, expected in zip(of_masks(masks), slow_twin(masks), strict=True):
+    for got, expected in zip(of_masks(masks), pairwise_overlaps(masks), strict=True):
         np.testing.assert_array_equal(got, expected)
 
 
