@@ -1,17 +1,21 @@
 # What the four drivers share; sourced by them with `dataset` set. Goes to the project's folder, to
 # which all paths are relative, and sets
-#   data_args   the data set as the tools want it: `dataset`, or your own as `json` and `images`
+#   data_args   the data set as the tools want it: `dataset`, or your own as `images` with `json` or
+#               `labels` (and `name`, see data/README.md)
 #   run_args    the run that `output_file` names, or else the newest (by use_run)
 source "$(dirname "${BASH_SOURCE[0]}")/install.sh"
 
 data_root=${data_root:-data}
 if [ -n "${json:-}" ]; then
     data_args=(--json "$json" --images "${images:?json= needs images=, the folder of the images}")
-    dataset=$(basename "$json" .json)
+    dataset=${name:-$(basename "$json" .json)}
+elif [ -n "${labels:-}" ]; then
+    data_args=(--images "${images:?labels= needs images=, the folder of the images}" --labels "$labels")
+    dataset=${name:-$(basename "$images")}
 else
     data_args=(--dataset "$dataset")
 fi
-data_args+=(--data-root "$data_root")
+data_args+=(${name:+--name "$name"} --data-root "$data_root")
 
 # step WHAT COMMAND...: says in plain words what comes, shows the command, runs it.
 step() {
@@ -36,7 +40,7 @@ except FileNotFoundError as error:
 
 # What is done already is skipped by the tools themselves. Arguments: KEY VALUE overrides.
 make_images() {
-    if [ -z "${json:-}" ] && [[ $dataset == shapes_* ]]; then
+    if [ -z "${json:-}${labels:-}" ] && [[ $dataset == shapes_* ]]; then
         step "The embedded data set: small images, drawn" \
             python tools/make_shapes.py --root "$data_root"
     fi

@@ -7,7 +7,7 @@
 #
 # output_file  run folder (default: the newest run)
 # iter_time    step of the checkpoint (default: the newest of the run)
-# dataset      data set to test on (default: shapes_test), or json= and images=
+# dataset      data set to test on (default: shapes_test), or images= with json= or labels=
 # cfg_file     configuration (default: the run's own)
 # data_root    where data sets and proposals lie (default: data)
 # Arguments override the configuration: bash scripts/eval_CIM.sh test.flips '[none]'

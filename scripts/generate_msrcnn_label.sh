@@ -8,7 +8,7 @@
 #
 # output_file   run folder (default: the newest run)
 # iter_time     step of the checkpoint (default: the newest of the run)
-# dataset       data set it was trained on (default: shapes_train), or json= and images=
+# dataset       data set it was trained on (default: shapes_train), or images= with json= or labels=
 # cfg_file      configuration (default: the run's own)
 # score_thresh  leaves out what is scored below (default: 0.3)
 # segmentation  compressed (default) or uncompressed run lengths

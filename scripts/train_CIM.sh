@@ -6,10 +6,10 @@
 #   bash scripts/train_CIM.sh                                      the embedded data set
 #   cfg_file=configs/resnet50_voc.yaml dataset=voc2012trainaug bash scripts/train_CIM.sh
 #   cfg_file=configs/resnet50_coco2017.yaml dataset=coco2017train bash scripts/train_CIM.sh
-#   json=my.json images=my_images cfg_file=configs/resnet50_voc.yaml bash scripts/train_CIM.sh
+#   images=my_images labels=my.csv cfg_file=configs/resnet50_voc.yaml bash scripts/train_CIM.sh
 #
 # cfg_file     configuration (default: configs/resnet18_shapes.yaml)
-# dataset      data set to train on (default: shapes_train), or json= and images=
+# dataset      data set to train on (default: shapes_train), or images= with json= or labels=
 # output_file  run folder (default: Outputs/<configuration>/<date and time>)
 # iter_time    number of updates (default: what the configuration says)
 # points       folder of annotated points to make the clusters of, instead of peaks (CIM-p)

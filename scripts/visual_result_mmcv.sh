@@ -9,7 +9,7 @@
 #   dataset=coco2017val bash scripts/visual_result_mmcv.sh --detections any_coco_results.json
 #
 # output_file  run folder (default: the newest run); the pictures go to its visual/<dataset>
-# dataset      data set the results are of (default: shapes_test), or json= and images=
+# dataset      data set the results are of (default: shapes_test), or images= with json= or labels=
 # iter_time    step of a checkpoint: tests that one first (default: draws what there is)
 # cfg_file     configuration for that test (default: the run's own)
 # data_root    where data sets and proposals lie (default: data)

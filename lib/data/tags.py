@@ -1,21 +1,25 @@
 """Image-level labels: where all that training knows about the content of an image comes from.
 
-Besides COCO annotations they may come from a text file, a CSV file or a folder per class.
-`tags_to_coco` makes a COCO json of these, and everything else goes on as usual.
+Besides COCO annotations they may come from a text file, a CSV file, a folder per class or a COCO
+json without masks. lib/data/custom.py makes a whole COCO json of these, and everything else goes
+on as usual.
 """
 
 from __future__ import annotations
 
 import csv
+import logging
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
-from lib.data.images import read_image
+from lib.files import read_json
+
+logger = logging.getLogger(__name__)
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 _CSV_HEADER = ["file", "label"]
@@ -29,6 +33,33 @@ class ImageTags:
     labels: Mapping[str, tuple[int, ...]]
     """Image name -> its classes, 0..C-1, ascending and distinct; may be empty. The order is
     that of the source. Names from lists may lack a suffix."""
+    category_ids: tuple[int, ...] | None = None
+    """Of every class, where the source numbers them itself."""
+    image_ids: Mapping[str, int] | None = None
+    """Of every name in `labels`, where the source numbers them itself."""
+
+
+def read_tags(path: str | Path) -> ImageTags:
+    """Reads labels in whichever of the forms below they come.
+
+    A folder has a sub-folder for each class; of files the suffix tells: `.csv`, `.txt` or `.lst`,
+    `.json`.
+
+    Raises:
+        FileNotFoundError: there is no such file or folder.
+        ValueError: another suffix, or what the reader of that form finds wrong.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return read_folder_tags(path)
+    reader = _READERS.get(path.suffix.lower())
+    if reader is None:
+        raise ValueError(
+            f"{_existing(path)}: labels come as a .csv of rows `file,label`, a .txt of lines "
+            "`name class-id ...`, a COCO .json, or a folder with a sub-folder for each class; "
+            "save a spreadsheet as CSV"
+        )
+    return reader(path)
 
 
 def labels_from_annotations(
@@ -76,7 +107,8 @@ def read_text_tags(path: str | Path, class_names: Sequence[str] | None = None) -
             if not word.isdecimal():
                 raise ValueError(
                     f"{path}:{number}: {word!r} is not a class id (0, 1, ...); "
-                    "lines are `name class-id ...`"
+                    "lines are `name class-id ...`; class names, and file names with spaces, "
+                    "need a CSV"
                 )
         if name in labels:
             raise ValueError(f"{path}:{number}: image {name} occurs for the second time")
@@ -140,8 +172,9 @@ def read_csv_tags(path: str | Path, class_names: Sequence[str] | None = None) ->
 def read_folder_tags(folder: str | Path) -> ImageTags:
     """Takes every sub-folder for a class and the images in it for images of that class.
 
-    Classes are the names of the sub-folders, sorted; image names are `<class>/<file>`, so an
-    image has one label. Files that are not images and hidden ones are passed over.
+    Classes are the names of the sub-folders, sorted; image names are `<class>/<file>`, with
+    further sub-folders between them if there are any, so an image has one label. Files that are
+    not images and hidden ones are passed over.
 
     Raises:
         FileNotFoundError: there is no such folder.
@@ -153,51 +186,78 @@ def read_folder_tags(folder: str | Path) -> ImageTags:
     classes = sorted(f for f in folder.iterdir() if f.is_dir() and not f.name.startswith("."))
     if not classes:
         raise ValueError(f"{folder}: it has no sub-folders; expected one for each class")
-    labels = {}
+    labels: dict[str, tuple[int, ...]] = {}
+    passed_over: Counter[str] = Counter()
     for number, sub in enumerate(classes):
-        files = sorted(f.name for f in sub.iterdir() if f.suffix.lower() in IMAGE_SUFFIXES)
-        files = [name for name in files if not name.startswith(".")]
-        if not files:
-            raise ValueError(f"{sub}: no images in this class's folder; remove or fill it")
-        labels |= {f"{sub.name}/{name}": (number,) for name in files}
+        files = visible_files(sub)
+        images = [name for name in files if Path(name).suffix.lower() in IMAGE_SUFFIXES]
+        if not images:
+            raise ValueError(
+                f"{sub}: no images in this class's folder ({', '.join(IMAGE_SUFFIXES)}); remove "
+                "or fill it"
+            )
+        passed_over.update(Path(name).suffix for name in set(files).difference(images))
+        labels |= {f"{sub.name}/{name}": (number,) for name in images}
+    if passed_over:
+        told = ", ".join(f"{count} {suffix or '(none)'}" for suffix, count in passed_over.items())
+        logger.warning("%s: passed over, by suffix: %s", folder, told)
     return ImageTags(tuple(sub.name for sub in classes), labels)
 
 
-def tags_to_coco(tags: ImageTags, image_dir: str | Path) -> dict[str, Any]:
-    """A COCO json (to be written as it is) whose annotations have no masks, only categories.
+def visible_files(folder: Path) -> list[str]:
+    """The files below a folder, relative to it with `/`, sorted, without hidden ones."""
+    found = []
+    for path in folder.rglob("*"):
+        relative = path.relative_to(folder)
+        if path.is_file() and not any(part.startswith(".") for part in relative.parts):
+            found.append(relative.as_posix())
+    return sorted(found)
 
-    Ids count from 1, so that class c is category c + 1. Every image is read for its size.
+
+def read_coco_tags(path: str | Path) -> ImageTags:
+    """Takes from a COCO json which categories each image shows, and its ids.
+
+    Of annotations `image_id`, `category_id` and `iscrowd` are read; masks, boxes and sizes need
+    not be there.
 
     Raises:
-        FileNotFoundError: an image of the list is not in the folder, with its name as given or
-            with a suffix of IMAGE_SUFFIXES added.
-        ValueError: an image is damaged.
+        FileNotFoundError: there is no such file.
+        ValueError: not such a json, with the entry that is wrong; or no label at all.
     """
-    images: list[dict[str, Any]] = []
-    annotations: list[dict[str, Any]] = []
-    for name, classes in tqdm(tags.labels.items(), desc="reading sizes", unit="image"):
-        file_name = _find_image(Path(image_dir), name)
-        height, width = read_image(Path(image_dir) / file_name).shape[:2]
-        image_id = len(images) + 1
-        images.append({"id": image_id, "file_name": file_name, "height": height, "width": width})
-        for c in classes:
-            number = len(annotations) + 1
-            annotations.append(
-                {"id": number, "image_id": image_id, "category_id": c + 1, "iscrowd": 0}
-            )
-    categories = [{"id": c + 1, "name": name} for c, name in enumerate(tags.class_names)]
-    return {"images": images, "categories": categories, "annotations": annotations}
-
-
-def _find_image(folder: Path, name: str) -> str:
-    # Lists made for VOC write /JPEGImages/2007_000032.jpg for what lies in JPEGImages.
-    for candidate in dict.fromkeys([name, Path(name).name]):
-        for suffix in ("", *IMAGE_SUFFIXES):
-            if (folder / (candidate + suffix)).is_file():
-                return candidate + suffix
-    raise FileNotFoundError(
-        f"{folder}: there is no image {name}, with or without a suffix; is it the right folder?"
+    content = read_json(path)
+    try:
+        categories = {int(c["id"]): str(c["name"]) for c in content["categories"]}
+        images = {int(i["id"]): str(i["file_name"]) for i in content["images"]}
+        ids = tuple(sorted(categories))
+        labels = labels_from_annotations(content["annotations"], list(images), ids)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{path}: not a COCO json of image-level labels ({type(error).__name__}: {error}); "
+            "expected images (id, file_name), categories (id, name) and annotations (image_id, "
+            "category_id) of these"
+        ) from None
+    if not labels.any():
+        raise ValueError(f"{path}: no image has a label")
+    if len(set(images.values())) < len(images):
+        twice = Counter(images.values()).most_common(1)[0][0]
+        raise ValueError(f"{path}: image {twice} occurs for the second time")
+    return ImageTags(
+        tuple(categories[i] for i in ids),
+        {
+            name: tuple(np.flatnonzero(row).tolist())
+            for name, row in zip(images.values(), labels, strict=True)
+        },
+        ids,
+        {name: image_id for image_id, name in images.items()},
     )
+
+
+_READERS = {
+    ".csv": read_csv_tags,
+    ".txt": read_text_tags,
+    ".lst": read_text_tags,
+    ".json": read_coco_tags,
+}
 
 
 def _existing(path: str | Path) -> Path:

@@ -1,9 +1,12 @@
 import argparse
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 
 from lib.data.catalog import CATALOG, add_dataset_arguments, dataset_from_args
+from lib.data.coco import CocoImages
 
 
 def parse(*words, default=None):
@@ -48,13 +51,32 @@ def test_default_gives_way():
     assert parse("--json", "a.json", "--images", "y", default="shapes_train").name == "a"
 
 
+def test_images_and_labels(tmp_path):
+    (tmp_path / "my photos").mkdir()
+    cv2.imwrite(str(tmp_path / "my photos/a.png"), np.zeros((4, 6, 3), np.uint8))
+    (tmp_path / "l.csv").write_text("a.png,cat\n")
+    words = ["--images", str(tmp_path / "my photos"), "--labels", str(tmp_path / "l.csv")]
+    root = ["--data-root", str(tmp_path / "root")]
+    dataset = parse(*words, *root, default="shapes_train")
+    assert dataset.name == "my photos"
+    assert dataset.images == tmp_path / "my photos"
+    assert dataset.json == tmp_path / "root/custom/my photos.json"
+    assert CocoImages(dataset.json).class_names == ["cat"]
+    assert dataset.prm == tmp_path / "root/prm/my photos.pth"
+    assert parse(*words, *root, "--name", "b").json == tmp_path / "root/custom/b.json"
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "either --dataset NAME, or --json FILE"),
-        (["--dataset", "shapes_val", "--json", "x"], "either --dataset NAME, or --json FILE"),
+        ([], "either --dataset NAME, or --images FOLDER with --json FILE or --labels PATH"),
+        (["--images", "y"], "either --dataset NAME, or --images FOLDER with"),
+        (["--dataset", "shapes_val", "--json", "x"], "either --dataset NAME, or --images FOLDER"),
+        (["--json", "x", "--labels", "y", "--images", "z"], "either --dataset NAME"),
+        (["--labels", "x.csv"], "--labels needs --images"),
+        (["--labels", "x.csv", "--images", "y/shapes_val"], "name of a known data set"),
         (["--dataset", "shape"], "no data set is called shape; known: shapes_train"),
-        (["--dataset", "shapes_val", "--images", "y"], "go with --json"),
+        (["--dataset", "shapes_val", "--images", "y"], "go with --json or --labels"),
         (["--json", "x.json"], "--json needs --images"),
         (["--json", "x.json", "--images", "y", "--name", "a/b"], "folder's name, got 'a/b'"),
     ],

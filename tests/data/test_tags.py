@@ -5,14 +5,13 @@ import cv2
 import numpy as np
 import pytest
 
-from lib.data.coco import CocoImages
 from lib.data.tags import (
-    ImageTags,
     labels_from_annotations,
+    read_coco_tags,
     read_csv_tags,
     read_folder_tags,
+    read_tags,
     read_text_tags,
-    tags_to_coco,
 )
 
 
@@ -131,22 +130,61 @@ def test_bad_folders(tmp_path):
         read_folder_tags(tmp_path)
 
 
-def test_to_coco_and_back(tmp_path):
-    save_image(tmp_path / "a.png", (4, 6))
-    save_image(tmp_path / "b.jpg", (7, 5))
-    save_image(tmp_path / "sub/c.jpg", (2, 2))
-    tags = ImageTags(("x", "y", "z"), {"a": (0, 2), "sub/c.jpg": (), "JPEGImages/b.jpg": (1,)})
-    content = tags_to_coco(tags, tmp_path)
-    (tmp_path / "set.json").write_text(json.dumps(content))
-    coco = CocoImages(tmp_path / "set.json")
-    assert [i.file_name for i in coco.images] == ["a.png", "sub/c.jpg", "b.jpg"]
-    assert [i.size for i in coco.images] == [(4, 6), (2, 2), (7, 5)]
-    assert coco.class_names == ["x", "y", "z"]
-    labels = [i.image_labels.tolist() for i in coco.images]
-    assert labels == [[1, 0, 1], [0, 0, 0], [0, 1, 0]]
-    coco.check_files(tmp_path)
+def test_folders_in_folders_and_other_files(tmp_path, caplog):
+    for name in ("cat/a/1.jpg", "cat/b/1.jpg", "dog/x.heic", "dog/y.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    tags = read_folder_tags(tmp_path)
+    assert tags.labels == {"cat/a/1.jpg": (0,), "cat/b/1.jpg": (0,), "dog/y.png": (1,)}
+    assert "passed over, by suffix: 1 .heic" in caplog.text
 
 
-def test_to_coco_names_the_missing_image(tmp_path):
-    with pytest.raises(FileNotFoundError, match="there is no image sub/a, with or without"):
-        tags_to_coco(ImageTags(("x",), {"sub/a": (0,)}), tmp_path)
+def coco(folder, **changes):
+    content = {
+        "images": [{"id": 7, "file_name": "a.jpg"}, {"id": 3, "file_name": "b.jpg"}],
+        "categories": [{"id": 20, "name": "dog"}, {"id": 10, "name": "cat"}],
+        "annotations": [
+            {"image_id": 7, "category_id": 20},
+            {"image_id": 7, "category_id": 20},
+            {"image_id": 7, "category_id": 10, "iscrowd": 1},
+        ],
+    }
+    return write(folder, json.dumps(content | changes), "labels.json")
+
+
+def test_coco(tmp_path):
+    tags = read_coco_tags(coco(tmp_path))
+    assert tags.class_names == ("cat", "dog")
+    assert tags.labels == {"a.jpg": (1,), "b.jpg": ()}
+    assert tags.category_ids == (10, 20)
+    assert tags.image_ids == {"a.jpg": 7, "b.jpg": 3}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"images": [{"id": 7}]}, "KeyError: 'file_name'"),
+        ({"images": 3}, "TypeError"),
+        ({"annotations": [{"image_id": 8, "category_id": 20}]}, "KeyError: 8"),
+        ({"annotations": []}, "no image has a label"),
+        (
+            {"images": [{"id": 7, "file_name": "a.jpg"}, {"id": 8, "file_name": "a.jpg"}]},
+            "image a.jpg occurs for the second time",
+        ),
+    ],
+)
+def test_bad_coco(tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        read_coco_tags(coco(tmp_path, **changes))
+
+
+def test_the_form_is_told_by_the_suffix(tmp_path):
+    assert read_tags(write(tmp_path, "a.jpg,x\n", "l.CSV")).class_names == ("x",)
+    assert read_tags(write(tmp_path, "a.jpg 1\n", "l.txt")).labels == {"a.jpg": (1,)}
+    assert read_tags(coco(tmp_path)).class_names == ("cat", "dog")
+    save_image(tmp_path / "folder/fox/1.jpg")
+    assert read_tags(tmp_path / "folder").class_names == ("fox",)
+    with pytest.raises(ValueError, match=r"l\.xlsx: labels come as a \.csv.*spreadsheet"):
+        read_tags(write(tmp_path, "", "l.xlsx"))
+    with pytest.raises(FileNotFoundError, match=r"none\.xlsx: no such file"):
+        read_tags(tmp_path / "none.xlsx")

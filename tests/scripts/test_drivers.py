@@ -116,6 +116,16 @@ def test_own_data(drive):
     assert not calls
 
 
+def test_own_images_with_labels(drive):
+    _, calls = drive("train_CIM", images="my pictures", labels="l.csv", name="mine")
+    assert len(calls) == 4
+    assert all("--images my pictures --labels l.csv --name mine --data-root" in c for c in calls)
+    process, calls = drive("train_CIM", labels="l.csv")
+    assert process.returncode != 0
+    assert "labels= needs images=" in process.stderr
+    assert not calls
+
+
 def test_a_failing_step_ends_it(drive):
     process, calls = drive("train_CIM", failing="train_prm.py")
     assert process.returncode != 0
