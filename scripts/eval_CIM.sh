@@ -20,7 +20,8 @@ make_images
 make_proposals "$@"
 test_net "$@"
 if [ "$dataset" = coco2017test ]; then
-    echo "The annotations of $dataset are not public: send the detections to COCO's server."
+    step "The annotations are not public: the file to upload to COCO's server" \
+        python tools/make_submission.py "${run_args[@]}" "${data_args[@]}"
     exit 0
 fi
 case $dataset in coco*) coco=yes ;; *) coco= ;; esac

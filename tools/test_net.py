@@ -93,7 +93,9 @@ def run(args: argparse.Namespace) -> None:
         ahead = config.input.num_workers
     done = detect_dataset(detector, data, output, made_from, ahead)
     logger.info("%s: %s", "written" if done else "complete already, nothing to do", output)
-    if not args.image_labels:
+    if coco.without_labels == len(coco):
+        logger.info("next: python tools/make_submission.py --detections %s for test-dev", output)
+    elif not args.image_labels:
         logger.info("next: python tools/evaluate.py --detections %s on the same data set", output)
     else:
         logger.info("next: python tools/generate_pseudo_labels.py --detections %s", output)

@@ -42,6 +42,7 @@ RUN_FOR_REAL = {
     "tools/import_proposals.py": "tests/tools/test_published_data.py",
     "tools/make_proposals.py": "tests/proposals/test_tools.py",
     "tools/make_shapes.py": "tests/data/test_shapes.py",
+    "tools/make_submission.py": "tests/evaluation/test_submission.py",
     "tools/prepare_voc.py": "tests/data/test_voc.py",
     "tools/proposal_recall.py": "tests/proposals/test_tools.py",
     "tools/quickstart.py": "tests/tools/test_quickstart.py",

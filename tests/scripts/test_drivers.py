@@ -150,7 +150,9 @@ def test_eval_on_coco(drive):
     assert "--coco" in calls[-1].split()
     process, calls = drive("eval_CIM", output_file="Outputs/a", dataset="coco2017test")
     assert process.returncode == 0
-    assert calls[-1].startswith("tools/test_net.py")
+    data = "--dataset coco2017test --data-root data"
+    assert calls[-2].startswith("tools/test_net.py")
+    assert calls[-1] == f"tools/make_submission.py --run Outputs/a {data}"
     assert "COCO's server" in process.stdout
 
 
