@@ -43,10 +43,15 @@ class ModelConfig(_Section):
     hidden_dim: AtLeastOne = 4096
     num_stages: Count = 3
     """Refinement branches; 0 leaves the MIL branch alone."""
+    integrity: bool = True
+    """Whether the stages have their integrity branch; false is an ablation, to go with
+    `mining.complete_by: cls` and `loss.refine_iou: 0`."""
 
 
 class MiningConfig(_Section):
     labels: Literal["cim", "mist"] = "cim"
+    complete_by: Literal["integrity", "cls"] = "integrity"
+    """What chooses among the proposals that contain a seed; `cls` is an ablation."""
     seed_fraction: Fraction = 0.1
     containment_thresh: Fraction = 0.85
     oversized_fraction: Fraction = 0.9

@@ -24,15 +24,20 @@ class Heads(nn.Module):
         in_features: D, the length of a proposal's feature vector.
         num_classes: C, without the background.
         num_stages: S, refinement stages; 0 leaves the MIL branch alone.
+        integrity: False leaves the integrity branch out: all integrity is 1 (ablation).
     """
 
-    def __init__(self, in_features: int, num_classes: int, num_stages: int = 3) -> None:
+    def __init__(
+        self, in_features: int, num_classes: int, num_stages: int = 3, integrity: bool = True
+    ) -> None:
         super().__init__()
         columns = num_classes + 1
         self.classifier = nn.Linear(in_features, columns)
         self.detector = nn.Linear(in_features, columns)
         self.refine_cls = nn.ModuleList(nn.Linear(in_features, columns) for _ in range(num_stages))
-        self.refine_iou = nn.ModuleList(nn.Linear(in_features, columns) for _ in range(num_stages))
+        self.refine_iou = nn.ModuleList(
+            nn.Linear(in_features, columns) for _ in range(num_stages if integrity else 0)
+        )
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.normal_(module.weight, std=0.01)
@@ -44,6 +49,8 @@ class Heads(nn.Module):
         none = cls_logits.new_zeros((0, *cls_logits.shape))  # (0, P, C+1): there may be no stage
         refine_cls = [head(features).softmax(dim=1)[None] for head in self.refine_cls]
         refine_iou = [head(features).sigmoid()[None] for head in self.refine_iou]
+        if not self.refine_iou:
+            refine_iou = [torch.ones_like(probability) for probability in refine_cls]
         return Scores(
             cls_prob=cls_logits.softmax(dim=1),
             det_prob=self.detector(features).softmax(dim=0),
@@ -73,6 +80,8 @@ class CIMMiner:
 
     labels: Literal["cim", "mist"] = "cim"
     """`mist`: the seeds, ranked by score, are the instances themselves (ablation)."""
+    complete_by: Literal["integrity", "cls"] = "integrity"
+    """Which of the teacher's scores chooses among the proposals that contain a seed."""
     seed_fraction: float = 0.1
     """p: of all proposals, these are the seeds of a class before suppression."""
     containment_thresh: float = 0.85
@@ -142,7 +151,8 @@ class CIMMiner:
         if self.labels == "mist":
             found = torch.zeros_like(score, dtype=torch.bool).scatter_(2, seeds, kept)
         else:
-            found = self._complete(seeds, kept, integrity, containment)
+            by = integrity if self.complete_by == "integrity" else cls_prob
+            found = self._complete(seeds, kept, by, containment)
 
         # A proposal that several classes claim goes to the highest score, of equals the first.
         weight, claimed_by = score.where(found, -torch.inf).max(dim=1)  # (S, P)
@@ -190,7 +200,11 @@ class CIMMiner:
     def _complete(
         self, seeds: Tensor, kept: Tensor, integrity: Tensor, containment: Tensor
     ) -> Tensor:
-        """For every kept seed the most integral proposal that contains it: (S, N, P) bool."""
+        """For every kept seed the most integral proposal that contains it: (S, N, P) bool.
+
+        Args:
+            integrity: (S, N, P), or any other score that is to choose.
+        """
         count = _size(kept.sum(), at_most=kept.numel())
         place = kept.nonzero_static(size=count, fill_value=-1)  # (M, 3), -1 beyond the last
         is_seed = place[:, 0] >= 0

@@ -25,6 +25,7 @@ class CIMNet(nn.Module):
         fuse_channels: see MaskFuse.
         hidden_dim: see MaskFuse.
         num_stages: refinement stages; 0 leaves the MIL branch alone.
+        integrity: see Heads.
     """
 
     def __init__(
@@ -34,11 +35,12 @@ class CIMNet(nn.Module):
         fuse_channels: int | None = None,
         hidden_dim: int = 4096,
         num_stages: int = 3,
+        integrity: bool = True,
     ) -> None:
         super().__init__()
         self.Conv_Body = trunk
         self.Box_Head = MaskFuse(trunk.out_channels, fuse_channels, hidden_dim, ROI_SIZE)
-        self.cls_iou_model = Heads(hidden_dim, num_classes, num_stages)
+        self.cls_iou_model = Heads(hidden_dim, num_classes, num_stages, integrity)
 
     def forward(self, image: Tensor, boxes: Tensor, roi_masks: Tensor) -> Scores:
         """Scores the proposals of one image.
@@ -82,4 +84,11 @@ def build_model(
         trunk.load_weights(prm_trunk, "PRM")
     elif pretrained and config.weights != "random":
         trunk.load_weights(read_state_dict(config.weights), config.weights)
-    return CIMNet(trunk, num_classes, config.fuse_channels, config.hidden_dim, config.num_stages)
+    return CIMNet(
+        trunk,
+        num_classes,
+        config.fuse_channels,
+        config.hidden_dim,
+        config.num_stages,
+        config.integrity,
+    )

@@ -131,6 +131,19 @@ def test_the_integrity_of_the_same_class_decides():
     assert set(mine(CIMMiner(), cls_prob, integrity, [1, 0], iou, containment)) == {1}
 
 
+def test_the_class_probability_decides_where_asked():
+    # 1 and 2 contain the part 0: 1 has the higher integrity, 2 the higher class probability.
+    iou, containment = overlaps_of(strips((10, 14), (8, 20), (9, 17), (30, 34), (36, 40)))
+    cls_prob = np.array([[0, 0.9], [0, 0.2], [0, 0.3], [0, 0], [0, 0]], np.float32)
+    integrity = np.array([[0, 0.2], [0, 0.5], [0, 0.4], [0, 0], [0, 0]], np.float32)
+    assert set(mine(CIMMiner(), cls_prob, integrity, [1], iou, containment)) == {1}
+    by_cls = CIMMiner(complete_by="cls")
+    # The part contains itself, and is the most probable of all.
+    assert mine(by_cls, cls_prob, integrity, [1], iou, containment) == {
+        0: (0, pytest.approx(0.9 * 0.2))
+    }
+
+
 def test_the_seeds_of_one_object_find_the_same_instance_once():
     # Two disjoint parts are both seeds (half of the proposals) and lie in the same whole.
     iou, containment = pairwise_overlaps(strips((0, 4), (6, 10), (0, 10), (30, 40)))
@@ -337,6 +350,14 @@ def test_heads_score(num_stages):
         torch.testing.assert_close(scores.refine_cls[s], logits.softmax(dim=1))
         logits = features @ model.refine_iou[s].weight.T + model.refine_iou[s].bias
         torch.testing.assert_close(scores.refine_iou[s], 1 / (1 + (-logits).exp()))
+
+
+def test_without_the_integrity_branch_all_integrity_is_one():
+    model = Heads(in_features=8, num_classes=4, num_stages=2, integrity=False)
+    assert not any("refine_iou" in name for name, _ in model.named_parameters())
+    scores = model(torch.randn(6, 8))
+    assert scores.refine_cls.shape == (2, 6, 5)
+    assert torch.equal(scores.refine_iou, torch.ones(2, 6, 5))
 
 
 def test_each_stage_learns_from_the_one_before():

@@ -80,6 +80,15 @@ def test_every_trainable_parameter_gets_a_gradient_and_no_frozen_one(backbone):
             assert parameter.grad is None, name
 
 
+def test_without_the_integrity_branch_every_parameter_gets_a_gradient():
+    model = small_model(integrity=False).train()
+    miner = CIMMiner(seed_fraction=0.3, complete_by="cls")
+    losses = losses_of(model, draw_image([(0, 4, 4), (1, 24, 40)]), miner)
+    sum(losses.values()).backward()
+    without = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    assert not without
+
+
 def test_two_images_can_be_overfitted():
     """From image-level labels and clusters alone, the objects come out on top in their class."""
     model = small_model().train()
