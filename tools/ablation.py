@@ -2,64 +2,132 @@
 """Does each part help? Variants of the method on the embedded data set, several seeds each.
 
 A seed stands for the whole chain: PRM, clusters and CIM are trained anew with it; the variants of
-one seed share its PRM and clusters. The images and proposals are the same for all. What has been
-measured already is not measured again.
+one seed share its PRM and clusters, so that they are compared seed by seed. The images and
+proposals are the same for all. What has been measured is not measured again, and what was
+interrupted goes on. docs/ablation.md says what the variants are.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import statistics
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from joblib import Parallel, delayed
 
-from lib.files import read_json, write_json
+from lib.command_line import errors_in_a_line
+from lib.config import load_config
+from lib.files import read_json, write_json, write_text
+from lib.seed_statistics import Table, comparison_table
+from lib.visualization.dot_plot import Panel, dot_plot
 
 TOOLS = Path(__file__).resolve().parent
 METRICS = ("ap25", "ap50", "ap70", "ap75")
+COMPARED = ("ap50", "ap75")
+"""Metrics whose differences to REFERENCE are told."""
+REFERENCE = "cim"
 VARIANTS: dict[str, list[str]] = {
-    "cim": [],
-    "mist": ["mining.labels", "mist"],
     "mil": ["model.num_stages", "0", "loss.pcl", "0"],
     "mil_agpl": ["model.num_stages", "0"],
-    "no_integrity": ["loss.refine_iou", "0"],
+    "mist": ["mining.labels", "mist"],
+    "no_agpl": ["loss.pcl", "0"],
+    "no_integrity": [
+        "model.integrity",
+        "false",
+        "mining.complete_by",
+        "cls",
+        "loss.refine_iou",
+        "0",
+    ],
+    "no_integrity_loss": ["loss.refine_iou", "0"],
     "no_anti_noise": ["mining.anti_noise", "false"],
     "no_cascade": ["mining.thresh_step", "0"],
-    "no_agpl": ["loss.pcl", "0"],
+    "cim": [],
 }
+"""Name -> what it changes."""
 
 
+class Training(NamedTuple):
+    """One variant with one seed and, where it is not the configured one, a length."""
+
+    variant: str
+    seed: int
+    updates: int | None
+
+    @property
+    def name(self) -> str:
+        return self.variant + (f"-{self.updates}" if self.updates else "")
+
+
+@errors_in_a_line
 def main(argv: Sequence[str] | None = None) -> int:
+    args = parse(argv)
+    check_settings(args)
+    counts = ("--train", args.images[0], f"--{args.split}", args.images[1]) if args.images else ()
+    run_tool("make_shapes.py", "--root", args.data_root, *counts)
+    for split in ("train", args.split):
+        run_tool("make_proposals.py", *dataset(args, split), "--cfg", args.cfg, "--set", *args.set)
+    trainings = [
+        Training(variant, seed, updates)
+        for updates in args.updates or [None]
+        for variant in args.variants
+        for seed in args.seeds
+    ]
+    parallel = Parallel(n_jobs=args.jobs, backend="threading")
+    parallel(delayed(prepare_seed)(args, seed) for seed in args.seeds)
+    parallel(delayed(measure)(args, training) for training in trainings)
+
+    table: dict[str, dict[str, dict[str, float]]] = {}
+    for training in trainings:
+        metrics = read_json(metrics_file(args, training))["metrics"]
+        table.setdefault(training.name, {})[str(training.seed)] = metrics
+    report(args, table)
+    return 0
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=["cim", "mist", "mil"])
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
+    parser.add_argument(
+        "--updates",
+        nargs="+",
+        type=int,
+        metavar="N",
+        help="also the length is varied; the learning rate drops at the same part of it "
+        "(default: as configured)",
+    )
     parser.add_argument("--split", choices=["val", "test"], default="test")
+    parser.add_argument(
+        "--images", nargs=2, type=int, metavar="N", help="to train with and to score (default: all)"
+    )
     parser.add_argument("--cfg", type=Path, default=TOOLS.parent / "configs/resnet18_shapes.yaml")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY VALUE")
     parser.add_argument("--data-root", type=Path, default=Path("data"))
     parser.add_argument("--output", type=Path, default=Path("Outputs/ablation"))
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="trainings at a time")
-    args = parser.parse_args(argv)
+    return parser.parse_args(argv)
 
-    for split in ("train", args.split):
-        run_tool("make_shapes.py", "--root", args.data_root)
-        run_tool("make_proposals.py", *dataset(args, split), "--cfg", args.cfg, "--set", *args.set)
-    parallel = Parallel(n_jobs=args.jobs, backend="threading")
-    parallel(delayed(prepare_seed)(args, seed) for seed in args.seeds)
-    parallel(delayed(measure)(args, v, seed) for seed in args.seeds for v in args.variants)
 
-    table = {
-        variant: [read_json(metrics_file(args, variant, s))["metrics"] for s in args.seeds]
-        for variant in args.variants
-    }
-    write_json(args.output / f"{args.split}.json", table, indent=2)
-    print(render(table, args.seeds))
-    return 0
+def check_settings(args: argparse.Namespace) -> None:
+    """All that lies in one output folder has the same settings but for the variants.
+
+    Raises:
+        ValueError: what lies there was made with others.
+    """
+    config = load_config(args.cfg, args.set).model_dump(mode="json", exclude={"run"})
+    settings = {"data_root": str(args.data_root.absolute()), **config}
+    path = args.output / "settings.json"
+    if path.is_file() and read_json(path) != settings:
+        raise ValueError(
+            f"{path}: made with another --cfg, --set or --data-root; name another --output, or "
+            "remove that folder"
+        )
+    write_json(path, settings, indent=1)
 
 
 def dataset(args: argparse.Namespace, split: str) -> list[str | Path]:
@@ -69,7 +137,7 @@ def dataset(args: argparse.Namespace, split: str) -> list[str | Path]:
 def prepare_seed(args: argparse.Namespace, seed: int) -> None:
     """PRM and clusters of one seed."""
     settings = ["--cfg", args.cfg, "--set", *args.set, "run.seed", seed]
-    log = args.output / f"seed{seed}.log"
+    log = args.output / "logs" / f"seed{seed}.log"
     place = [*dataset(args, "train"), *intermediate(args, seed)]
     run_tool("train_prm.py", *place, *settings, log=log)
     run_tool("assign_clusters.py", *place, *settings, log=log)
@@ -80,25 +148,33 @@ def intermediate(args: argparse.Namespace, seed: int) -> list[str | Path]:
     return ["--prm", folder / "prm.pth", "--clusters", folder / "clusters"]
 
 
-def measure(args: argparse.Namespace, variant: str, seed: int) -> None:
-    """Trains, tests and evaluates one variant with one seed."""
-    metrics = metrics_file(args, variant, seed)
+def measure(args: argparse.Namespace, training: Training) -> None:
+    """Trains, tests and evaluates."""
+    metrics = metrics_file(args, training)
     if metrics.is_file():
         return
-    run = args.output / variant / f"seed{seed}"
-    log = args.output / f"{variant}-seed{seed}.log"
-    overrides = [*args.set, *VARIANTS[variant], "run.seed", seed]
-    train = [*dataset(args, "train"), *intermediate(args, seed)]
+    log = args.output / "logs" / f"{training.name}-seed{training.seed}.log"
+    run = args.output / training.name / f"seed{training.seed}"
+    train = [*dataset(args, "train"), *intermediate(args, training.seed), "--cfg", args.cfg]
+    run_tool("train_net.py", *train, "--output", run, "--set", *settings(args, training), log=log)
     test = dataset(args, args.split)
-    run_tool(
-        "train_net.py", *train, "--cfg", args.cfg, "--output", run, "--set", *overrides, log=log
-    )
     run_tool("test_net.py", "--run", run, *test, log=log)
     run_tool("evaluate.py", "--detections", metrics.with_name("detections.json"), *test, log=log)
 
 
-def metrics_file(args: argparse.Namespace, variant: str, seed: int) -> Path:
-    return args.output / variant / f"seed{seed}" / "test" / f"shapes_{args.split}" / "metrics.json"
+def settings(args: argparse.Namespace, training: Training) -> list[str | int]:
+    """Overrides of the configuration."""
+    overrides = [*args.set, *VARIANTS[training.variant], "run.seed", training.seed]
+    if training.updates:
+        solver = load_config(args.cfg, args.set).solver
+        steps = [round(step * training.updates / solver.max_iter) for step in solver.steps]
+        overrides += ["solver.max_iter", training.updates, "solver.steps", f"{steps}"]
+    return overrides
+
+
+def metrics_file(args: argparse.Namespace, training: Training) -> Path:
+    run = args.output / training.name / f"seed{training.seed}"
+    return run / "test" / f"shapes_{args.split}" / "metrics.json"
 
 
 def run_tool(tool: str, *arguments: str | int | Path, log: Path | None = None) -> None:
@@ -119,18 +195,25 @@ def run_tool(tool: str, *arguments: str | int | Path, log: Path | None = None) -
         raise SystemExit(f"error: {tool} ended with code {code}{where}")
 
 
-def render(table: dict[str, list[dict[str, float]]], seeds: Sequence[int]) -> str:
-    """The mean and, after +-, the sample standard deviation over the seeds."""
-    lines = [f"{'variant':<16}" + "".join(f"{m.upper():>16}" for m in METRICS)]
-    for variant, runs in table.items():
-        cells = []
-        for metric in METRICS:
-            values = [run[metric] for run in runs]
-            spread = statistics.stdev(values) if len(values) > 1 else 0.0
-            cells.append(f"{statistics.mean(values):.3f} +- {spread:.3f}".rjust(16))
-        lines.append(f"{variant:<16}" + "".join(cells))
-    lines.append(f"{len(seeds)} seeds: {', '.join(map(str, seeds))}")
-    return "\n".join(lines)
+def report(args: argparse.Namespace, table: Table) -> None:
+    """The numbers as JSON, as a table and as a plot."""
+    text = comparison_table(table, METRICS, REFERENCE, COMPARED)
+    seeds = [str(seed) for seed in args.seeds]
+    panels = [
+        Panel(
+            f"{metric.upper()}, shapes {args.split}",
+            {name: [100 * of_seed[s][metric] for s in seeds] for name, of_seed in table.items()},
+        )
+        for metric in COMPARED
+    ]
+    result = args.output / args.split
+    write_json(result.with_suffix(".json"), table, indent=1)
+    write_text(result.with_suffix(".md"), text + "\n")
+    write_text(
+        result.with_suffix(".svg"),
+        dot_plot(panels, [f"seed {s}" for s in seeds], "Mask AP of variants, in percent"),
+    )
+    print(f"\n{text}\n\nwritten: {result}.json, .md and .svg")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,156 @@
+"""How right mined instances and detections are: their overlaps with the true objects.
+
+For looking at a trained network on images kept for that. Training never comes here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from lib.proposals.overlaps import overlaps_with_masks
+from lib.structures import Regions
+
+GOOD_IOU = 0.5
+"""From this mask IoU on, a proposal counts as right for an object."""
+NEAR_IOU = 0.25
+"""From this mask IoU on, a proposal counts as lying on an object."""
+
+Values = Mapping[str, np.ndarray]
+"""Measure -> one value for each instance, object or proposal; any length, also 0."""
+
+
+@dataclass(frozen=True, eq=False)
+class Truth:
+    """What is true of the P proposals of an image with G objects."""
+
+    class_idx: np.ndarray
+    """(G,) int64, class of every object."""
+    iou: np.ndarray
+    """(P, G)"""
+    coverage: np.ndarray
+    """(P, G), the share of the object that lies in the proposal."""
+    purity: np.ndarray
+    """(P, G), the share of the proposal that lies in the object."""
+
+    def best_of_class(self, class_idx: int) -> tuple[np.ndarray, np.ndarray]:
+        """For every proposal the object of a class that it overlaps most.
+
+        Returns:
+            (P,) IoU and (P,) index of the object, 0 and -1 where no object is of the class.
+        """
+        iou = np.where(self.class_idx == class_idx, self.iou, -1.0)
+        if not (self.class_idx == class_idx).any():
+            return np.zeros(len(iou)), np.full(len(iou), -1)
+        return iou.max(axis=1), iou.argmax(axis=1)
+
+
+def compare(regions: Regions, masks: np.ndarray, class_idx: np.ndarray) -> Truth:
+    """Overlaps of all proposals of an image with all its objects.
+
+    Args:
+        masks: (G, H, W) bool, G may be 0.
+        class_idx: (G,) int64.
+
+    Raises:
+        ValueError: the masks are of another size than the image.
+    """
+    iou = overlaps_with_masks(regions, masks)
+    area = (regions.membership @ regions.areas).astype(np.float64)[:, None]
+    object_area = masks.sum(axis=(1, 2), dtype=np.float64)[None, :]
+    shared = iou * (area + object_area) / (1 + iou)
+    return Truth(
+        class_idx=np.asarray(class_idx),
+        iou=iou,
+        coverage=shared / np.maximum(object_area, 1),
+        purity=shared / np.maximum(area, 1),
+    )
+
+
+def instance_quality(truth: Truth, proposal_idx: np.ndarray, class_idx: np.ndarray) -> Values:
+    """Proposals taken for whole objects, each beside the object of its class it overlaps most.
+
+    Args:
+        proposal_idx: (K,) int64.
+        class_idx: (K,) int64, what each is taken for.
+
+    Returns:
+        `good` (0 or 1: IoU of at least GOOD_IOU), `iou`, `coverage`, `purity`, each (K,);
+        `found` (G,), 0 or 1 for every object: one of them is good for it.
+    """
+    iou, coverage, purity = np.zeros((3, len(proposal_idx)))
+    found = np.zeros(len(truth.class_idx))
+    for k, (proposal, c) in enumerate(zip(proposal_idx, class_idx, strict=True)):
+        of_proposal, nearest = truth.best_of_class(c)
+        if nearest[proposal] < 0:
+            continue
+        at = proposal, nearest[proposal]
+        iou[k], coverage[k], purity[k] = of_proposal[proposal], truth.coverage[at], truth.purity[at]
+        found[nearest[proposal]] = max(found[nearest[proposal]], iou[k] >= GOOD_IOU)
+    good = (iou >= GOOD_IOU).astype(float)
+    return {"good": good, "iou": iou, "coverage": coverage, "purity": purity, "found": found}
+
+
+def label_noise(truth: Truth, column: np.ndarray, cls_thresh: float) -> Values:
+    """How many of the labels that proposals were given are wrong.
+
+    Args:
+        column: (P,) int64: -1 no label, 0 background, 1..C a class.
+        cls_thresh: IoU from which a proposal is an object's.
+
+    Returns:
+        `noise`, 0 or 1 for every proposal labelled with a class: 1 where its IoU with every object
+        of that class is below `cls_thresh`. `missed`, 0 or 1 for every proposal labelled
+        background: 1 where it is an object's nevertheless.
+    """
+    noise = [truth.best_of_class(c - 1)[0][p] < cls_thresh for p, c in enumerate(column) if c > 0]
+    best = truth.iou.max(axis=1, initial=0.0)
+    return {
+        "noise": np.array(noise, float),
+        "missed": (best[column == 0] >= cls_thresh).astype(float),
+    }
+
+
+def picks(truth: Truth, scores: Mapping[str, np.ndarray]) -> Values:
+    """For every object: how good is the proposal that a score puts first?
+
+    Only the proposals on the object compete, those with an IoU of at least NEAR_IOU.
+
+    Args:
+        scores: name -> (P, C) without background.
+
+    Returns:
+        by name, and as `best` for a score that knows the truth: (N,) IoU with the object of the
+        proposal that comes first; N objects have a proposal on them.
+    """
+    chosen: dict[str, list[float]] = {name: [] for name in (*scores, "best")}
+    for g, c in enumerate(truth.class_idx):
+        on_object = np.flatnonzero(truth.iou[:, g] >= NEAR_IOU)
+        if not len(on_object):
+            continue
+        iou = truth.iou[on_object, g]
+        chosen["best"].append(iou.max())
+        for name, score in scores.items():
+            chosen[name].append(iou[score[on_object, c].argmax()])
+    return {name: np.array(values) for name, values in chosen.items()}
+
+
+def best_per_object(
+    truth: Truth, proposal_idx: np.ndarray, class_idx: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Of detections, best first, as many of every class as there are objects of it."""
+    kept = [
+        k
+        for c in np.unique(truth.class_idx)
+        for k in np.flatnonzero(class_idx == c)[: (truth.class_idx == c).sum()]
+    ]
+    return proposal_idx[kept], class_idx[kept]
+
+
+def means(of_images: Sequence[Values]) -> dict[str, float | None]:
+    """Mean of every measure over all that was measured in all images; None without any."""
+    names = dict.fromkeys(name for values in of_images for name in values)
+    joined = {n: np.concatenate([v[n] for v in of_images if n in v]) for n in names}
+    return {n: float(v.mean()) if len(v) else None for n, v in joined.items()}
