@@ -133,7 +133,7 @@ def test_the_integrity_of_the_same_class_decides():
 
 def test_the_class_probability_decides_where_asked():
     # 1 and 2 contain the part 0: 1 has the higher integrity, 2 the higher class probability.
-    iou, containment = overlaps_of(strips((10, 14), (8, 20), (9, 17), (30, 34), (36, 40)))
+    iou, containment = pairwise_overlaps(strips((10, 14), (8, 20), (9, 17), (30, 34), (36, 40)))
     cls_prob = np.array([[0, 0.9], [0, 0.2], [0, 0.3], [0, 0], [0, 0]], np.float32)
     integrity = np.array([[0, 0.2], [0, 0.5], [0, 0.4], [0, 0], [0, 0]], np.float32)
     assert set(mine(CIMMiner(), cls_prob, integrity, [1], iou, containment)) == {1}
