@@ -23,6 +23,7 @@ setup(
     license="MIT",
     python_requires=">=3.11",
     packages=find_packages(include=["lib", "lib.*"]),
+    package_data={"lib.visualization": ["templates/*", "static/*"]},
     ext_modules=cythonize(EXTENSIONS, language_level=3),
     install_requires=[
         # 2.13.0 exists as a CPU-only build that no torchvision loads against.
@@ -35,6 +36,7 @@ setup(
         "pycocotools>=2.0.8",
         "hotcoco>=1.3,<2",
         "joblib>=1.4",
+        "Jinja2>=3.1",
         "pillow>=10",
         "PyYAML>=6.0",
         "omegaconf>=2.3",

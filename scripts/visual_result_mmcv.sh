@@ -7,22 +7,27 @@
 #   output_file=Outputs/resnet50_voc/20260101-120000 dataset=voc2012sbdval \
 #       bash scripts/visual_result_mmcv.sh --image 2007_000033
 #   dataset=coco2017val bash scripts/visual_result_mmcv.sh --detections any_coco_results.json
+#   bash scripts/visual_result_mmcv.sh --gallery      a page to browse all of it, in its gallery/
 #
 # output_file  run folder (default: the newest run); the pictures go to its visual/<dataset>
 # dataset      data set the results are of (default: shapes_test), or images= with json= or labels=
 # iter_time    step of a checkpoint: tests that one first (default: draws what there is)
 # cfg_file     configuration for that test (default: the run's own)
 # data_root    where data sets and proposals lie (default: data)
-# Arguments go to tools/visualize.py, see its --help.
+# Arguments go to tools/visualize.py, see its --help; after --gallery, to tools/gallery.py.
 set -euo pipefail
 dataset=${dataset:-shapes_test}
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
-title="Pictures of the results on $dataset"
+title="Pictures of the results on $dataset" tool=tools/visualize.py
+if [ "${1:-}" = --gallery ]; then
+    title="A gallery of the results on $dataset" tool=tools/gallery.py
+    shift
+fi
 if [[ " $* " == *" --detections "* ]]; then
-    step "$title" python tools/visualize.py "${data_args[@]}" "$@"
+    step "$title" python $tool "${data_args[@]}" "$@"
 else
     use_run
     if [ -n "${iter_time:-}" ]; then test_net; fi
-    step "$title" python tools/visualize.py "${run_args[@]}" "${data_args[@]}" "$@"
+    step "$title" python $tool "${run_args[@]}" "${data_args[@]}" "$@"
 fi

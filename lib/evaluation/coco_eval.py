@@ -117,9 +117,9 @@ def format_metrics(evaluation: dict[str, Any], per_class: bool = False) -> str:
     rows = [["class", "objects", *(name.upper().replace("_", " ") for name in metrics)]]
     if per_class:
         for name, values in evaluation["per_class"].items():
-            rows.append([name, str(values["objects"]), *(_percent(values[m]) for m in metrics)])
+            rows.append([name, str(values["objects"]), *(percent(values[m]) for m in metrics)])
     total = f"mean of {len(evaluation['per_class'])} classes"
-    rows.append([total, str(evaluation["num_objects"]), *(_percent(v) for v in metrics.values())])
+    rows.append([total, str(evaluation["num_objects"]), *(percent(v) for v in metrics.values())])
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = [
         "  ".join(
@@ -133,7 +133,8 @@ def format_metrics(evaluation: dict[str, Any], per_class: bool = False) -> str:
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
 
 
-def _percent(value: float | None) -> str:
+def percent(value: float | None) -> str:
+    """97.5 for 0.975, - for None."""
     return "-" if value is None else f"{100 * value:.1f}"
 
 
