@@ -141,6 +141,67 @@ class ProposalConfig(_Section):
     options: dict[str, Any] = {}
 
 
+class RefineModelConfig(_Section):
+    backbone: str = "resnet50"
+    """A name registered in lib/refine/network.py: under a feature pyramid."""
+    backbone_args: dict[str, Any] = {}
+    """Options of the resnet18 trunk. It can start from CIM's trunk where they are those of
+    `model.backbone_args`: write `${model.backbone_args}`."""
+    weights: str = "imagenet"
+    """What the trunk starts from: `imagenet`, `cim` (the trunk of the CIM run), `random`, or the
+    path of a checkpoint file."""
+    fpn_channels: AtLeastOne = 256
+    head_dim: AtLeastOne = 1024
+    """Width of the box head's two linear layers."""
+    mask_layers: AtLeastOne = 4
+    """Convolutions of the mask head."""
+    anchor_scale: Positive = 8.0
+    """Side of the anchors of a pyramid level, in steps of its stride."""
+    anchors_per_image: AtLeastOne = 256
+    """Sampled for the losses of the region proposal network."""
+    rois_per_image: AtLeastOne = 512
+    """Sampled for the losses of the heads."""
+    rois_before_nms: AtLeastOne = 2000
+    """Of each pyramid level."""
+    rois_after_nms: AtLeastOne = 1000
+
+
+class RefineSolverConfig(SolverConfig):
+    """The usual 12 epochs of VOC (10,582 images): the usual rate of 0.02 is for the mean over 16
+    images, here their gradients are summed."""
+
+    base_lr: Positive = 1.25e-3
+    weight_decay: float = 1e-4
+    bias_lr_factor: float = 1.0
+    max_iter: AtLeastOne = 8000
+    steps: tuple[int, ...] = (5300, 7300)
+    warmup_factor: Fraction = 1e-3
+    images_per_update: AtLeastOne = 16
+
+
+class RefineInputConfig(InputConfig):
+    train_scales: tuple[AtLeastOne, ...] = (640, 800, 960, 1066)
+    test_scale: AtLeastOne = 1066
+
+
+class RefineTestConfig(_Section):
+    score_thresh: Fraction = 0.05
+    nms_thresh: Fraction = 0.5
+    detections_per_image: AtLeastOne = 100
+    mask_thresh: Fraction = 0.5
+
+
+class RefineConfig(_Section):
+    """The Mask R-CNN that is trained on pseudo labels (CIM+)."""
+
+    score_thresh: Fraction = 0.3
+    """Pseudo labels below are not trained on."""
+    model: RefineModelConfig = RefineModelConfig()
+    solver: RefineSolverConfig = RefineSolverConfig()
+    input: RefineInputConfig = RefineInputConfig()
+    test: RefineTestConfig = RefineTestConfig()
+
+
 class RunConfig(_Section):
     seed: int = 3
     checkpoint_period: AtLeastOne = 5000
@@ -157,6 +218,7 @@ class Config(_Section):
     test: InferenceConfig = InferenceConfig()
     prm: PRMConfig = PRMConfig()
     proposals: ProposalConfig = ProposalConfig()
+    refine: RefineConfig = RefineConfig()
     run: RunConfig = RunConfig()
 
 

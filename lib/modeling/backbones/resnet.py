@@ -62,6 +62,8 @@ class ResNet(Trunk):
             stem.append(nn.MaxPool2d(kernel_size=3, stride=2, padding=1))
         self.res1 = nn.Sequential(*stem)
         self.stages = [f"res{number}" for number in range(2, len(widths) + 2)]
+        self.stage_channels = [width * block.expansion for width in widths]
+        self.stage_strides = [stem_stride * prod(strides[: n + 1]) for n in range(len(strides))]
         for name, depth, width, stride in zip(self.stages, depths, widths, strides, strict=True):
             self.add_module(name, _stage(block, depth, channels, width, stride))
             channels = width * block.expansion

@@ -1,0 +1,164 @@
+"""Pseudo labels as samples for a Mask R-CNN: images with masks that a network has found."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from torchvision.ops import masks_to_boxes
+
+from lib.data.coco import CocoImages, ImageRecord, read_image
+from lib.data.transforms import (
+    Flip,
+    mirror_image,
+    mirror_roi_masks,
+    normalise,
+    resize_long_side,
+)
+from lib.evaluation import rle
+from lib.evaluation.coco_files import by_image
+from lib.files import read_json
+from lib.structures import InstanceSample
+
+
+@dataclass(frozen=True, eq=False)
+class ReadInstances:
+    """All of an image that does not depend on how it is looked at."""
+
+    record: ImageRecord
+    image: np.ndarray
+    """(H, W, 3) uint8 RGB."""
+    masks: np.ndarray
+    """(N, H, W) uint8 in {0, 1}."""
+    class_idx: np.ndarray
+    """(N,) int64, 0..C-1."""
+
+
+class InstanceDataset:
+    """The images of a data set with the instances to train on.
+
+    Args:
+        instances: by image id, entries with `category_id` and `segmentation` (compressed RLE).
+            Images without any are not trained on.
+        memory_limit: bytes; if the pixels of all images and their masks need less, every image is
+            read once and then kept (by each process that reads).
+    """
+
+    label_name = "pseudo label"
+
+    def __init__(
+        self,
+        coco: CocoImages,
+        image_dir: str | Path,
+        instances: Mapping[int, Sequence[Mapping[str, Any]]],
+        memory_limit: int = 0,
+    ) -> None:
+        self.coco = coco
+        self.image_dir = Path(image_dir)
+        self.instances = instances
+        self._class_of = {category: c for c, category in enumerate(coco.category_ids)}
+        layers = (3 + len(instances.get(record.image_id, ())) for record in coco.images)
+        pixels = (record.height * record.width for record in coco.images)
+        size = sum(a * b for a, b in zip(layers, pixels, strict=True))
+        self.keeps = size <= memory_limit
+        self._kept: dict[int, ReadInstances] = {}
+
+    def __len__(self) -> int:
+        return len(self.coco)
+
+    def labelled(self) -> list[int]:
+        """Indices of the images that can be trained on: those with an instance."""
+        return [
+            n for n, record in enumerate(self.coco.images) if self.instances.get(record.image_id)
+        ]
+
+    def load(self, index: int, long_side: int, flip: Flip = "none") -> InstanceSample:
+        """`read` and `view` in one."""
+        return self.view(self.read(index), long_side, flip)
+
+    def read(self, index: int) -> ReadInstances:
+        """Image `index` and its instances.
+
+        Raises:
+            FileNotFoundError: the image is missing.
+            ValueError: it is damaged, or does not fit the json.
+        """
+        if index in self._kept:
+            return self._kept[index]
+        record = self.coco.images[index]
+        entries = self.instances.get(record.image_id, ())
+        masks = [rle.rle_to_mask(entry["segmentation"]) for entry in entries]
+        read = ReadInstances(
+            record,
+            read_image(self.image_dir / record.file_name, record.size),
+            np.array(masks, np.uint8).reshape(-1, *record.size),
+            np.array([self._class_of[entry["category_id"]] for entry in entries], np.int64),
+        )
+        if self.keeps:
+            self._kept[index] = read
+        return read
+
+    def view(self, read: ReadInstances, long_side: int, flip: Flip = "none") -> InstanceSample:
+        """What `read` gave, mirrored and then scaled to `long_side`.
+
+        An instance that has no pixel left at this scale is dropped.
+        """
+        image, _ = resize_long_side(mirror_image(read.image, flip), long_side)
+        masks = _resize_masks(mirror_roi_masks(read.masks, flip), image.shape[:2])
+        there = masks.any(axis=(1, 2))
+        masks = torch.from_numpy(masks[there])  # (N, h, w)
+        one_past = torch.tensor([0.0, 0.0, 1.0, 1.0])
+        return InstanceSample(
+            image_id=read.record.image_id,
+            file_name=read.record.file_name,
+            image=normalise(image),
+            boxes=masks_to_boxes(masks) + one_past,
+            class_idx=torch.from_numpy(read.class_idx[there]),
+            masks=masks,
+        )
+
+
+def open_pseudo_labels(
+    path: Path, image_dir: Path, score_thresh: float, memory_limit: int = 0
+) -> InstanceDataset:
+    """The pseudo labels of a COCO json, after a look whether they can be trained on.
+
+    An image without any that reaches `score_thresh` is left out of training: there is an object
+    in it (it has an image-level label), so that it is no example of background.
+
+    Raises:
+        FileNotFoundError: the json or images are missing.
+        ValueError: a mistake in the json; annotations without a score, which are no pseudo labels
+            but somebody's annotation, and that is never trained on; none that reaches the
+            threshold.
+    """
+    coco = CocoImages(path)
+    coco.check_files(image_dir)
+    content = read_json(path)
+    unscored = [a["id"] for a in content["annotations"] if "score" not in a]
+    if unscored:
+        raise ValueError(
+            f"{path}: {len(unscored)} annotations have no score (ids {unscored[0]}"
+            f"{', ...' if unscored[1:] else ''}); expected pseudo labels, which have one and are "
+            "made by tools/generate_pseudo_labels.py; annotated masks are never trained on"
+        )
+    instances = by_image(content, content, str(path), score_thresh)
+    if not instances:
+        raise ValueError(
+            f"{path}: none of its {len(content['annotations'])} pseudo labels reaches the score "
+            f"{score_thresh:g}; lower refine.score_thresh, or train CIM longer"
+        )
+    return InstanceDataset(coco, image_dir, instances, memory_limit)
+
+
+def _resize_masks(masks: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """(N, H, W) uint8 to (N, *size), by nearest neighbour."""
+    if masks.shape[1:] == size:
+        return masks
+    resized = [cv2.resize(m, size[::-1], interpolation=cv2.INTER_NEAREST) for m in masks]
+    return np.array(resized, np.uint8).reshape(-1, *size)

@@ -1,0 +1,88 @@
+"""A Mask R-CNN on pseudo labels, trained by the same Trainer as CIM (lib/engine/trainer.py)."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchvision.models.detection import MaskRCNN
+
+from lib.config import Config
+from lib.data.coco import CocoImages
+from lib.engine.setup import learning_rate
+from lib.engine.solver import build_optimizer
+from lib.engine.trainer import Trainer
+from lib.structures import InstanceSample
+
+LOSSES = ("objectness", "rpn_box_reg", "classifier", "box_reg", "mask")
+"""Of the region proposal network and of the heads; all have the weight 1."""
+
+
+def mask_rcnn_losses(
+    model: MaskRCNN, sample: InstanceSample, generator: torch.Generator
+) -> dict[str, Tensor]:
+    """The losses of one image, by the names in LOSSES.
+
+    Args:
+        model: from `build_mask_rcnn`, in training mode.
+        generator: draws the anchors and regions that the losses look at.
+    """
+    for part in (model.rpn, model.roi_heads):
+        part.fg_bg_sampler.generator = generator
+    target = {"boxes": sample.boxes, "labels": sample.class_idx + 1, "masks": sample.masks}
+    losses = model([sample.image], [target])
+    return {name: losses[f"loss_{name}"] for name in LOSSES}
+
+
+def build_refine_trainer(
+    config: Config, model: MaskRCNN, device: str, num_lanes: int = 1
+) -> Trainer:
+    """A trainer that has made no update yet.
+
+    Args:
+        num_lanes: images worked on at the same time.
+    """
+    solver = config.refine.solver
+    model.to(device).train()
+    return Trainer(
+        model=model,
+        losses=mask_rcnn_losses,
+        optimizer=build_optimizer(
+            model, solver.momentum, solver.weight_decay, solver.bias_lr_factor
+        ),
+        learning_rate=learning_rate(solver),
+        loss_weights=dict.fromkeys(LOSSES, 1.0),
+        images_per_update=solver.images_per_update,
+        seed=config.run.seed,
+        clip_grad_norm=solver.clip_grad_norm,
+        device=torch.device(device),
+        num_lanes=num_lanes,
+    )
+
+
+def refinement_depends_on(config: Config, coco: CocoImages) -> dict[str, Any]:
+    """What must be the same for a training to be gone on with, as plain values.
+
+    Args:
+        coco: of the pseudo labels; their file counts, byte for byte.
+    """
+    content = config.refine.model_dump(mode="json")
+    del content["input"]["num_workers"], content["test"]
+    return {
+        "refine": content,
+        "run": {"seed": config.run.seed},
+        "data": {"pseudo_labels": _digest(coco.path), "classes": coco.class_names},
+    }
+
+
+def is_mask_rcnn(state: Mapping[str, Any]) -> bool:
+    """Whether the state dict of a checkpoint is that of a Mask R-CNN and not of a CIM network."""
+    return any(name.startswith("roi_heads.") for name in state["model"])
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()

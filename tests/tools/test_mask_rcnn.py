@@ -1,0 +1,232 @@
+"""tools/train_mask_rcnn.py and tools/test_mask_rcnn.py on a small data set made by hand."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from lib.engine.checkpoint import load_checkpoint, save_checkpoint
+from lib.engine.runs import newest_run, read_lines
+from lib.evaluation import rle
+from lib.modeling.backbones import build_backbone
+
+TOOLS = Path(__file__).parents[2] / "tools"
+SIZE = (40, 56)
+NAMES = ["sub/a.png", "b.png", "c.png", "d.png"]
+SETTINGS = """
+model:
+  backbone: resnet18
+  backbone_args: {widths: [4, 4, 8, 8], depths: [1, 1, 1, 1], strides: [1, 2, 1, 1]}
+refine:
+  model:
+    backbone: resnet18
+    backbone_args: ${model.backbone_args}
+    weights: cim
+    fpn_channels: 8
+    head_dim: 16
+    mask_layers: 1
+    anchor_scale: 4
+    anchors_per_image: 32
+    rois_per_image: 16
+    rois_before_nms: 64
+    rois_after_nms: 32
+  solver: {base_lr: 0.01, max_iter: 4, steps: [3], warmup_iters: 2, images_per_update: 2}
+  input: {train_scales: [48, 64], num_workers: 0, test_scale: 56}
+  test: {score_thresh: 0.0, detections_per_image: 5}
+run: {checkpoint_period: 2, log_period: 1}
+"""
+DATA = ["--json", "mine.json", "--images", "images"]
+
+
+def tool(name):
+    spec = importlib.util.spec_from_file_location(name, TOOLS / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.main
+
+
+def mask(number):
+    whole = np.zeros(SIZE, bool)
+    whole[3 : 20 + number, 4 + 5 * number : 30 + 5 * number] = True
+    return rle.mask_to_rle(whole)
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """Four images, three of them with pseudo labels, and a CIM run that these belong to."""
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    Path("images/sub").mkdir(parents=True)
+    for name in NAMES:
+        cv2.imwrite(f"images/{name}", rng.integers(256, size=(*SIZE, 3), dtype=np.uint8))
+    truth = {
+        "images": [
+            {"id": 100 + n, "file_name": name, "height": SIZE[0], "width": SIZE[1]}
+            for n, name in enumerate(NAMES)
+        ],
+        "categories": [{"id": 7, "name": "cat"}, {"id": 9, "name": "dog"}],
+        "annotations": [
+            {"id": n, "image_id": 100 + n, "category_id": (7, 9)[n % 2], "segmentation": mask(n)}
+            for n in range(4)
+        ],
+    }
+    Path("mine.json").write_text(json.dumps(truth))
+    labels = [{**a, "score": 0.9 - 0.1 * n} for n, a in enumerate(truth["annotations"][:3])]
+    run = Path("Outputs/small/one")
+    (run / "pseudo_labels").mkdir(parents=True)
+    (run / "pseudo_labels/mine.json").write_text(json.dumps({**truth, "annotations": labels}))
+    torch.manual_seed(0)
+    trunk = build_backbone(
+        "resnet18", widths=[4, 4, 8, 8], depths=[1, 1, 1, 1], strides=[1, 2, 1, 1]
+    )
+    state = {f"Conv_Body.{name}": value for name, value in trunk.state_dict().items()}
+    save_checkpoint(run / "ckpt", {"model": state, "step": 3})
+    (run / "config.yaml").write_text(SETTINGS)
+    return run
+
+
+def train(*options):
+    return tool("train_mask_rcnn")([*DATA, *options])
+
+
+def test(*options):
+    return tool("test_mask_rcnn")([*DATA, *options])
+
+
+test.__test__ = False
+
+
+def weights_at(folder, step):
+    return load_checkpoint(Path(folder) / "ckpt" / f"model_step{step}.pth")["model"]
+
+
+def assert_same(a, b):
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def error_of(capfd):
+    lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1
+    return lines[0]
+
+
+def test_from_pseudo_labels_to_average_precision(place, capfd):
+    assert train() == 0
+    told = capfd.readouterr().err
+    assert "3 pseudo labels on 3 images" in told
+    assert "leaves out 1 of 4 images, which have no pseudo label" in told
+    run = place / "mask_rcnn"
+    assert {p.name for p in run.iterdir()} == {
+        "config.yaml",
+        "environment.json",
+        "log.txt",
+        "history.jsonl",
+        "ckpt",
+        "tensorboard",
+    }
+    history = read_lines(run / "history.jsonl")
+    assert [entry["iteration"] for entry in history] == [1, 2, 3, 4]
+    assert {"objectness", "classifier", "mask", "total", "lr"} <= history[0].keys()
+    state = load_checkpoint(run / "ckpt" / "model_step4.pth")
+    assert (state["step"], state["train_size"], state["batch_size"]) == (4, 3, 2)
+    assert state["class_names"] == ["cat", "dog"]
+    # The run within a run is not taken for a CIM run.
+    assert newest_run(Path("Outputs")) == place
+
+    assert test() == 0
+    results = json.loads((run / "test/mine/detections.json").read_text())
+    assert {r["image_id"] for r in results} == {100, 101, 102, 103}
+    assert {r["category_id"] for r in results} <= {7, 9}
+    for result in results:
+        assert result["segmentation"]["size"] == list(SIZE)
+        assert result["bbox"] == rle.tight_box(result["segmentation"])
+    assert tool("evaluate")(["--run", str(run), *DATA]) == 0
+    assert json.loads((run / "test/mine/metrics.json").read_text())["num_objects"] == 4
+    visualize = tool("visualize")
+    assert visualize(["--run", str(run), *DATA, "--score-thresh", "0", "--limit", "1"]) == 0
+    assert (run / "visual/mine/sub/a.png").is_file()
+    capfd.readouterr()
+    assert test() == 0
+    assert "complete already" in capfd.readouterr().err
+
+
+def test_going_on_is_bit_identical(place):
+    assert train("--output", "whole") == 0
+    assert train("--output", "parts") == 0
+    Path("parts/ckpt/model_step4.pth").unlink()
+    assert train("--output", "parts", "--threads", "1") == 0
+    assert_same(weights_at("whole", 4), weights_at("parts", 4))
+    for a, b in zip(
+        read_lines(Path("whole/history.jsonl")),
+        read_lines(Path("parts/history.jsonl")),
+        strict=True,
+    ):
+        assert a["total"] == b["total"]
+
+
+def test_a_signal_saves_and_the_same_command_goes_on(place):
+    command = [sys.executable, str(TOOLS / "train_mask_rcnn.py"), *DATA, "--threads", "1"]
+    settings = ["refine.solver.max_iter", "20", "run.checkpoint_period", "100"]
+    process = subprocess.Popen(
+        [*command, "--output", "parts", "--set", *settings],
+        env={**os.environ, "PYTHONPATH": str(TOOLS.parent)},
+        stderr=subprocess.PIPE,
+    )
+    history = Path("parts/history.jsonl")
+    deadline = time.monotonic() + 300
+    while not (history.is_file() and history.read_text().count("\n") >= 3):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    _, told = process.communicate(timeout=300)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert b"stopped by SIGTERM; the same command goes on from here" in told
+    assert train("--output", "parts", "--threads", "1", "--set", *settings) == 0
+    assert train("--output", "whole", "--threads", "1", "--set", *settings) == 0
+    assert_same(weights_at("whole", 20), weights_at("parts", 20))
+
+
+def test_other_pseudo_labels_are_another_training(place, capfd):
+    assert train() == 0
+    path = place / "pseudo_labels/mine.json"
+    content = json.loads(path.read_text())
+    content["annotations"].pop()
+    path.write_text(json.dumps(content))
+    assert train() == 2
+    assert "begun with other settings or data: data.pseudo_labels" in error_of(capfd)
+
+
+def test_ground_truth_is_not_trained_on(place, capfd):
+    assert train("--pseudo-labels", "mine.json") == 2
+    assert "annotated masks are never trained on" in error_of(capfd)
+
+
+def test_what_is_missing_is_said(place, capfd):
+    (place / "pseudo_labels/mine.json").rename("moved.json")
+    assert train() == 2
+    assert "make them with scripts/generate_msrcnn_label.sh" in error_of(capfd)
+    assert train("--pseudo-labels", "moved.json", "--set", "refine.modle.weights", "random") == 2
+    assert "unknown key refine.modle; did you mean refine.model?" in error_of(capfd)
+    assert test() == 2
+    assert "mask_rcnn/ckpt: no checkpoint" in error_of(capfd)
+    assert test("--run", str(place)) == 2
+    assert "not a Mask R-CNN; take tools/test_net.py" in error_of(capfd)
+
+
+def test_non_finite_loss(place, capfd):
+    assert train("--set", "refine.solver.base_lr", "1e30", "refine.solver.warmup_iters", "0") == 1
+    told = error_of(capfd)
+    assert "is not finite" in told or "is not" in told
+    assert "update " in told
