@@ -1,15 +1,22 @@
-"""Small data sets in the layouts in which VOC 2012, SBD and COCO are published."""
+"""Small data sets in the layouts in which VOC 2012, SBD, COCO, COB and CIM are published."""
 
 from __future__ import annotations
 
+import json
+import pickle
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import scipy.io
 from PIL import Image
+from pycocotools import mask as coco_mask
 
 VOID = 255
+COCO_IDS = sorted({*range(1, 91)} - {12, 26, 29, 30, 45, 66, 68, 69, 71, 83})
+"""The 80 category ids of COCO."""
 
 
 @dataclass(frozen=True)
@@ -99,3 +106,109 @@ def write_sbd(root: Path, train: dict[str, Picture], val: dict[str, Picture]) ->
         scipy.io.savemat(sbd / "inst" / f"{name}.mat", {"GTinst": instances}, do_compression=True)
         scipy.io.savemat(sbd / "cls" / f"{name}.mat", {"GTcls": classes}, do_compression=True)
     return sbd
+
+
+def write_coco(root: Path, split: str, pictures: dict[int, Picture], crowd: bool = False) -> Path:
+    """coco2017/<split> and its annotations under `root`; classes are COCO's category ids.
+
+    Masks are compressed RLE, of the first object of an image a polygon around it. A crowd, with
+    uncompressed runs as in COCO, covers the last image if wanted.
+    """
+    images = _write_images(root / "coco2017" / split, pictures)
+    annotations: list[dict[str, Any]] = []
+    for image_id, one in pictures.items():
+        for number, category_id in enumerate(one.classes, 1):
+            mask = one.labels == number
+            rle = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
+            rows, columns = np.nonzero(mask)
+            left, top, right, bottom = columns.min(), rows.min(), columns.max() + 1, rows.max() + 1
+            corners = [left, top, right, top, right, bottom, left, bottom]
+            packed = {"size": rle["size"], "counts": rle["counts"].decode()}
+            annotations.append(
+                {
+                    "image_id": image_id,
+                    "category_id": category_id,
+                    "segmentation": [[float(v) for v in corners]] if number == 1 else packed,
+                    "area": float(mask.sum()),
+                    "bbox": coco_mask.toBbox(rle).tolist(),
+                    "iscrowd": 0,
+                }
+            )
+    if crowd:
+        height, width = images[-1]["height"], images[-1]["width"]
+        runs = {"size": [height, width], "counts": [0, height * width]}
+        entry = {"image_id": images[-1]["id"], "category_id": COCO_IDS[-1], "segmentation": runs}
+        size = {"area": height * width, "bbox": [0, 0, width, height], "iscrowd": 1}
+        annotations.append(entry | size)
+    content = {"images": images, "categories": _coco_categories()}
+    content["annotations"] = [{"id": 900 + i, **entry} for i, entry in enumerate(annotations)]
+    return _write_annotations(root, f"instances_{split}.json", content)
+
+
+def write_coco_test(root: Path, pictures: dict[int, Picture]) -> Path:
+    """coco2017/test2017 and image_info_test-dev2017.json, which has no annotations."""
+    images = _write_images(root / "coco2017" / "test2017", pictures)
+    content = {"images": images, "categories": _coco_categories()}
+    return _write_annotations(root, "image_info_test-dev2017.json", content)
+
+
+def _write_images(folder: Path, pictures: dict[int, Picture]) -> list[dict[str, Any]]:
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(1)
+    entries = []
+    for image_id, one in pictures.items():
+        height, width = one.labels.shape
+        pixels = rng.integers(0, 256, (height, width, 3), np.uint8)
+        Image.fromarray(pixels).save(folder / f"{image_id:012}.jpg")
+        name = {"id": image_id, "file_name": f"{image_id:012}.jpg"}
+        entries.append({**name, "height": height, "width": width})
+    return entries
+
+
+def _coco_categories() -> list[dict[str, Any]]:
+    return [{"id": i, "name": f"thing {i}", "supercategory": "things"} for i in COCO_IDS]
+
+
+def _write_annotations(root: Path, name: str, content: dict[str, Any]) -> Path:
+    path = root / "coco2017" / "annotations" / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(content))
+    return path
+
+
+def cob_masks(one: Picture) -> np.ndarray:
+    """(P, H, W) bool: the objects, their upper halves and the background."""
+    objects = [one.labels == n for n in range(1, 1 + len(one.classes))]
+    upper = np.arange(one.labels.shape[0])[:, None] < one.labels.shape[0] // 2
+    return np.stack([*objects, *(mask & upper for mask in objects), one.labels == 0])
+
+
+def write_cob_cells(path: Path, masks: np.ndarray) -> None:
+    """As published for VOC: a cell of masks."""
+    cells = np.empty((len(masks), 1), object)
+    for i, mask in enumerate(masks):
+        cells[i, 0] = mask.astype(np.uint8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scipy.io.savemat(path, {"maskmat": cells}, do_compression=True)
+
+
+def write_cob_array(path: Path, masks: np.ndarray) -> None:
+    """As published for COCO: an array (P, H, W)."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scipy.io.savemat(path, {"maskmat": masks.astype(np.uint8)}, do_compression=True)
+
+
+def write_label_assign(path: Path, matrices: Iterable[tuple[Any, np.ndarray]]) -> None:
+    """The clusters of a split: (image id, matrix) of every image."""
+    indexes, mat = zip(*matrices, strict=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(pickle.dumps({"indexes": list(indexes), "mat": list(mat)}))
+
+
+def write_cob_pickle(path: Path, proposals: Iterable[tuple[Any, np.ndarray, np.ndarray]]) -> None:
+    """The proposals of a split: (image id, 7x7 masks, boxes) of every image."""
+    indexes, masks, boxes = zip(*proposals, strict=True)
+    content = {"indexes": list(indexes), "masks": list(masks), "boxes": list(boxes)}
+    content["scores"] = [np.ones(len(b), np.float32) for b in boxes]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(pickle.dumps(content, protocol=pickle.HIGHEST_PROTOCOL))

@@ -1,16 +1,22 @@
 """From published files to what training reads: prepare, import, check, clusters."""
 
 import json
-import pickle
 
 import numpy as np
 import pytest
-import scipy.io
 
 from lib.data.coco import CocoImages
 from lib.prm.clusters import ClusterStore
 from lib.proposals.store import ProposalStore
-from tests.devkits import picture, write_sbd, write_voc
+from tests.devkits import (
+    cob_masks,
+    picture,
+    write_cob_cells,
+    write_cob_pickle,
+    write_label_assign,
+    write_sbd,
+    write_voc,
+)
 from tools import check_proposals, import_clusters, import_proposals, prepare_voc
 
 
@@ -26,24 +32,9 @@ def data(tmp_path):
     (root / "VOC2012").symlink_to(voc)
     given = ["--voc", str(root / "VOC2012"), "--sbd", str(write_sbd(tmp_path, sbd, {}))]
     assert prepare_voc.main([*given, "--jobs", "1"]) == 0
-    (tmp_path / "COB").mkdir()
     for name, one in {**train, **sbd}.items():
-        write_cob(tmp_path / "COB" / f"{name}.mat", cob_masks(one))
+        write_cob_cells(tmp_path / "COB" / f"{name}.mat", cob_masks(one))
     return root
-
-
-def cob_masks(one):
-    """Objects, their halves and the background."""
-    objects = [one.labels == n for n in range(1, 1 + len(one.classes))]
-    halves = [m & (np.arange(m.shape[0]) < 5)[:, None] for m in objects]
-    return np.stack([*objects, *halves, one.labels == 0])
-
-
-def write_cob(path, masks):
-    cells = np.empty((len(masks), 1), object)
-    for i, mask in enumerate(masks):
-        cells[i, 0] = mask.astype(np.uint8)
-    scipy.io.savemat(path, {"maskmat": cells}, do_compression=True)
 
 
 def dataset(root):
@@ -96,7 +87,7 @@ def test_published_clusters_and_proposals(data, tmp_path, capsys):
     other = np.zeros((5, 21))
     single = np.zeros((3, 21))
     indexes = ["2008_000002", 2007000039, "2007_000032", 5]
-    path.write_bytes(pickle.dumps({"indexes": indexes, "mat": [other, single, matrix, other]}))
+    write_label_assign(path, zip(indexes, [other, single, matrix, other], strict=True))
     capsys.readouterr()
     assert import_clusters.main(["--source", str(path), *dataset(data)]) == 0
     out = capsys.readouterr().out
@@ -107,17 +98,13 @@ def test_published_clusters_and_proposals(data, tmp_path, capsys):
 
     store = ProposalStore(data / "proposals" / "voc2012trainaug")
     images = CocoImages(data / "VOC2012/annotations/voc_2012_trainaug.json").images
-    boxes = {i.image_id: store.load(i.file_name) for i in reversed(images)}
-    content = {
-        "indexes": list(boxes),
-        "boxes": [p.boxes for p in boxes.values()],
-        "masks": [p.roi_masks for p in boxes.values()],
-    }
-    path.write_bytes(pickle.dumps(content))
+    stored = {i.image_id: store.load(i.file_name) for i in reversed(images)}
+    published = [(i, p.roi_masks, p.boxes) for i, p in stored.items()]
+    write_cob_pickle(path, published)
     assert check_proposals.main([*dataset(data), "--published", str(path)]) == 0
     assert "3 of 3 images agree" in capsys.readouterr().out
-    content["boxes"][0] = content["boxes"][0][::-1]
-    path.write_bytes(pickle.dumps(content))
+    first, *others = published
+    write_cob_pickle(path, [(*first[:2], first[2][::-1]), *others])
     assert check_proposals.main([*dataset(data), "--published", str(path)]) == 1
     assert "images differ: 1\n  2008_000002.jpg: " in capsys.readouterr().out
 
@@ -147,7 +134,7 @@ def test_test_images_without_annotations(tmp_path, capsys):
     }
     path = tmp_path / "image_info.json"
     path.write_text(json.dumps(content))
-    write_cob(tmp_path / "COCO_val2014_000000000001.mat", cob_masks(picture((9, 14), (1,))))
+    write_cob_cells(tmp_path / "COCO_val2014_000000000001.mat", cob_masks(picture((9, 14), (1,))))
     given = ["--json", str(path), "--images", str(tmp_path), "--data-root", str(tmp_path)]
     source = ["--format", "cob", "--source", str(tmp_path)]
     assert import_proposals.main([*source, *given, "--jobs", "1"]) == 0
