@@ -17,6 +17,7 @@ from lib.data.catalog import add_dataset_arguments, dataset_from_args
 from lib.data.coco import CocoImages
 from lib.engine.checkpoint import load_checkpoint
 from lib.engine.detect import detect_dataset
+from lib.engine.distributed import Ranks, joined_ranks
 from lib.engine.runs import checkpoint_at, newest_checkpoint, newest_run, start_logging
 from lib.engine.setup import build_detector, open_test_data, share_threads, trained_model
 
@@ -26,14 +27,17 @@ logger = logging.getLogger("test_net")
 @errors_in_a_line
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
-    start_logging()
-    run(args)
+    with joined_ranks(args.device) as ranks:
+        start_logging(rank=ranks.rank)
+        run(args, ranks)
     return 0
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description=__doc__, epilog="Interrupted and run again, it goes on where it was."
+        description=__doc__,
+        epilog="Interrupted and run again, it goes on where it was. By tools/launch.py (torchrun) "
+        "several processes share the images.",
     )
     parser.add_argument("--run", type=Path, metavar="DIR", help="default: the newest with weights")
     parser.add_argument("--outputs", type=Path, metavar="DIR", default=Path("Outputs"))
@@ -67,7 +71,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def run(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace, ranks: Ranks) -> None:
     dataset = dataset_from_args(args)
     folder, checkpoint = find_checkpoint(args)
     config = load_config(args.cfg or folder / "config.yaml", args.set)
@@ -81,17 +85,17 @@ def run(args: argparse.Namespace) -> None:
     state = load_checkpoint(checkpoint)
     model = trained_model(config, state, checkpoint, coco)
     detector = build_detector(
-        config, model, coco, args.device, args.tta == "config", args.image_labels
+        config, model, coco, ranks.device, args.tta == "config", args.image_labels
     )
     passes = len(detector.scales) * len(detector.flips)
     logger.info("network: %s after %s updates", checkpoint, state.get("step", "?"))
     logger.info("data: %s, %d images, %d passes over each", coco.path, len(coco), passes)
-    made_from = what_detections_depend_on(config, checkpoint, coco, args)
+    made_from = ranks.from_first(what_detections_depend_on(config, checkpoint, coco, args))
     lanes = share_threads(args.device, args.threads, at_most=4)
     ahead = lanes if lanes > 1 else 0
     if args.device.startswith("cuda"):
         ahead = config.input.num_workers
-    done = detect_dataset(detector, data, output, made_from, ahead)
+    done = detect_dataset(detector, data, output, made_from, ahead, ranks)
     logger.info("%s: %s", "written" if done else "complete already, nothing to do", output)
     if coco.without_labels == len(coco):
         logger.info("next: python tools/make_submission.py --detections %s for test-dev", output)

@@ -16,7 +16,7 @@ from lib.config import Config, load_config, save_config
 from lib.data.catalog import add_dataset_arguments, dataset_from_args
 from lib.data.coco import CocoImages
 from lib.data.loader import train_loader
-from lib.engine.distributed import LostRankError, Ranks, joined_ranks
+from lib.engine.distributed import Ranks, joined_ranks
 from lib.engine.randomness import seed_everything
 from lib.engine.resume import TRAINED_WITH, find_resumable
 from lib.engine.runs import describe_environment, new_run, newest_run, start_logging
@@ -40,9 +40,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         with joined_ranks(args.device) as ranks:
             start_logging(rank=ranks.rank)
             return run(args, ranks)
-    except (NonFiniteLossError, LostRankError) as error:
-        logger.error("error: %s", error)
-        return 1
     except (OSError, ValueError) as error:
         logger.error("error: %s", error)  # to the run's log as well, once there is one
         return 2
@@ -112,21 +109,26 @@ def run(args: argparse.Namespace, ranks: Ranks) -> int:
         num_workers=config.input.num_workers,
     )
     announce(config, coco, args, folder, trainer.iteration, ranks)
-    stopped_by = train(
-        trainer,
-        samples,
-        folder,
-        solver.max_iter,
-        checkpoint_period=settings.checkpoint_period,
-        keep_checkpoints=settings.keep_checkpoints,
-        log_period=settings.log_period,
-        checkpoint_extra={
-            "train_size": len(coco) - coco.without_labels,
-            "class_names": coco.class_names,
-            "config": config.model_dump(mode="json"),
-            TRAINED_WITH: trained_with,
-        },
-    )
+    try:
+        stopped_by = train(
+            trainer,
+            samples,
+            folder,
+            solver.max_iter,
+            checkpoint_period=settings.checkpoint_period,
+            keep_checkpoints=settings.keep_checkpoints,
+            log_period=settings.log_period,
+            checkpoint_extra={
+                "train_size": len(coco) - coco.without_labels,
+                "class_names": coco.class_names,
+                "config": config.model_dump(mode="json"),
+                TRAINED_WITH: trained_with,
+            },
+        )
+    except NonFiniteLossError as error:
+        if ranks.is_first:  # all have noticed
+            logger.error("error: %s", error)
+        return 1
     if stopped_by is not None:
         name = signal.Signals(stopped_by).name
         logger.info("stopped by %s; go on with --output %s and the same options", name, folder)

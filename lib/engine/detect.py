@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,6 +17,7 @@ from tqdm import tqdm
 from lib.data.coco import CocoImages, ImageRecord
 from lib.data.loader import CimDataset, ReadImage
 from lib.data.transforms import Flip
+from lib.engine.distributed import ALONE, Ranks
 from lib.engine.inference import map_ahead, read_passes, score_passes
 from lib.engine.journal import Journal
 from lib.evaluation.detections import select_detections, to_coco_results
@@ -89,16 +91,19 @@ def detect_dataset(
     output: Path,
     made_from: Mapping[str, Any],
     num_threads: int = 0,
+    ranks: Ranks = ALONE,
 ) -> bool:
-    """Writes the detections on every image to `output`.
+    """Writes the detections on every image to `output`, in the order of the data set.
 
-    What is finished stands in a journal beside `output`, from which an interrupted run goes on;
-    a finished one is not repeated. `<output stem>.made_from.json` tells what `output` shows.
+    What is finished stands in journals beside `output`, one of each rank, from which an
+    interrupted run goes on, with however many ranks; a finished one is not repeated.
+    `<output stem>.made_from.json` tells what `output` shows.
 
     Args:
         made_from: plain JSON values that the detections depend on: checkpoint, data, settings.
         num_threads: that work on the next images meanwhile: they prepare them and, without a GPU,
             score them as well.
+        ranks: the processes that share the images; all see the folder of `output`.
 
     Returns:
         Whether there was anything to do.
@@ -107,27 +112,69 @@ def detect_dataset(
         FileNotFoundError, ValueError: an image or its proposals cannot be used.
     """
     told = output.with_name(f"{output.stem}.made_from.json")
-    if output.is_file() and told.is_file() and read_json(told) == made_from:
+    complete = output.is_file() and told.is_file() and read_json(told) == made_from
+    if ranks.from_first(complete):
         return False
+    own = _journal(output, ranks.rank)
     detector.model.to(detector.device).eval()
     images = dataset.coco.images
-    without_detections = 0
-    with Journal(output.with_name(f"{output.stem}.journal.jsonl"), made_from) as journal:
-        if journal.done:
-            logger.info("%s: going on after %d images", journal.path, len(journal.done))
-        todo = [n for n, record in enumerate(images) if record.image_id not in journal.done]
-        stream = _detections(detector, dataset, todo, num_threads)
-        start = len(images) - len(todo)
-        for read, results in tqdm(stream, "testing", len(images), initial=start, unit="image"):
-            without_detections += not results
+    with Journal(own, made_from) as journal:
+        done = set(journal.done)
+        if ranks.is_first:  # a test that was interrupted may have had more ranks
+            those_here = [_journal(output, rank) for rank in range(ranks.count)]
+            for path in set(_journals(output)).difference(those_here):
+                with Journal(path, made_from) as other:
+                    done.update(other.done)
+        done = set().union(*ranks.gather(done))
+        if done:
+            logger.info("%s: going on after %d images", own, len(done))
+        todo = [n for n, record in enumerate(images) if record.image_id not in done]
+        todo = ranks.share_of(todo)
+        bar = tqdm(
+            _detections(detector, dataset, todo, num_threads),
+            desc="testing",
+            total=len(todo) + len(done),
+            initial=len(done),
+            unit="image",
+            disable=not ranks.is_first,
+        )
+        without = 0
+        for read, results in bar:
+            without += not results
             journal.append(read.record.image_id, results)
+    without = sum(ranks.gather(without))
+    if ranks.is_first:
+        journals = _journals(output)
         told.unlink(missing_ok=True)
-        _write_list(output, journal.results())
+        _write_list(output, _merged(journals, made_from, dataset.coco))
         write_json(told, made_from, indent=2)
-        journal.path.unlink()
-    if without_detections:
-        logger.warning("%d images have no detections", without_detections)
+        for path in journals:
+            path.unlink()
+        if without:
+            logger.warning("%d images have no detections", without)
+    ranks.wait()
     return True
+
+
+def _journal(output: Path, rank: int) -> Path:
+    number = f".{rank}" if rank else ""
+    return output.with_name(f"{output.stem}.journal{number}.jsonl")
+
+
+def _journals(output: Path) -> list[Path]:
+    """Those that are there, of however many ranks."""
+    return sorted(output.parent.glob(f"{output.stem}.journal*.jsonl"))
+
+
+def _merged(
+    paths: Sequence[Path], made_from: Mapping[str, Any], coco: CocoImages
+) -> Iterator[dict[str, Any]]:
+    """What all journals hold, in the order of the data set."""
+    with ExitStack() as stack:
+        journals = [stack.enter_context(Journal(path, made_from)) for path in paths]
+        of_image = {image_id: journal for journal in journals for image_id in journal.done}
+        for record in coco.images:
+            yield from of_image[record.image_id].results_of(record.image_id)
 
 
 def _detections(

@@ -26,7 +26,7 @@ TIMEOUT = timedelta(minutes=10)
 noticed at once; it is for those that hang."""
 
 
-class LostRankError(RuntimeError):
+class LostRankError(ConnectionError):
     """Another rank has failed or died; what happened is told by that rank, or by torchrun."""
 
 

@@ -148,6 +148,15 @@ def test_sampler_is_taken_up_anywhere(start):
     assert list(stream(0, seed=5)) != whole
 
 
+def test_sampler_is_shared_out():
+    def stream(start, step):
+        return TrainSampler(5, (8, 9), ("none", "both"), 4, start, step)
+
+    whole = list(itertools.islice(stream(6, 1), 40))
+    shares = [list(itertools.islice(stream(6 + rank, 4), 10)) for rank in range(4)]
+    assert [shares[n % 4][n // 4] for n in range(40)] == whole
+
+
 @pytest.mark.parametrize(
     "bad",
     [
@@ -155,6 +164,7 @@ def test_sampler_is_taken_up_anywhere(start):
         {"scales": ()},
         {"flips": ()},
         {"start": -1},
+        {"step": 0},
         {"flips": ("none", "left")},
     ],
 )

@@ -9,11 +9,12 @@ import torch
 from torch import nn
 
 from lib.engine.checkpoint import list_checkpoints, load_checkpoint
+from lib.engine.distributed import Ranks
 from lib.engine.randomness import seed_everything
 from lib.engine.runs import read_lines
 from lib.engine.signals import StopSignals
 from lib.engine.solver import LearningRate, build_optimizer
-from lib.engine.trainer import NonFiniteLossError, Trainer, train
+from lib.engine.trainer import NonFiniteLossError, Trainer, in_order, train
 from lib.modeling.criterion import CIMLosses
 from lib.structures import Sample
 
@@ -70,7 +71,7 @@ def stream(start=0):
     return map(make_sample, itertools.count(start))
 
 
-def make_trainer(seed=0, images_per_update=2, clip=None, criterion=criterion, num_lanes=1):
+def make_trainer(seed=0, images_per_update=2, clip=None, criterion=criterion, **options):
     seed_everything(seed)
     model = Scorer()
     return Trainer(
@@ -82,7 +83,7 @@ def make_trainer(seed=0, images_per_update=2, clip=None, criterion=criterion, nu
         images_per_update=images_per_update,
         seed=seed,
         clip_grad_norm=clip,
-        num_lanes=num_lanes,
+        **options,
     )
 
 
@@ -208,6 +209,17 @@ def test_draws_follow_from_seed_and_place():
     assert draws(1, 4, 1) == draws(1, 4, 1)
     different = [draws(1, 4, 0), draws(1, 4, 1), draws(1, 5, 0), draws(2, 4, 0)]
     assert len({tuple(d) for d in different}) == 4
+
+
+def test_a_number_of_processes_that_does_not_divide_the_images():
+    with pytest.raises(ValueError, match="the 2 images of an update cannot .* by 3 processes"):
+        make_trainer(ranks=Ranks(0, 3))
+
+
+def test_what_is_shared_out_comes_back_in_order():
+    shares = [Ranks(rank, 3).share_of(list(range(9))) for rank in range(3)]
+    assert shares[1] == [1, 4, 7]
+    assert in_order(shares) == list(range(9))
 
 
 @pytest.mark.parametrize("num_lanes", [1, 2])

@@ -1,0 +1,140 @@
+"""Several processes on one machine, started by tools/launch.py: gloo on the CPU."""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from lib.engine.checkpoint import load_checkpoint
+from lib.engine.runs import read_lines
+from tests.small_training import DATA, TOOLS, make_place, tool
+
+FOUR_IMAGES = ["--set", "solver.images_per_update", "4", "run.checkpoint_period", "10"]
+TRAIN = ["--cfg", "small.yaml", *DATA]
+PATIENCE = 300
+"""Seconds, on a busy machine."""
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    make_place()
+
+
+def start(name, *options, count=2):
+    command = [sys.executable, str(TOOLS / "launch.py"), "--standalone"]
+    return subprocess.Popen(
+        [*command, "--nproc-per-node", str(count), str(TOOLS / f"{name}.py"), *options],
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(TOOLS.parent)},
+    )
+
+
+def launch(name, *options):
+    process = start(name, *options)
+    told = process.communicate(timeout=PATIENCE)[1]
+    assert process.returncode == 0, told
+    return told
+
+
+def assert_close(run, other):
+    weights = load_checkpoint(Path(run, "ckpt", "model_step20.pth"))["model"]
+    others = load_checkpoint(Path(other, "ckpt", "model_step20.pth"))["model"]
+    torch.testing.assert_close(weights, others, rtol=1e-4, atol=1e-5)
+
+
+def test_two_processes_train_and_test_as_one(place):
+    twenty = [*FOUR_IMAGES, "solver.max_iter", "20"]
+    assert tool("train_net")([*TRAIN, "--output", "one", *twenty]) == 0
+    told = launch("train_net", *TRAIN, "--output", "two", *twenty)
+    assert "20 updates of 4 images" in told and "on 2 x cpu" in told
+    assert told.count("trained: two") == 1  # by the first process alone
+    assert_close("one", "two")
+    ones, twos = read_lines(Path("one/history.jsonl")), read_lines(Path("two/history.jsonl"))
+    for one, two in zip(ones, twos, strict=True):
+        for name in ("total", "bag", "refine_iou", "lr", "grad_norm"):
+            assert two[name] == pytest.approx(one[name], rel=1e-3), name
+
+    # What two have begun, one can finish.
+    Path("mixed/ckpt").mkdir(parents=True)
+    shutil.copy("two/ckpt/model_step10.pth", "mixed/ckpt")
+    assert tool("train_net")([*TRAIN, "--output", "mixed", *twenty]) == 0
+    assert_close("one", "mixed")
+
+    assert tool("test_net")(["--run", "one", *DATA, "--output", "one.json"]) == 0
+    launch("test_net", "--run", "one", *DATA)
+    assert Path("one/test/mine/detections.json").read_bytes() == Path("one.json").read_bytes()
+    assert len(list(Path("one/test/mine").iterdir())) == 2  # no journal is left
+
+
+def test_a_test_that_ended_in_one_process_goes_on_in_another_number_of_them(place, capfd):
+    assert tool("train_net")([*TRAIN, "--output", "run"]) == 0
+    command = ["--run", "run", *DATA, "--threads", "1"]
+    assert tool("test_net")([*command, "--output", "whole.json"]) == 0
+
+    image = Path("images/e.png")
+    content = image.read_bytes()
+    image.write_bytes(content[:500])
+    process = start("test_net", *command)
+    told = process.communicate(timeout=PATIENCE)[1]
+    assert process.returncode == 2, told
+    assert "e.png: the image is truncated" in told and "all others were ended" in told
+    assert not Path("run/test/mine/detections.json").exists()
+
+    image.write_bytes(content)
+    capfd.readouterr()
+    assert tool("test_net")(command) == 0
+    done = re.search(r"going on after (\d) images", capfd.readouterr().err)
+    assert 2 <= int(done[1]) <= 4
+    assert Path("run/test/mine/detections.json").read_bytes() == Path("whole.json").read_bytes()
+    assert len(list(Path("run/test/mine").iterdir())) == 2
+
+
+def test_a_signal_to_all_and_the_death_of_one(place):
+    long = [*TRAIN, "--output", "run", "--set", "solver.max_iter", "1000000"]
+    process = start("train_net", *long)
+    wait_for(process, lambda: read_lines(Path("run/history.jsonl")))
+    process.send_signal(signal.SIGTERM)
+    told = process.communicate(timeout=PATIENCE)[1]
+    assert process.returncode == 143, told
+    assert told.count("stopped by SIGTERM; go on with --output run") == 1
+    done = read_lines(Path("run/history.jsonl"))[-1]["iteration"]
+    assert load_checkpoint(Path(f"run/ckpt/model_step{done}.pth"))["step"] == done
+
+    process = start("train_net", *long)
+    wait_for(process, lambda: read_lines(Path("run/history.jsonl"))[-1]["iteration"] > done)
+    os.kill(rank_of(process, 1), signal.SIGKILL)
+    told = process.communicate(timeout=PATIENCE)[1]
+    assert process.returncode not in (0, 143), told
+    assert f"going on after {done} updates" in told
+    assert "another process of this training or test has failed or was killed" in told
+    assert "all others were ended" in told
+
+
+def wait_for(process, condition):
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def rank_of(launcher, rank):
+    """The process id of a rank."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            parent = int((folder / "stat").read_text().rsplit(")", 1)[1].split()[1])
+            environment = (folder / "environ").read_bytes().split(b"\0")
+        except OSError:  # ended meanwhile
+            continue
+        if parent == launcher.pid and f"RANK={rank}".encode() in environment:
+            return int(folder.name)
+    raise AssertionError(f"no process of rank {rank}")
