@@ -36,7 +36,7 @@ class Regions:
 
     def masks(self, proposal_idx: np.ndarray | slice = slice(None)) -> np.ndarray:
         """(K, H, W) bool masks of the chosen proposals."""
-        return self.membership[proposal_idx][:, self.labels]
+        return self.membership[proposal_idx].take(self.labels, axis=1)
 
 
 @dataclass(frozen=True, eq=False)

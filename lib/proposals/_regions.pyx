@@ -11,7 +11,7 @@ from libcpp.vector cimport vector
 cnp.import_array()
 
 cdef enum:
-    TILE = 2048
+    TILE = 1024
 
 
 def pack_memberships(const uint8_t[:, ::1] masks):
@@ -24,28 +24,54 @@ def pack_memberships(const uint8_t[:, ::1] masks):
         (N, 8 * ceil(P / 64)) uint8; bit p % 8 of byte p // 8 is proposal p. At least 8 bytes.
     """
     cdef Py_ssize_t num_proposals = masks.shape[0], num_pixels = masks.shape[1]
-    cdef Py_ssize_t num_bytes = 8 * max(1, (num_proposals + 63) // 64)
-    cdef Py_ssize_t tile, start, stop, first, i
-    keys = np.zeros((num_pixels, num_bytes), np.uint8)
+    cdef Py_ssize_t num_words = max(1, (num_proposals + 63) // 64)
+    cdef Py_ssize_t tile, start, count, word, i
+    cdef int byte
+    keys = np.empty((num_pixels, 8 * num_words), np.uint8)
     cdef uint8_t[:, ::1] out = keys
-    cdef uint8_t bits[TILE]
-    cdef int b
+    cdef uint8_t bits[8][TILE]  # one byte of 64 proposals' bits each
+    cdef uint64_t words[TILE]
     with nogil:
         for tile in range((num_pixels + TILE - 1) // TILE):
             start = tile * TILE
-            stop = min(start + TILE, num_pixels)
-            for first in range(0, num_proposals, 8):
-                if first + 8 <= num_proposals:
-                    _eight_rows(&masks[first, start], num_pixels, stop - start, bits)
-                else:
-                    for i in range(stop - start):
-                        bits[i] = 0
-                    for b in range(num_proposals - first):
-                        for i in range(stop - start):
-                            bits[i] |= (masks[first + b, start + i] != 0) << b
-                for i in range(stop - start):
-                    out[start + i, first >> 3] = bits[i]
+            count = min(TILE, num_pixels - start)
+            for word in range(num_words):
+                for byte in range(8):
+                    _byte_of_rows(masks, 64 * word + 8 * byte, start, count, bits[byte])
+                _interleave(bits, count, <uint8_t*> words)
+                for i in range(count):
+                    memcpy(&out[start + i, 8 * word], &words[i], 8)
     return keys
+
+
+cdef void _byte_of_rows(
+    const uint8_t[:, ::1] masks, Py_ssize_t first, Py_ssize_t start, Py_ssize_t count, uint8_t* bits
+) noexcept nogil:
+    """Bits of the mask rows from `first` on, at most eight, into one byte per pixel."""
+    cdef Py_ssize_t rows = masks.shape[0] - first, i
+    cdef int b
+    if rows >= 8:
+        _eight_rows(&masks[first, start], masks.shape[1], count, bits)
+        return
+    for i in range(count):
+        bits[i] = 0
+    for b in range(<int> max(rows, 0)):
+        for i in range(count):
+            bits[i] |= (masks[first + b, start + i] != 0) << b
+
+
+cdef void _interleave(uint8_t bits[8][TILE], Py_ssize_t count, uint8_t* out) noexcept nogil:
+    """Byte k of pixel i is `bits[k][i]`; the compiler vectorises it."""
+    cdef Py_ssize_t i
+    for i in range(count):
+        out[8 * i] = bits[0][i]
+        out[8 * i + 1] = bits[1][i]
+        out[8 * i + 2] = bits[2][i]
+        out[8 * i + 3] = bits[3][i]
+        out[8 * i + 4] = bits[4][i]
+        out[8 * i + 5] = bits[5][i]
+        out[8 * i + 6] = bits[6][i]
+        out[8 * i + 7] = bits[7][i]
 
 
 cdef void _eight_rows(

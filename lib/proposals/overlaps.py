@@ -13,6 +13,8 @@ from torch import Tensor
 from lib.structures import Regions
 
 _EXACT_FLOAT32 = 1 << 24
+_BLOCK = 256
+"""Rows of the symmetric product that are computed at a time on the CPU."""
 
 
 def intersections(membership: Tensor, areas: Tensor) -> Tensor:
@@ -31,7 +33,7 @@ def intersections(membership: Tensor, areas: Tensor) -> Tensor:
     dtype = torch.float32 if exact else torch.float64
     with torch.autocast(membership.device.type, enabled=False):
         inside = membership.to(dtype)
-        return (inside * areas.to(dtype)) @ inside.T
+        return _symmetric_product(inside * areas.to(dtype), inside)
 
 
 def overlaps(membership: Tensor, areas: Tensor) -> tuple[Tensor, Tensor]:
@@ -48,11 +50,27 @@ def overlaps(membership: Tensor, areas: Tensor) -> tuple[Tensor, Tensor]:
         Both diagonals are 1, but 0 for an empty mask, which overlaps nothing.
     """
     shared = intersections(membership, areas)
-    pixels = shared.diagonal()
-    union = pixels[:, None] + pixels[None, :] - shared
-    iou = shared / union.clamp_(min=1)
-    containment = shared / pixels.clamp(min=1)
+    pixels = shared.diagonal().clone()
+    # In this order nothing exceeds the image, and all is exact; in place, because at thousands of
+    # proposals new memory takes longer than the arithmetic.
+    union = torch.sub(pixels[:, None], shared).add_(pixels[None, :]).clamp_(min=1)
+    iou = torch.div(shared, union, out=union)
+    containment = shared.div_(pixels.clamp_(min=1))
     return iou.float(), containment.float()
+
+
+def _symmetric_product(left: Tensor, right: Tensor) -> Tensor:
+    """left @ right.T of two (P, R) matrices where that is symmetric and every sum is exact."""
+    count = len(left)
+    if left.device.type != "cpu" or count <= _BLOCK:
+        return left @ right.T
+    # The blocks right of the diagonal are mirrored: little more than half the work.
+    product = left.new_empty(count, count)
+    for start in range(0, count, _BLOCK):
+        stop = min(start + _BLOCK, count)
+        torch.mm(left[start:stop], right[start:].T, out=product[start:stop, start:])
+        product[stop:, start:stop] = product[start:stop, stop:].T
+    return product
 
 
 def overlaps_with_masks(regions: Regions, masks: np.ndarray) -> np.ndarray:

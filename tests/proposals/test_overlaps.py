@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from lib.benchmarks.slow_twins import pairwise_overlaps
 from lib.proposals.overlaps import intersections, overlaps, overlaps_with_masks
 from lib.proposals.regions import encode
+from tests.proposals.cases import any_masks
 
 GOLDEN = sorted((Path(__file__).parents[1] / "golden" / "heads").glob("heads_*.npz"))
 DEVICES = ["cpu"] + ["cuda"] * torch.cuda.is_available()
@@ -39,12 +40,26 @@ def test_by_hand(device):
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.integers(0, 12), st.integers(1, 9), st.integers(1, 11), st.integers(0, 2**32 - 1))
-def test_against_slow_twin(count, height, width, seed):
-    rng = np.random.default_rng(seed)
-    masks = rng.random((count, height, width)) < rng.random((count, 1, 1))
+@given(any_masks())
+def test_against_slow_twin(masks):
     for got, expected in zip(of_masks(masks), pairwise_overlaps(masks), strict=True):
         np.testing.assert_array_equal(got, expected)
+
+
+@pytest.mark.parametrize("count", [256, 257, 512, 600])
+@pytest.mark.parametrize("device", DEVICES)
+def test_products_by_blocks(count, device):
+    """Of many proposals the product is made by blocks; it stays exact and symmetric."""
+    rng = np.random.default_rng(count)
+    membership, areas = rng.random((count, 50)) < 0.3, rng.integers(1, 9000, 50)
+    weighted = (membership * areas).astype(np.int64)
+    tensors = (torch.from_numpy(membership).to(device), torch.from_numpy(areas).to(device))
+    shared = intersections(*tensors).cpu().numpy()
+    np.testing.assert_array_equal(shared, weighted @ membership.T.astype(np.int64))
+    iou, containment = (part.cpu().numpy() for part in overlaps(*tensors))
+    np.testing.assert_array_equal(iou, iou.T)
+    pixels = weighted.sum(axis=1)
+    np.testing.assert_allclose(containment, shared / pixels, rtol=1e-6)
 
 
 @settings(max_examples=20, deadline=None)
@@ -80,6 +95,18 @@ def test_exact_beyond_float32(device):
     assert shared.dtype == torch.float64
     assert shared.tolist() == [[16777219, 16777219], [16777219, 16777224]]
     assert intersections(membership, torch.tensor([3, 2, 5], device=device)).dtype == torch.float32
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_exact_up_to_the_last_area_of_float32(device):
+    # The two areas together are beyond 2^24 and odd: their sum would be rounded.
+    membership = torch.tensor([[True, True], [False, True]], device=device)
+    areas = torch.tensor([1, (1 << 24) - 2], device=device)
+    assert intersections(membership, areas).dtype == torch.float32
+    iou, containment = overlaps(membership, areas)
+    fraction = 1 - 2.0**-24  # the float32 nearest to (2^24 - 2) / (2^24 - 1)
+    assert iou.tolist() == [[1, fraction], [fraction, 1]]
+    assert containment.tolist() == [[1, 1], [fraction, 1]]
 
 
 @pytest.mark.parametrize("device", DEVICES)
