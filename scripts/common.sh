@@ -17,6 +17,16 @@ else
 fi
 data_args+=(${name:+--name "$name"} --data-root "$data_root")
 
+nnodes=${nnodes:-1}
+launch=(python)
+if [ "$nnodes" != 1 ]; then
+    launch=(python tools/launch.py --nproc-per-node "${gpus:-1}" --nnodes "$nnodes"
+        --rdzv-backend c10d --rdzv-id cim
+        --rdzv-endpoint "${rdzv:?nnodes= needs rdzv=host:port, where the machines meet}")
+elif [ "${gpus:-1}" != 1 ]; then
+    launch=(python tools/launch.py --standalone --nproc-per-node "$gpus")
+fi
+
 # step WHAT COMMAND...: says in plain words what comes, shows the command, runs it.
 step() {
     printf '\n== %s\n   ' "$1"
@@ -39,18 +49,21 @@ except FileNotFoundError as error:
 }
 
 # What is done already is skipped by the tools themselves. Arguments: KEY VALUE overrides.
+# On several machines it must have been made before, by one of them.
 make_images() {
+    if [ "$nnodes" != 1 ]; then return; fi
     if [ -z "${json:-}${labels:-}" ] && [[ $dataset == shapes_* ]]; then
         step "The embedded data set: small images, drawn" \
             python tools/make_shapes.py --root "$data_root"
     fi
 }
 make_proposals() {
+    if [ "$nnodes" != 1 ]; then return; fi
     step "Proposals: candidate masks for every image of $dataset" \
         python tools/make_proposals.py --cfg "$cfg_file" "${data_args[@]}" --set "$@"
 }
 test_net() {
     step "Scores for the proposals of $dataset${iter_time:+, by the checkpoint of step $iter_time}" \
-        python tools/test_net.py --cfg "$cfg_file" "${run_args[@]}" ${iter_time:+--step "$iter_time"} \
+        "${launch[@]}" tools/test_net.py --cfg "$cfg_file" "${run_args[@]}" ${iter_time:+--step "$iter_time"} \
         "${data_args[@]}" ${only_image_labels:+--image-labels} --set "$@"
 }

@@ -10,6 +10,8 @@
 # dataset      data set to test on (default: shapes_test), or images= with json= or labels=
 # cfg_file     configuration (default: the run's own)
 # data_root    where data sets and proposals lie (default: data)
+# gpus         processes that share the images, each on a GPU of its own (default: 1)
+# nnodes, rdzv several machines, as for train_CIM.sh; proposals must have been made
 # Arguments override the configuration: bash scripts/eval_CIM.sh test.flips '[none]'
 set -euo pipefail
 dataset=${dataset:-shapes_test}

@@ -13,6 +13,8 @@
 # score_thresh  leaves out what is scored below (default: 0.3)
 # segmentation  compressed (default) or uncompressed run lengths
 # data_root     where data sets and proposals lie (default: data)
+# gpus          processes that share the images, each on a GPU of its own (default: 1)
+# nnodes, rdzv  several machines, as for train_CIM.sh; proposals must have been made
 # Arguments override the configuration: bash scripts/generate_msrcnn_label.sh test.flips '[none]'
 set -euo pipefail
 dataset=${dataset:-shapes_train}

@@ -14,6 +14,10 @@
 # iter_time    number of updates (default: what the configuration says)
 # points       folder of annotated points to make the clusters of, instead of peaks (CIM-p)
 # data_root    where data sets, proposals and clusters lie (default: data; see data/README.md)
+# gpus         processes that train together, each on a GPU of its own (default: 1)
+# nnodes, rdzv several machines, and host:port of one, where they meet. The same command is run on
+#              each, with output_file. What training needs must have been made: prepare_only=yes
+#              makes it, on one machine, and ends there.
 # Arguments override the configuration: bash scripts/train_CIM.sh solver.base_lr 0.005
 set -euo pipefail
 dataset=${dataset:-shapes_train}
@@ -24,7 +28,9 @@ common=(--cfg "$cfg_file" "${data_args[@]}")
 
 make_images
 make_proposals "$@"
-if [ -n "${points:-}" ]; then
+if [ "$nnodes" != 1 ]; then
+    : "${output_file:?nnodes= needs output_file=, a run folder that all machines see}"
+elif [ -n "${points:-}" ]; then
     step "Clusters: the proposals around every annotated point" \
         python tools/assign_clusters.py "${common[@]}" --points "$points" --set "$@"
 else
@@ -33,5 +39,6 @@ else
     step "Clusters: the proposals around every peak" \
         python tools/assign_clusters.py "${common[@]}" --set "$@"
 fi
+if [ -n "${prepare_only:-}" ]; then exit 0; fi
 step "Training CIM" \
-    python tools/train_net.py "${common[@]}" ${output_file:+--output "$output_file"} --set "$@"
+    "${launch[@]}" tools/train_net.py "${common[@]}" ${output_file:+--output "$output_file"} --set "$@"

@@ -106,6 +106,40 @@ def test_train_with_points_needs_no_peak_response_network(drive):
     assert "--points data/points" in calls[tools.index("tools/assign_clusters.py")]
 
 
+def test_several_gpus(drive):
+    process, calls = drive("train_CIM", gpus="4")
+    assert process.returncode == 0, process.stderr
+    launch = "tools/launch.py --standalone --nproc-per-node 4"
+    assert calls[-1].startswith(f"{launch} tools/train_net.py --cfg ")
+    assert not any("launch.py" in call for call in calls[:-1])
+    for script in ("eval_CIM", "generate_msrcnn_label"):
+        _, calls = drive(script, gpus="4", output_file="Outputs/a")
+        assert [c for c in calls if "launch.py" in c] == [calls[-2]]
+        assert calls[-2].startswith(f"{launch} tools/test_net.py ")
+
+
+def test_several_machines(drive):
+    process, calls = drive("train_CIM", nnodes="2", gpus="8", output_file="Outputs/a")
+    assert process.returncode != 0
+    assert "nnodes= needs rdzv=host:port" in process.stderr
+    meet = {"nnodes": "2", "gpus": "8", "rdzv": "first:29400"}
+    process, calls = drive("train_CIM", **meet)
+    assert process.returncode != 0
+    assert "nnodes= needs output_file=" in process.stderr
+    assert not calls
+    process, calls = drive("train_CIM", **meet, output_file="Outputs/a")
+    assert process.returncode == 0, process.stderr
+    (call,) = calls  # what it needs was made before
+    assert call.startswith(
+        "tools/launch.py --nproc-per-node 8 --nnodes 2 --rdzv-backend c10d "
+        "--rdzv-id cim --rdzv-endpoint first:29400 tools/train_net.py --cfg "
+    )
+    _, calls = drive("train_CIM", prepare_only="yes")
+    assert calls[-1].startswith("tools/assign_clusters.py")
+    _, calls = drive("eval_CIM", **meet, output_file="Outputs/a")
+    assert [c.split(" --")[0] for c in calls] == ["tools/launch.py", "tools/evaluate.py"]
+
+
 def test_own_data(drive):
     _, calls = drive("train_CIM", json="my.json", images="pictures")
     assert len(calls) == 4  # no embedded data set
