@@ -49,6 +49,8 @@ VARIANTS: dict[str, list[str]] = {
     "cim": [],
 }
 """Name -> what it changes."""
+PLUS = "cim_plus"
+"""A Mask R-CNN trained on the pseudo labels of the REFERENCE run of the same seed."""
 
 
 class Training(NamedTuple):
@@ -77,9 +79,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         for variant in args.variants
         for seed in args.seeds
     ]
+    first = [t._replace(variant=REFERENCE) if t.variant == PLUS else t for t in trainings]
     parallel = Parallel(n_jobs=args.jobs, backend="threading")
     parallel(delayed(prepare_seed)(args, seed) for seed in args.seeds)
-    parallel(delayed(measure)(args, training) for training in trainings)
+    parallel(delayed(measure)(args, training) for training in dict.fromkeys(first))
+    parallel(delayed(measure_plus)(args, t) for t in trainings if t.variant == PLUS)
 
     table: dict[str, dict[str, dict[str, float]]] = {}
     for training in trainings:
@@ -90,8 +94,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    names = [*VARIANTS, PLUS]
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
+    parser.add_argument("--variants", nargs="+", choices=names, default=names)
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
     parser.add_argument(
         "--updates",
@@ -153,12 +158,28 @@ def measure(args: argparse.Namespace, training: Training) -> None:
     metrics = metrics_file(args, training)
     if metrics.is_file():
         return
-    log = args.output / "logs" / f"{training.name}-seed{training.seed}.log"
-    run = args.output / training.name / f"seed{training.seed}"
+    run, log = run_and_log(args, training)
     train = [*dataset(args, "train"), *intermediate(args, training.seed), "--cfg", args.cfg]
     run_tool("train_net.py", *train, "--output", run, "--set", *settings(args, training), log=log)
     test = dataset(args, args.split)
     run_tool("test_net.py", "--run", run, *test, log=log)
+    run_tool("evaluate.py", "--detections", metrics.with_name("detections.json"), *test, log=log)
+
+
+def measure_plus(args: argparse.Namespace, training: Training) -> None:
+    """Trains a Mask R-CNN on what CIM finds on the training images, tests and evaluates it."""
+    metrics = metrics_file(args, training)
+    if metrics.is_file():
+        return
+    run, log = run_and_log(args, training)
+    cim, _ = run_and_log(args, training._replace(variant=REFERENCE))
+    train, test = dataset(args, "train"), dataset(args, args.split)
+    run_tool("test_net.py", "--run", cim, *train, "--image-labels", log=log)
+    run_tool("generate_pseudo_labels.py", "--run", cim, *train, log=log)
+    settings = ["--cfg", args.cfg, "--set", *args.set, "run.seed", training.seed]
+    place = ["--run", cim, *train, "--output", run]
+    run_tool("train_mask_rcnn.py", *place, *settings, log=log)
+    run_tool("test_mask_rcnn.py", "--run", run, *test, log=log)
     run_tool("evaluate.py", "--detections", metrics.with_name("detections.json"), *test, log=log)
 
 
@@ -172,8 +193,13 @@ def settings(args: argparse.Namespace, training: Training) -> list[str | int]:
     return overrides
 
 
+def run_and_log(args: argparse.Namespace, training: Training) -> tuple[Path, Path]:
+    name = f"{training.name}-seed{training.seed}"
+    return args.output / training.name / f"seed{training.seed}", args.output / f"logs/{name}.log"
+
+
 def metrics_file(args: argparse.Namespace, training: Training) -> Path:
-    run = args.output / training.name / f"seed{training.seed}"
+    run, _ = run_and_log(args, training)
     return run / "test" / f"shapes_{args.split}" / "metrics.json"
 
 

@@ -28,7 +28,9 @@ from lib.seed_statistics import spread
 
 COLUMNS = (
     "good",
+    "weighed good",
     "drawn good",
+    "drawn weighed good",
     "coverage",
     "purity",
     "noise",

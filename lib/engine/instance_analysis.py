@@ -74,8 +74,10 @@ def analyse_checkpoint(
 
     Returns:
         `stage 1`, ... (what the stage is taught; without stages none) and `detections`: means over
-        all images of the measures of lib.evaluation.instance_quality. Those of the instances that
-        anti-noise sampling leaves are called `drawn ...`, those of `picks` `pick ...`.
+        all images of the measures of lib.evaluation.instance_quality, those of `picks` as
+        `pick ...`; of a stage also `instances` (of an image) and `weighed good` (the share of the
+        instances' weight that lies on good ones), and `drawn ...`, the same for the instances that
+        anti-noise sampling leaves.
 
     Raises:
         CheckpointError: it does not fit the configuration or the classes of the data set.
@@ -110,7 +112,6 @@ def _stages(
     for s in range(len(cls_prob)):
         thresh = miner.cls_thresh + s * miner.thresh_step
         yield {
-            "instances": np.array([(mined.class_idx[s] >= 0).sum().item()], float),
             **_of_instances(mined, s, truth),
             **{f"drawn {n}": v for n, v in _of_instances(drawn, s, truth).items()},
             **quality.label_noise(truth, column[s], thresh),
@@ -121,7 +122,15 @@ def _stages(
 def _of_instances(instances: Instances, stage: int, truth: Truth) -> Values:
     class_idx = instances.class_idx[stage].cpu().numpy()
     proposal_idx = np.flatnonzero(class_idx >= 0)
-    return quality.instance_quality(truth, proposal_idx, class_idx[proposal_idx])
+    values = quality.instance_quality(truth, proposal_idx, class_idx[proposal_idx])
+    weight = instances.weight[stage].cpu().double().numpy()[proposal_idx]
+    return {
+        **values,
+        "instances": np.array([len(proposal_idx)], float),
+        "weighed good": (weight @ values["good"] / weight.sum())[None]
+        if weight.sum() > 0
+        else np.zeros(0),
+    }
 
 
 def _detections(scores: Scores, image: KnownImage, config: Config) -> Values:
