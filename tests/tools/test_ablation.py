@@ -9,6 +9,15 @@ import pytest
 from lib.config import load_config
 
 TOOLS = Path(__file__).parents[2] / "tools"
+PARSED = (
+    "evaluate.py",
+    "generate_pseudo_labels.py",
+    "test_mask_rcnn.py",
+    "test_net.py",
+    "train_mask_rcnn.py",
+    "train_net.py",
+)
+"""Tools whose command lines are checked where they are not run."""
 SHORT = ["solver.max_iter", "3", "solver.steps", "[2]", "prm.epochs", "1"]
 
 
@@ -79,6 +88,43 @@ def test_measures_every_variant_with_every_seed_once(ablation, tmp_path, capsys)
             shares = [v for name, v in measures.items() if name != "instances" and v is not None]
             assert shares and all(0 <= share <= 1 for share in shares)
             assert measures["pick best"] >= max(measures["pick cls"], measures["pick score"])
+
+
+def test_cim_plus_is_trained_on_what_cim_of_its_seed_found(tmp_path, monkeypatch):
+    module = load("ablation")
+    calls = []
+
+    def run_tool(tool, *arguments, log=None):
+        words = [str(a) for a in arguments]
+        if tool in PARSED:
+            load(tool.removesuffix(".py")).parse(words)
+        calls.append((tool, words))
+        if tool == "evaluate.py":
+            metrics = Path(words[words.index("--detections") + 1]).with_name("metrics.json")
+            metrics.parent.mkdir(parents=True)
+            metrics.write_text(json.dumps({"metrics": dict.fromkeys(module.METRICS, len(calls))}))
+
+    monkeypatch.setattr(module, "run_tool", run_tool)
+    output = str(tmp_path)
+    assert module.main(["--variants", "cim_plus", "--seeds", "4", "--output", output]) == 0
+    cim, plus = str(tmp_path / "cim" / "seed4"), str(tmp_path / "cim_plus" / "seed4")
+
+    def where(name, *options):
+        return [n for n, (tool, w) in enumerate(calls) if tool == name and set(options) <= set(w)]
+
+    order = [
+        where("train_net.py", cim, "shapes_train"),
+        where("test_net.py", cim, "shapes_test"),
+        where("test_net.py", cim, "shapes_train", "--image-labels"),
+        where("generate_pseudo_labels.py", cim, "shapes_train"),
+        where("train_mask_rcnn.py", cim, plus, "shapes_train", "4"),
+        where("test_mask_rcnn.py", plus, "shapes_test"),
+    ]
+    assert all(len(found) == 1 for found in order) and order == sorted(order)
+    assert (tmp_path / "test.md").read_text().count("cim_plus") == 1
+    calls.clear()
+    assert module.main(["--variants", "cim", "cim_plus", "--seeds", "4", "--output", output]) == 0
+    assert not where("train_net.py") and not where("train_mask_rcnn.py")
 
 
 def test_every_variant_is_a_configuration_of_its_own(ablation):
