@@ -85,7 +85,7 @@ def test_measures_every_variant_with_every_seed_once(ablation, tmp_path, capsys)
     assert written["dataset"] == "shapes_val" and list(written["runs"]) == runs
     for steps in written["runs"].values():
         for measures in steps["2"].values():
-            shares = [v for name, v in measures.items() if name != "instances" and v is not None]
+            shares = [v for n, v in measures.items() if "instances" not in n and v is not None]
             assert shares and all(0 <= share <= 1 + 1e-9 for share in shares)
             assert measures["pick best"] >= max(measures["pick cls"], measures["pick score"])
 
