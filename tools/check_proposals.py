@@ -61,7 +61,8 @@ def print_check(check: StoreCheck, store: ProposalStore, num_images: int) -> Non
             f"proposals an image: {min(check.counts)} at least, {np.median(check.counts):g} "
             f"median, {max(check.counts)} at most, {sum(check.counts)} in all"
         )
-    print(f"disk: {check.num_bytes / 1e6:.1f} MB")
+    each = check.num_bytes / max(len(check.counts), 1)
+    print(f"disk: {check.num_bytes / 1e6:.1f} MB, {each / 1e3:.1f} KB an image")
     print_images(dict.fromkeys(check.missing, "no proposals"), "without proposals")
     print_images(check.wrong_size, "of another size than their image")
     print_images(check.faults, "with a damaged file, zero proposals or empty masks")

@@ -17,6 +17,7 @@ import scipy.io
 from PIL import Image
 from pycocotools import mask as coco_mask
 
+from lib.data.tags import read_text_tags
 from lib.parallel import for_each
 
 CLASS_NAMES = (
@@ -46,6 +47,9 @@ NUM_IMAGES = {"trainaug": 10582, "val": 1449}
 """Images of the whole splits."""
 VOID = 255
 
+MADE_BY = "made by tools/prepare_voc.py of"
+"""What `info.description` of our json files begins with; published ones have another."""
+
 Objects = tuple[np.ndarray, list[tuple[int, int]]]
 """(H, W) numbers of objects, and (number, category id) of every object."""
 
@@ -57,8 +61,8 @@ class Prepared:
     json: dict[str, Any]
     missing: dict[str, str]
     """Why images of the split were left out, by name."""
-    from_voc: int
-    """Images with VOC's annotation; the others have SBD's."""
+    sources: dict[str, int]
+    """Images by where their annotations are from: VOC, SBD, or a list of labels."""
 
 
 def prepare_val(voc: str | Path, jobs: int = -1) -> Prepared:
@@ -95,6 +99,39 @@ def prepare_trainaug(voc: str | Path, sbd: str | Path, jobs: int = -1) -> Prepar
     return _prepare(voc, [(name, *sources[name]) for name in sorted(sources)], jobs)
 
 
+def prepare_from_labels(voc: str | Path, labels: str | Path, jobs: int = -1) -> Prepared:
+    """The images of a list of image-level labels, in its order, without any mask.
+
+    Args:
+        voc: as for `prepare_val`.
+        labels: lines `name class-id ...`, classes from 0 in the order of CLASS_NAMES, as other
+            weakly supervised systems use (10,582 lines for trainaug). Of a name only the stem counts.
+
+    Raises:
+        FileNotFoundError: there is no such devkit or file.
+        ValueError: see `lib.data.tags.read_text_tags`; an image occurs twice, or is one of VOC's val,
+            on which results are measured.
+    """
+    voc = find_voc(voc)
+    tags = read_text_tags(labels, CLASS_NAMES)
+    listed = [(Path(name).stem, classes) for name, classes in tags.labels.items()]
+    names = [name for name, _ in listed]
+    _check_names(names, labels)
+    (most, times), *_ = Counter(names).most_common(1)
+    if times > 1:
+        raise ValueError(f"{labels}: image {most} occurs more than once")
+    of_val = sorted(set(names).intersection(_voc_names(voc, "val")))
+    if of_val:
+        raise ValueError(
+            f"{labels}: {len(of_val)} of its images are in VOC's val, on which results are "
+            f"measured: {', '.join(of_val[:5])}{', ...' if of_val[5:] else ''}; take a list for "
+            "training"
+        )
+    tasks = ((name, (voc, name, classes)) for name, classes in listed)
+    results, missing = for_each(_labelled_image, tasks, len(listed), jobs, "reading sizes")
+    return _collected(results, missing, {Path(labels).name: len(results)})
+
+
 def find_voc(folder: str | Path) -> Path:
     """The folder VOC2012 at or below `folder`."""
     return _find(
@@ -124,10 +161,14 @@ def _read_names(path: Path) -> list[str]:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such list of images; unpack the data set again")
     names = [line.strip() for line in path.read_text().splitlines() if line.strip()]
+    _check_names(names, path)
+    return names
+
+
+def _check_names(names: list[str], path: str | Path) -> None:
     odd = [name for name in names if not name.replace("_", "").isdecimal()]
     if odd:
         raise ValueError(f"{path}: {odd[0]!r} is no image name like 2007_000032")
-    return names
 
 
 def _prepare(
@@ -135,17 +176,38 @@ def _prepare(
 ) -> Prepared:
     tasks = ((name, (voc, name, read, root)) for name, read, root in images)
     results, missing = for_each(_image_json, tasks, len(images), jobs, "reading masks")
+    read_by = Counter(read for name, read, _ in images if name in results)
+    sources = {"VOC": read_by[_voc_objects], "SBD": read_by[_sbd_objects]}
+    return _collected(results, missing, {name: n for name, n in sources.items() if n})
+
+
+def _collected(
+    results: dict[str, Any], missing: dict[str, str], sources: dict[str, int]
+) -> Prepared:
+    """The entries of all images as one json; annotations get their ids."""
     records, annotations = [], []
     for record, objects in results.values():
         records.append(record)
         annotations += [{"id": len(annotations) + i, **o} for i, o in enumerate(objects, 1)]
     categories = [{"id": i, "name": name} for i, name in enumerate(CLASS_NAMES, 1)]
-    from_voc = Counter(read for name, read, _ in images if name in results)[_voc_objects]
-    return Prepared(
-        {"images": records, "annotations": annotations, "categories": categories},
-        missing,
-        from_voc,
-    )
+    info = {"description": f"{MADE_BY} {' and '.join(sources)}"}
+    content = {"info": info, "images": records, "annotations": annotations}
+    return Prepared({**content, "categories": categories}, missing, sources)
+
+
+def _labelled_image(
+    voc: Path, name: str, classes: tuple[int, ...]
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """As `_image_json`, for image-level labels."""
+    path = voc / "JPEGImages" / f"{name}.jpg"
+    with Image.open(_there(path)) as image:
+        record = _record(path, image.height, image.width)
+    annotations = [{"image_id": record["id"], "category_id": c + 1, "iscrowd": 0} for c in classes]
+    return record, annotations
+
+
+def _record(path: Path, height: int, width: int) -> dict[str, Any]:
+    return {"id": image_id(path.stem), "file_name": path.name, "height": height, "width": width}
 
 
 def _image_json(
@@ -161,7 +223,7 @@ def _image_json(
                 f"{path}: the image is {image.height}x{image.width} (height x width), its masks "
                 f"{height}x{width}; unpack the data sets again"
             )
-    record = {"id": image_id(name), "file_name": path.name, "height": height, "width": width}
+    record = _record(path, height, width)
     annotations = []
     for number, category_id in objects:
         rle = coco_mask.encode(np.asfortranarray(labels == number, dtype=np.uint8))

@@ -55,7 +55,7 @@ def assert_objects(content, name, expected: Picture):
 def test_trainaug(folders):
     prepared = prepare_trainaug(*folders, jobs=1)
     content = prepared.json
-    assert not prepared.missing and prepared.from_voc == 2
+    assert not prepared.missing and prepared.sources == {"VOC": 2, "SBD": 2}
     assert [i["file_name"] for i in content["images"]] == [f"{name}.jpg" for name in TRAINAUG]
     assert content["images"][0] == {
         "id": 2007000032,
@@ -70,7 +70,7 @@ def test_trainaug(folders):
 
 def test_val(folders):
     prepared = prepare_val(folders[0], jobs=1)
-    assert not prepared.missing and prepared.from_voc == 2
+    assert not prepared.missing and prepared.sources == {"VOC": 2}
     assert [i["id"] for i in prepared.json["images"]] == [2007000033, 2007000042]
     for name, one in VAL.items():
         assert_objects(prepared.json, name, one)
@@ -208,7 +208,7 @@ def test_tool_writes_what_the_loader_reads(folders, capsys):
     args = ["--voc", str(voc.parent), "--sbd", str(sbd.parent), "--jobs", "1"]
     assert prepare_voc.main(args) == 0
     said = capsys.readouterr().out
-    assert "4 images (2 annotated by VOC, 2 by SBD) with 9 objects" in said
+    assert "4 images (annotated: 2 by VOC, 2 by SBD) with 9 objects" in said
     assert "the lists name 4 images; the whole of trainaug has 10582" in said
     coco = CocoImages(voc / "annotations" / "voc_2012_trainaug.json")
     assert coco.class_names == list(CLASS_NAMES) and coco.without_labels == 0
@@ -249,7 +249,67 @@ def test_tool_without_sbd_writes_val_alone(folders, tmp_path, capsys):
     args = ["--voc", str(folders[0]), "--output", str(tmp_path / "out"), "--jobs", "1"]
     assert prepare_voc.main(args) == 0
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["voc_2012_val.json"]
-    assert "no --sbd given" in capsys.readouterr().out
+    assert "neither --sbd nor --labels given" in capsys.readouterr().out
+
+
+def test_tool_makes_trainaug_of_a_list_of_labels(folders, tmp_path, capsys):
+    """The list of other weakly supervised systems; names with or without folder and suffix."""
+    voc = folders[0]
+    listed = tmp_path / "train_aug_cls.txt"
+    listed.write_text(
+        "2008_000003 18 14\n/JPEGImages/2007_000032.jpg 0 14\n2007_000039.jpg 19\n2008_000009 0\n"
+    )
+    output = tmp_path / "out"
+    args = ["--voc", str(voc), "--output", str(output), "--jobs", "1", "--labels", str(listed)]
+    assert prepare_voc.main(args) == 1  # there is no image 2008_000009
+    told = capsys.readouterr()
+    assert "3 images (annotated: 3 by train_aug_cls.txt) with 5 labels" in told.out
+    assert "1 of 4 images failed:\n  2008_000009: " in told.err
+    coco = CocoImages(output / "voc_2012_trainaug.json")
+    assert coco.class_names == list(CLASS_NAMES)
+    assert [(i.image_id, i.size) for i in coco.images] == [
+        (2008000003, (6, 9)),
+        (2007000032, (9, 14)),
+        (2007000039, (12, 8)),
+    ]
+    classes = [np.flatnonzero(i.image_labels).tolist() for i in coco.images]
+    assert classes == [[14, 18], [0, 14], [19]]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("2007_000032 20\n", ":1: class id 20, but there are 20 classes"),
+        ("2007_000032 0\nJPEGImages/2007_000032.jpg 1\n", "2007_000032 occurs more than once"),
+        ("2007_000032 0\n2007_000033 1\n", "1 of its images are in VOC's val"),
+        ("cat_7 0\n", "'cat_7' is no image name"),
+        ("2007_000032 aeroplane\n", ":1: 'aeroplane' is not a class id"),
+    ],
+)
+def test_lists_of_labels_that_are_none_of_voc(folders, tmp_path, capsys, text, message):
+    listed = tmp_path / "list.txt"
+    listed.write_text(text)
+    args = ["--voc", str(folders[0]), "--output", str(tmp_path / "out"), "--jobs", "1"]
+    assert prepare_voc.main([*args, "--labels", str(listed)]) == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]
+    assert not (tmp_path / "out/voc_2012_trainaug.json").exists()
+
+
+def test_tool_does_not_replace_what_was_made_elsewhere(folders, tmp_path, capsys):
+    voc, sbd = folders
+    output = tmp_path / "out"
+    output.mkdir()
+    published = output / "voc_2012_trainaug.json"
+    published.write_text('{"images": [], "type": "instances"}')
+    args = ["--voc", str(voc), "--output", str(output), "--jobs", "1"]
+    assert prepare_voc.main([*args, "--sbd", str(sbd)]) == 2
+    assert "voc_2012_trainaug.json: made elsewhere" in capsys.readouterr().err
+    assert not (output / "voc_2012_val.json").exists()  # told before the work
+    assert prepare_voc.main(args) == 0  # val alone
+    assert "instances" in published.read_text()
+    assert prepare_voc.main([*args, "--sbd", str(sbd), "--overwrite"]) == 0
+    assert len(CocoImages(published)) == 4
+    assert prepare_voc.main([*args, "--sbd", str(sbd)]) == 0  # our own is made again
 
 
 def test_json_made_elsewhere_is_accepted(tmp_path):

@@ -131,7 +131,7 @@ def voc_and_proposals(tmp_path, user):
         for name, one in pictures.items():
             write_cob_cells(Path("data") / folder / f"{name}.mat", cob_masks(one))
     said = user("python tools/prepare_voc.py --sbd data/benchmark_RELEASE --jobs 1")
-    assert "voc_2012_trainaug.json: 3 images (2 annotated by VOC, 1 by SBD) with 5 obj" in said
+    assert "voc_2012_trainaug.json: 3 images (annotated: 2 by VOC, 1 by SBD) with 5 obj" in said
     said = user("""
         for pair in trainaug:voc2012trainaug val:voc2012sbdval; do
             python tools/import_proposals.py --format cob --source data/COB_SBD_${pair%:*} \
