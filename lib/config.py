@@ -202,6 +202,20 @@ class RefineConfig(_Section):
     test: RefineTestConfig = RefineTestConfig()
 
 
+class RuntimeConfig(_Section):
+    """How the hardware is used. Results change by rounding only."""
+
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Of the products in backbone and MaskFuse. Weights, heads, losses and mining are float32."""
+    channels_last: bool = True
+    """Memory layout of images and feature maps."""
+    compile: bool = False
+    """Compiles the backbone with torch.compile: a minute at the start for a few percent."""
+    proposals_chunk: AtLeastOne | None = None
+    """MaskFuse takes at most so many proposals at a time and, in training, computes them again for
+    the gradient: less memory, more time. null trains on all of an image at once."""
+
+
 class RunConfig(_Section):
     seed: int = 3
     checkpoint_period: AtLeastOne = 5000
@@ -219,6 +233,7 @@ class Config(_Section):
     prm: PRMConfig = PRMConfig()
     proposals: ProposalConfig = ProposalConfig()
     refine: RefineConfig = RefineConfig()
+    runtime: RuntimeConfig = RuntimeConfig()
     run: RunConfig = RunConfig()
 
 

@@ -130,6 +130,7 @@ def what_detections_depend_on(
         "checkpoint": file(checkpoint),
         "json": file(coco.path),
         "test": config.test.model_dump(mode="json"),
+        "precision": config.runtime.precision,
         "tta": args.tta,
         "only_image_labels": args.image_labels,
     }

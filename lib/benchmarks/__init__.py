@@ -6,11 +6,13 @@ of lib. A further one is a file in this folder and its line below.
 
 from collections.abc import Callable, Iterator
 
-from lib.benchmarks import overlaps
+from lib.benchmarks import inference, overlaps, train
 from lib.benchmarks.report import Conditions, Row
 
 BENCHMARKS: dict[str, Callable[[Conditions], Iterator[Row]]] = {
+    "inference": inference.run,
     "overlaps": overlaps.run,
+    "train": train.run,
 }
 
 __all__ = ["BENCHMARKS", "Conditions", "Row"]

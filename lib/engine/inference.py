@@ -8,10 +8,11 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lib.data.loader import CimDataset, ReadImage
 from lib.data.transforms import Flip
+from lib.modeling.model_builder import CIMNet
 from lib.structures import Sample, Scores
 
 _Item = TypeVar("_Item")
@@ -32,12 +33,13 @@ def proposal_scores(scores: Scores) -> Tensor:
 
 
 @torch.inference_mode()
-def score_passes(model: nn.Module, passes: Iterable[Sample], device: torch.device | str) -> Tensor:
+def score_passes(model: CIMNet, passes: Sequence[Sample], device: torch.device | str) -> Tensor:
     """Mean of `proposal_scores` over several views of one image.
 
     Args:
         model: in evaluation mode, on `device`.
         passes: the image at every scale and mirroring, at least one, with the same proposals.
+            Those of one size, such as an image and its mirror image, had best be neighbours.
 
     Returns:
         (P, C) float32 on the CPU.
@@ -45,15 +47,10 @@ def score_passes(model: nn.Module, passes: Iterable[Sample], device: torch.devic
     Raises:
         ValueError: there is no pass.
     """
-    total, count = None, 0
-    for sample in passes:
-        sample = sample.to(device, non_blocking=True)
-        scores = proposal_scores(model(sample.image[None], sample.boxes, sample.roi_masks))
-        total = scores if total is None else total + scores
-        count += 1
-    if total is None:
+    if not passes:
         raise ValueError("there is no pass to score; test.scales and test.flips must not be empty")
-    return (total / count).cpu()
+    views = [sample.to(device, non_blocking=True) for sample in passes]
+    return torch.stack([proposal_scores(s) for s in model.score_views(views)]).mean(dim=0).cpu()
 
 
 def read_passes(

@@ -44,7 +44,7 @@ class Heads(nn.Module):
                 nn.init.zeros_(module.bias)
 
     def forward(self, features: Tensor) -> Scores:
-        """Scores the proposals of one image from their features (P, D)."""
+        """Scores the proposals of one image from their features (P, D) float32."""
         cls_logits = self.classifier(features)  # (P, C+1)
         none = cls_logits.new_zeros((0, *cls_logits.shape))  # (0, P, C+1): there may be no stage
         refine_cls = [head(features).softmax(dim=1)[None] for head in self.refine_cls]

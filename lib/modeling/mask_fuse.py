@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
+
+from lib.modeling.mask_conv import masked_conv
 
 
 class MaskFuse(nn.Module):
@@ -42,6 +43,6 @@ class MaskFuse(nn.Module):
 
     def forward(self, features: Tensor, roi_masks: Tensor) -> Tensor:
         """Pooled features (P, D, 7, 7) and masks (P, 7, 7) in {0, 1} to (P, hidden_dim)."""
-        masked = features * roi_masks[:, None]
-        fused = self.mask_branch(torch.cat([features, masked], dim=1))  # (P, fuse, 7, 7)
-        return self.seg_fc(fused.flatten(1))
+        conv, relu = self.mask_branch
+        fused = masked_conv(features, roi_masks, conv.weight, conv.bias)  # (P, fuse, 7, 7)
+        return self.seg_fc(relu(fused).flatten(1))

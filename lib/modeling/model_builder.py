@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from itertools import accumulate, groupby
+from typing import Protocol
 
+import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from lib.config import ModelConfig
 from lib.modeling.backbones import Trunk, build_backbone, read_state_dict
@@ -14,6 +19,17 @@ from lib.modeling.roi_align import roi_align
 from lib.structures import Scores
 
 ROI_SIZE = 7
+
+
+class View(Protocol):
+    """An image and its proposals; lib.structures.Sample is one."""
+
+    image: Tensor
+    """(3, h, w) float32, normalised."""
+    boxes: Tensor
+    """(P, 4) xyxy in pixels of `image`."""
+    roi_masks: Tensor
+    """(P, 7, 7) float32 in {0, 1}."""
 
 
 class CIMNet(nn.Module):
@@ -40,7 +56,12 @@ class CIMNet(nn.Module):
         super().__init__()
         self.Conv_Body = trunk
         self.Box_Head = MaskFuse(trunk.out_channels, fuse_channels, hidden_dim, ROI_SIZE)
-        self.cls_iou_model = Heads(hidden_dim, num_classes, num_stages, integrity)
+        self.cls_iou_model = Heads(hidden_dim, num_classes, num_stages)
+        self.precision = torch.float32
+        """Type of the products of backbone and MaskFuse; the heads always compute in float32."""
+        self.proposals_chunk: int | None = None
+        """MaskFuse sees at most so many proposals at a time. In training what it keeps for the
+        gradient is then computed again in the backward pass."""
 
     def forward(self, image: Tensor, boxes: Tensor, roi_masks: Tensor) -> Scores:
         """Scores the proposals of one image.
@@ -50,9 +71,87 @@ class CIMNet(nn.Module):
             boxes: (P, 4) xyxy in pixels of `image`.
             roi_masks: (P, 7, 7) float32 in {0, 1}.
         """
-        features = self.Conv_Body(image)  # (1, D, ~h/stride, ~w/stride)
-        pooled = roi_align(features, boxes, ROI_SIZE, 1 / self.Conv_Body.stride)  # (P, D, 7, 7)
-        return self.cls_iou_model(self.Box_Head(pooled, roi_masks))
+        features = self._proposal_features([self._feature_maps(image)], [boxes], [roi_masks])
+        return self.cls_iou_model(features)
+
+    def score_views(self, views: Sequence[View]) -> list[Scores]:
+        """Scores the proposals of several images, or of one image seen in several ways.
+
+        The same as `forward` on each, but neighbours of one size pass the backbone together, and
+        all proposals pass MaskFuse together, whose weights are many.
+        """
+        maps: list[Tensor] = []
+        for _, same in groupby(views, key=lambda view: view.image.shape):
+            maps += self._feature_maps(torch.stack([view.image for view in same])).split(1)
+        boxes, masks = [view.boxes for view in views], [view.roi_masks for view in views]
+        features = self._proposal_features(maps, boxes, masks)
+        return [self.cls_iou_model(part) for part in features.split([len(b) for b in boxes])]
+
+    def _feature_maps(self, images: Tensor) -> Tensor:
+        """(B, 3, h, w) to (B, D, ~h/stride, ~w/stride)."""
+        with self._reduced_precision(images.device):
+            return self.Conv_Body(images)
+
+    def _proposal_features(
+        self, maps: Sequence[Tensor], boxes: Sequence[Tensor], masks: Sequence[Tensor]
+    ) -> Tensor:
+        """What the heads score: (P of all images, hidden_dim), image by image, in their type.
+
+        Args:
+            maps: one (1, D, ~h/stride, ~w/stride) for every image.
+            boxes, masks: the proposals of every image.
+        """
+        chunks = _chunks([len(b) for b in boxes], self.proposals_chunk)
+        parts = []
+        for chunk in chunks:
+            pieces = [(maps[n], boxes[n][part], masks[n][part]) for n, part in chunk]
+            if len(chunks) > 1 and torch.is_grad_enabled():
+                features = checkpoint(
+                    self._fuse, pieces, use_reentrant=False, preserve_rng_state=False
+                )
+            else:
+                features = self._fuse(pieces)
+            parts.append(features)
+        return torch.cat(parts).to(self.cls_iou_model.classifier.weight.dtype)
+
+    def _fuse(self, pieces: Sequence[tuple[Tensor, Tensor, Tensor]]) -> Tensor:
+        """Feature maps with some of their proposals to (proposals of all of them, hidden_dim)."""
+        scale = 1 / self.Conv_Body.stride
+        with self._reduced_precision(pieces[0][0].device):
+            pooled = [roi_align(maps, boxes, ROI_SIZE, scale) for maps, boxes, _ in pieces]
+            masks = torch.cat([masks for *_, masks in pieces])
+            return self.Box_Head(torch.cat(pooled), masks)  # (P, D, 7, 7) before
+
+    def _reduced_precision(self, device: torch.device) -> AbstractContextManager:
+        if self.precision == torch.float32:
+            return nullcontext()
+        return torch.autocast(device.type, self.precision)
+
+
+def _chunks(counts: Sequence[int], at_most: int | None) -> list[list[tuple[int, slice]]]:
+    """Deals the proposals of several images, in order, into chunks.
+
+    Args:
+        counts: proposals of every image.
+        at_most: proposals in a chunk; None makes one chunk.
+
+    Returns:
+        For every chunk, of which there is at least one, the images that it takes from, and which of
+        their proposals.
+    """
+    ends = list(accumulate(counts))
+    total = ends[-1]
+    size = max(total, 1) if at_most is None else at_most
+    chunks = []
+    for first in range(0, max(total, 1), size):
+        chunk = []
+        for image, (count, end) in enumerate(zip(counts, ends, strict=True)):
+            begin = end - count
+            part = slice(max(first - begin, 0), min(first + size - begin, count))
+            if part.start < part.stop or not total:
+                chunk.append((image, part))
+        chunks.append(chunk)
+    return chunks
 
 
 def build_model(

@@ -1,16 +1,23 @@
-"""RoIAlign as two matrix products, for CPUs.
+"""RoIAlign as sums over the cells of the feature map, for CPUs.
 
-A cell of RoIAlign is the mean of a grid of bilinear samples. Grid and interpolation are products of
-a part along y and a part along x, so that the mean is one too: `pooled = Wy @ features @ Wx.T` with
-small matrices for every box. torchvision's CPU kernel gives the same numbers (up to rounding), but
-scatters the gradient sample by sample, which takes many times as long.
+A cell of RoIAlign is the mean of a grid of bilinear samples and so a weighted sum of a few cells of
+the feature map. Grid and interpolation are products of a part along y and a part along x, which
+gives the weights in closed form; what is left is a product with a sparse matrix, `embedding_bag`
+in PyTorch, whose gradient is one with the transposed matrix. torchvision's CPU kernel gives the
+same numbers (up to rounding), but adds up sample by sample, in float32 only.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.nn import functional
 from torchvision import ops
+
+_BOXES_AT_ONCE = 256
+"""Bounds the memory that making the weights takes."""
 
 
 def roi_align(features: Tensor, boxes: Tensor, size: int, scale: float) -> Tensor:
@@ -23,16 +30,52 @@ def roi_align(features: Tensor, boxes: Tensor, size: int, scale: float) -> Tenso
         scale: size of the feature map over that of the image.
 
     Returns:
-        (P, D, size, size), as `torchvision.ops.roi_align(sampling_ratio=0, aligned=True)`.
+        (P, D, size, size), as `torchvision.ops.roi_align(sampling_ratio=0, aligned=True)`; on
+        CPUs the channels lie together in memory.
     """
     if features.is_cuda:
         return ops.roi_align(features, [boxes], size, scale, sampling_ratio=0, aligned=True)
     _, depth, height, width = features.shape
-    wx = _axis_weights(boxes[:, 0], boxes[:, 2], size, scale, width)
-    wy = _axis_weights(boxes[:, 1], boxes[:, 3], size, scale, height)
-    flat = features[0].permute(1, 2, 0).reshape(height, width * depth)
-    rows = (wy.reshape(-1, height) @ flat).view(-1, size, width, depth)  # (P, size, w, D)
-    return torch.matmul(wx[:, None], rows).permute(0, 3, 1, 2)  # (P, size, size, D) before
+    if not len(boxes):
+        return features.new_zeros((0, depth, size, size))
+    parts = [_samples(part, size, scale, height, width) for part in boxes.split(_BOXES_AT_ONCE)]
+    cell, weight, count = map(torch.cat, zip(*parts, strict=True))
+    table = features[0].permute(1, 2, 0).reshape(height * width, depth)
+    pooled = _WeightedSums.apply(table, cell, weight, count)  # (P * size * size, D)
+    return pooled.view(len(boxes), size, size, depth).permute(0, 3, 1, 2)
+
+
+def _samples(
+    boxes: Tensor, size: int, scale: float, height: int, width: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What the cells of the boxes are sums of.
+
+    Returns:
+        Number y * width + x of a cell of the feature map and its weight, both (N,), in the order
+        of the boxes' cells, and how many there are for each of these, (P * size * size,).
+    """
+    y, wy = _along_axis(boxes[:, 1], boxes[:, 3], size, scale, height)  # (P, size, K)
+    x, wx = _along_axis(boxes[:, 0], boxes[:, 2], size, scale, width)
+    cell = (y * width)[:, :, None, :, None] + x[:, None, :, None, :]  # (P, size, size, Ky, Kx)
+    weight = wy[:, :, None, :, None] * wx[:, None, :, None, :]
+    counts = weight > 0
+    return cell[counts], weight[counts], counts.sum(dim=(3, 4)).flatten()
+
+
+def _along_axis(
+    start: Tensor, end: Tensor, size: int, scale: float, length: int
+) -> tuple[Tensor, Tensor]:
+    """The feature cells that count in every cell of a box, and how much: (P, size, K) each.
+
+    Their weights sum to at most 1; what lies beyond them has weight 0.
+    """
+    weights = _axis_weights(start, end, size, scale, length)  # (P, size, length)
+    counts = weights > 0
+    first = counts.to(torch.uint8).argmax(dim=2, keepdim=True)
+    most = int(counts.sum(dim=2).max())  # they lie side by side
+    index = (first + torch.arange(max(most, 1), device=first.device)).clamp(max=length - 1)
+    place = first + torch.arange(max(most, 1), device=first.device)
+    return index, weights.gather(2, index) * (place < length)
 
 
 def _axis_weights(start: Tensor, end: Tensor, size: int, scale: float, length: int) -> Tensor:
@@ -53,3 +96,37 @@ def _axis_weights(start: Tensor, end: Tensor, size: int, scale: float, length: i
     index = torch.arange(length, dtype=start.dtype, device=start.device)
     tent = (1 - (place - index).abs()).clamp(min=0)  # (P, size, G, length)
     return (tent * counts[..., None]).sum(dim=2) / samples.clamp(min=1)[:, None, None]
+
+
+class _WeightedSums(torch.autograd.Function):
+    """Row n of the result is the weighted sum of the next count[n] rows of a table.
+
+    Args:
+        table: (T, D).
+        row: (N,) int64, which rows; weight: (N,).
+        count: (B,) int64, N in all.
+
+    Returns:
+        (B, D).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, table: Tensor, row: Tensor, weight: Tensor, count: Tensor) -> Tensor:
+        ctx.save_for_backward(row, weight, count)
+        ctx.num_rows = len(table)
+        return _sums(table, row, weight, count)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        row, weight, count = ctx.saved_tensors
+        bag = torch.repeat_interleave(count)  # (N,), the transposed matrix: rows and sums swapped
+        row, order = row.sort(stable=True)
+        of_row = torch.bincount(row, minlength=ctx.num_rows)
+        return _sums(grad.contiguous(), bag[order], weight[order], of_row), None, None, None
+
+
+def _sums(table: Tensor, row: Tensor, weight: Tensor, count: Tensor) -> Tensor:
+    start = count.cumsum(dim=0) - count
+    return functional.embedding_bag(
+        row, table, start, mode="sum", per_sample_weights=weight.to(table.dtype)
+    )

@@ -1,0 +1,98 @@
+"""Scoring the proposals of an image over scales and mirrorings, as configured and plainly."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from lib.benchmarks.network import PlainNet, Product, draw_sample, two_networks
+from lib.benchmarks.report import Conditions, Row
+from lib.benchmarks.timing import time_together
+from lib.config import RuntimeConfig
+from lib.data.transforms import mirror_boxes, mirror_roi_masks
+from lib.engine.inference import proposal_scores, score_passes
+from lib.engine.setup import prepare_for_inference
+from lib.structures import Sample
+
+SCALES = (480, 688)
+"""Long sides, each with its mirror image: two of the five published ones, to be done in time."""
+NUM_PROPOSALS = 100
+GOAL = 3.0
+"""On a CPU with bfloat16 products."""
+
+
+def run(conditions: Conditions) -> Iterator[Row]:
+    """The default configuration and bfloat16 beside the plain path, in the same rounds."""
+    scales, num = ((64, 96), 10) if conditions.quick else (SCALES, NUM_PROPOSALS)
+    passes = [view for scale in scales for view in _both_ways(draw_sample(scale, num))]
+    plain, exact = two_networks(conditions)
+    plain.eval()
+    half = copy.deepcopy(exact)
+    prepare_for_inference(half, RuntimeConfig(precision="bfloat16"))
+    prepare_for_inference(exact, RuntimeConfig())
+    product, half_product = (Product(p, conditions) for p in (torch.float32, torch.bfloat16))
+
+    calls = {
+        "plain": lambda: score_plainly(plain, passes, conditions.device),
+        "float32": lambda: score_passes(exact, passes, conditions.device),
+        "bfloat16": lambda: score_passes(half, passes, conditions.device),
+    }
+    scores, flops = {}, {}
+    for name, call in calls.items():
+        with FlopCounterMode(display=False) as counter:
+            scores[name] = call()
+        flops[name] = counter.get_total_flops()
+    times = time_together(
+        {**calls, "product": product, "bfloat16 product": half_product}, seconds=0
+    )
+
+    case = f"P={num}, {len(passes)} passes, long sides {', '.join(map(str, scales))}"
+    of_product = {
+        "plain": product.tflops(times["product"]),
+        "float32": product.tflops(times["product"]),
+        "bfloat16": half_product.tflops(times["bfloat16 product"]),
+    }
+    for name in calls:
+        rate = flops[name] / times[name].best / 1e12
+        yield Row(f"{case}: {name}", times[name].best, "s")
+        yield Row(f"  operations, {name}", flops[name] / 1e12, "TFLOP")
+        yield Row(f"  rate, {name}", rate, "TFLOP/s")
+        yield Row(f"  of a matrix product of its type, {name}", rate / of_product[name], "")
+    yield Row("float32, times as fast as plain", times["plain"].times(times["float32"]), "x")
+    yield Row(
+        "bfloat16, times as fast as plain",
+        times["plain"].times(times["bfloat16"]),
+        "x",
+        at_least=GOAL,
+    )
+    for name in ("float32", "bfloat16"):
+        error = (scores[name] - scores["plain"]).abs().max() / scores["plain"].abs().max()
+        yield Row(f"largest difference of a score to plain, {name}", float(error), "of the largest")
+
+
+@torch.inference_mode()
+def score_plainly(model: PlainNet, passes: Sequence[Sample], device: torch.device | str) -> Tensor:
+    """What `score_passes` computes, pass by pass."""
+    total = 0
+    for view in passes:
+        view = view.to(device)
+        total = total + proposal_scores(model(view.image[None], view.boxes, view.roi_masks))
+    return (total / len(passes)).cpu()
+
+
+def _both_ways(sample: Sample) -> list[Sample]:
+    """A view and its mirror image."""
+    flip, size = "horizontal", tuple(sample.image.shape[1:])
+    masks = torch.from_numpy(mirror_roi_masks(sample.roi_masks.numpy(), flip))
+    mirrored = replace(
+        sample,
+        image=sample.image.flip(2),
+        boxes=mirror_boxes(sample.boxes, size, flip),
+        roi_masks=masks,
+    )
+    return [sample, mirrored]

@@ -1,0 +1,107 @@
+"""Updates of the weights, as configured and plainly."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import astuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from lib.benchmarks.network import NUM_CLASSES, Product, draw_sample, two_networks
+from lib.benchmarks.report import Conditions, Row
+from lib.benchmarks.slow_twins import LiteralMiner
+from lib.benchmarks.timing import time_together
+from lib.config import Config, RuntimeConfig, SolverConfig
+from lib.engine.setup import build_trainer, learning_rate
+from lib.engine.trainer import Trainer
+from lib.modeling.criterion import CIMCriterion, CIMLosses
+from lib.structures import Targets
+
+GOALS = {"cpu": 2.5, "cuda": 4.0}
+"""With bfloat16 products."""
+
+
+def run(conditions: Conditions) -> Iterator[Row]:
+    """An update of four images: the fast path with bfloat16 beside the plain one."""
+    gpu = conditions.device.type == "cuda"
+    long_side, num = (688, 500) if gpu else (480, 100)
+    if conditions.quick:
+        long_side, num = 64, 10
+    # The rate is next to 0, so that all updates are of the same weights.
+    solver, runtime = SolverConfig(base_lr=1e-12), RuntimeConfig(precision="bfloat16")
+    config = Config(solver=solver, runtime=runtime)
+    plain_net, net = two_networks(conditions)
+    plain = plain_trainer(plain_net, config, conditions.device)
+    fast = build_trainer(config, net, str(conditions.device))
+    samples = itertools.cycle(
+        draw_sample(long_side, num, NUM_CLASSES, seed)
+        for seed in range(config.solver.images_per_update)
+    )
+    product, half_product = (Product(p, conditions) for p in (torch.float32, torch.bfloat16))
+
+    trainers = {"plain": plain, "bfloat16": fast}
+    losses, flops = {}, {}
+    for name, trainer in trainers.items():
+        with FlopCounterMode(display=False) as counter:
+            losses[name] = trainer.update(samples)["total"]
+        flops[name] = counter.get_total_flops()
+    times = time_together(
+        {
+            **{name: lambda t=trainer: t.update(samples) for name, trainer in trainers.items()},
+            "product": product,
+            "bfloat16 product": half_product,
+        },
+        seconds=0,
+    )
+    of_product = {
+        "plain": product.tflops(times["product"]),
+        "bfloat16": half_product.tflops(times["bfloat16 product"]),
+    }
+    case = f"P={num}, long side {long_side}, {config.solver.images_per_update} images"
+    for name in trainers:
+        rate = flops[name] / times[name].best / 1e12
+        yield Row(f"{case}: {name}", times[name].best, "s")
+        yield Row(f"  operations, {name}", flops[name] / 1e12, "TFLOP")
+        yield Row(f"  rate, {name}", rate, "TFLOP/s")
+        yield Row(f"  of a matrix product of its type, {name}", rate / of_product[name], "")
+    ratio = times["plain"].times(times["bfloat16"])
+    goal = GOALS[conditions.device.type]
+    yield Row("bfloat16, times as fast as plain", ratio, "x", at_least=goal)
+    error = abs(losses["bfloat16"] - losses["plain"]) / losses["plain"]
+    yield Row("difference of the losses of the first update", error, "relative")
+
+
+def plain_trainer(model: nn.Module, config: Config, device: torch.device) -> Trainer:
+    """As written down: float32, contiguous, mining in loops, SGD tensor by tensor."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    return Trainer(
+        model=model.train(),
+        losses=CIMLosses(CIMCriterion(_MinesOnCpu(**config.mining.model_dump()))),
+        optimizer=torch.optim.SGD(
+            [{"params": parameters, "lr_factor": 1.0}], lr=0.0, momentum=0.9, foreach=False
+        ),
+        learning_rate=learning_rate(config.solver),
+        loss_weights=config.loss.model_dump(),
+        images_per_update=config.solver.images_per_update,
+        device=device,
+    )
+
+
+class _MinesOnCpu(LiteralMiner):
+    """Loops cannot run on a GPU."""
+
+    def __call__(
+        self,
+        cls_prob: Tensor,
+        integrity: Tensor,
+        present: Tensor,
+        iou: Tensor,
+        containment: Tensor,
+        generator: torch.Generator | None = None,
+    ) -> Targets:
+        tensors = (t.cpu() for t in (cls_prob, integrity, present, iou, containment))
+        targets = super().__call__(*tensors, generator)
+        return Targets(*(t.to(iou.device) for t in astuple(targets)))
