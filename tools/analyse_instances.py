@@ -2,7 +2,8 @@
 """What do a network's stages learn from, and what do they learn? Mined instances beside the truth.
 
 For every checkpoint of the given runs: the instances that each stage is taught are mined on a data
-set that training has not seen, and compared with its true masks; so are the detections.
+set that training has not seen, and compared with its true masks; so are the detections and, with
+--clusters, the clusters of proposals that the training of one seed begins with.
 docs/ablation.md says what the columns mean.
 """
 
@@ -20,28 +21,31 @@ from lib.config import load_config
 from lib.data.catalog import add_dataset_arguments, dataset_from_args
 from lib.data.coco import CocoImages
 from lib.engine.checkpoint import list_checkpoints
-from lib.engine.instance_analysis import analyse_checkpoint, known_images
+from lib.engine.instance_analysis import (
+    Measures,
+    analyse_checkpoint,
+    analyse_clusters,
+    known_images,
+)
 from lib.engine.runs import checkpoint_folder, newest_checkpoint
-from lib.engine.setup import open_test_data
+from lib.engine.setup import open_test_data, open_training_data
 from lib.files import read_json, write_json
 from lib.seed_statistics import spread
 
-COLUMNS = (
+TAUGHT = (
     "good",
     "weighed good",
     "drawn good",
-    "drawn weighed good",
+    "weighed tight",
     "coverage",
-    "purity",
+    "weighed coverage",
+    "weighed purity",
     "noise",
-    "missed",
-    "pick cls",
-    "pick integrity",
-    "pick score",
 )
-"""Measures of the table, in percent; the JSON has all."""
+HEADS = ("ap50", "ap75", "ap50 by cls", "ap75 by cls", "good", "tight", "coverage", "purity")
+"""Measures of the tables, in percent; the JSON has all."""
 
-Rows = dict[str, dict[str, dict[str, float | None]]]
+Rows = dict[str, dict[str, Measures]]
 """Checkpoint -> what is looked at -> measure -> mean over the images."""
 
 
@@ -58,48 +62,62 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.threads is not None:
         torch.set_num_threads(args.threads)
     dataset = dataset_from_args(args)
-    data = open_test_data(dataset, CocoImages(dataset.json))
+    coco = CocoImages(dataset.json)
+    if args.clusters is None:
+        data = open_test_data(dataset, coco)
+    else:
+        data = open_training_data(dataset, coco, with_clusters=True)
     images = known_images(data, read_json(dataset.json), str(dataset.json))
     if not images:
-        raise ValueError(f"{dataset.json}: no image with objects and proposals to look at")
+        raise ValueError(f"{dataset.json}: no image with proposals to look at")
 
-    of_runs: dict[str, Rows] = {}
+    truth = read_json(dataset.json)
+    taught: dict[str, Rows] = {}
+    heads: dict[str, Rows] = {}
     for run in args.runs:
         config = load_config(run / "config.yaml")
         newest = newest_checkpoint(run)
-        checkpoints = [newest] if args.last else list_checkpoints(checkpoint_folder(run))
-        of_runs[str(run)] = {
-            path.stem.removeprefix("model_step"): analyse_checkpoint(
-                path, config, data, images, args.device
+        taught[str(run)], heads[str(run)] = {}, {}
+        if args.clusters is not None:
+            taught[str(run)]["before"] = {"clusters": analyse_clusters(images)}
+        for path in [newest] if args.last else list_checkpoints(checkpoint_folder(run)):
+            step = path.stem.removeprefix("model_step")
+            taught[str(run)][step], heads[str(run)][step] = analyse_checkpoint(
+                path, config, data, images, truth, args.device
             )
-            for path in checkpoints
-        }
     if args.output:
-        write_json(args.output, {"dataset": dataset.name, "runs": of_runs}, indent=1)
-    print(table(list(of_runs.values())))
+        content = {"dataset": dataset.name, "taught": taught, "heads": heads}
+        write_json(args.output, content, indent=1)
+    print(f"What the stages are taught\n\n{table(list(taught.values()), TAUGHT, 'instances')}\n")
+    print(f"What the heads detect\n\n{table(list(heads.values()), HEADS)}")
     return 0
 
 
-def table(of_runs: Sequence[Rows]) -> str:
-    """Mean and standard deviation over the runs, in percent, as a Markdown table."""
-    lines = [
-        f"| updates | | instances | {' | '.join(COLUMNS)} |",
-        "|" + "---|" * (len(COLUMNS) + 3),
-    ]
+def table(of_runs: Sequence[Rows], columns: Sequence[str], count: str | None = None) -> str:
+    """Mean and standard deviation over the runs, in percent, as a Markdown table.
+
+    Args:
+        count: a measure that is no share, as a first column.
+    """
+    titles = ["updates", "", *([count] if count else []), *columns]
+    lines = ["| " + " | ".join(titles) + " |", "|" + "---|" * len(titles)]
     for step, rows in of_runs[0].items():
         for name in rows:
-            runs = [run[step][name] for run in of_runs if step in run]
-            cells = [_cell(runs, measure) for measure in COLUMNS]
-            count = _cell(runs, "instances", percent=False)
-            lines.append(f"| {step} | {name} | {count} | {' | '.join(cells)} |")
+            runs = [run[step][name] for run in of_runs if name in run.get(step, {})]
+            cells = [step, name, *([_count(runs, count)] if count else [])]
+            cells += [_percent(runs, measure) for measure in columns]
+            lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
-def _cell(runs: Sequence[dict[str, float | None]], measure: str, percent: bool = True) -> str:
-    values = [v for run in runs if (v := run.get(measure)) is not None]
-    if not values:
-        return ""
-    return spread(values).percent() if percent else f"{spread(values).mean:.1f}"
+def _count(runs: Sequence[Measures], measure: str) -> str:
+    values = [value for run in runs if (value := run.get(measure)) is not None]
+    return f"{spread(values).mean:.1f}" if values else ""
+
+
+def _percent(runs: Sequence[Measures], measure: str) -> str:
+    values = [value for run in runs if (value := run.get(measure)) is not None]
+    return spread(values).percent() if values else ""
 
 
 if __name__ == "__main__":

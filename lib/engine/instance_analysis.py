@@ -1,10 +1,11 @@
-"""What the stages of a trained network learn from, and what they learned, beside the true masks.
+"""What the stages of a trained network are taught, and what its heads learned, beside true masks.
 
 For images that training has not seen; nothing here changes a network.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,24 +13,28 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from lib.config import Config
-from lib.data.coco import CocoImages
 from lib.data.loader import CimDataset, ReadImage
 from lib.engine.checkpoint import load_checkpoint
 from lib.engine.inference import proposal_scores
 from lib.engine.setup import trained_model
 from lib.evaluation import instance_quality as quality
+from lib.evaluation.coco_eval import evaluate_segm
 from lib.evaluation.coco_files import by_image
-from lib.evaluation.detections import select_detections
+from lib.evaluation.detections import select_detections, to_coco_results
 from lib.evaluation.instance_quality import Truth, Values
 from lib.evaluation.rle import rle_to_mask
 from lib.modeling.heads import CIMMiner, anti_noise_sample, teachers
 from lib.proposals.overlaps import overlaps
-from lib.structures import Instances, Sample, Scores
+from lib.structures import Detections, Instances, Sample, Scores
 
-DETECTIONS = "detections"
+Measures = dict[str, float | None]
+"""Measure -> its mean over all images; None where nothing was to be measured."""
+
+_THRESHOLDS = (quality.GOOD_IOU, quality.TIGHT_IOU)
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,7 +46,7 @@ class KnownImage:
 
 
 def known_images(data: CimDataset, ground_truth: dict[str, Any], name: str) -> list[KnownImage]:
-    """The images of a data set that have objects and proposals.
+    """The images of a data set that have proposals.
 
     Args:
         ground_truth: its COCO json; crowds are left out.
@@ -54,53 +59,115 @@ def known_images(data: CimDataset, ground_truth: dict[str, Any], name: str) -> l
     class_of = {category_id: c for c, category_id in enumerate(data.coco.category_ids)}
     known = []
     for index, record in enumerate(data.coco.images):
-        of_image = objects.get(record.image_id, [])
         read = data.read(index)
-        if of_image and len(read.proposals):
-            masks = np.stack([rle_to_mask(o["segmentation"]) for o in of_image])
-            class_idx = np.array([class_of[o["category_id"]] for o in of_image])
-            truth = quality.compare(read.proposals.regions, masks, class_idx)
-            known.append(KnownImage(read, truth))
+        if len(read.proposals):
+            of_image = objects.get(record.image_id, [])
+            masks = [rle_to_mask(o["segmentation"]) for o in of_image]
+            class_idx = np.array([class_of[o["category_id"]] for o in of_image], np.int64)
+            masks = np.array(masks, bool).reshape(len(masks), *record.size)
+            known.append(
+                KnownImage(read, quality.compare(read.proposals.regions, masks, class_idx))
+            )
     return known
 
 
+def analyse_clusters(images: Sequence[KnownImage]) -> Measures:
+    """The clusters of the images, which teach the MIL branch: all members as instances."""
+    values = []
+    for image in images:
+        column = np.asarray(image.read.clusters.column)
+        members = np.flatnonzero(column > 0)
+        found = quality.instance_quality(image.truth, members, column[members] - 1)
+        noise = quality.label_noise(image.truth, column, quality.GOOD_IOU)
+        values.append({**found, **noise, "instances": np.array([len(members)], float)})
+    return quality.means(values)
+
+
 def analyse_checkpoint(
-    path: Path, config: Config, data: CimDataset, images: Sequence[KnownImage], device: str = "cpu"
-) -> dict[str, dict[str, float | None]]:
+    path: Path,
+    config: Config,
+    data: CimDataset,
+    images: Sequence[KnownImage],
+    ground_truth: dict[str, Any],
+    device: str = "cpu",
+) -> tuple[dict[str, Measures], dict[str, Measures]]:
     """Mines on all images as the checkpoint would in training, and detects, in one pass each.
 
     Args:
         config: what it was trained with.
+        ground_truth: the COCO json of the images.
 
     Returns:
-        `stage 1`, ... (what the stage is taught; without stages none) and `detections`: means over
-        all images of the measures of lib.evaluation.instance_quality, those of `picks` as
-        `pick ...`; of a stage also `instances` (of an image) and `weighed good` (the share of the
-        instances' weight that lies on good ones), and `drawn ...`, the same for the instances that
+        What `stage 1`, ... are taught; without stages none. Measures of `instance_quality` and
+        `label_noise`; `instances` (of an image); `weighed ...`, means in which an instance counts
+        as much as its weight in the image's; `drawn ...`, all this for the instances that
         anti-noise sampling leaves.
+
+        What the heads detect on their own: `MIL branch`, `stage 1`, ..., and together as in a
+        test, `all stages`. `ap50` and `ap75`; the same as `ap50 by cls`, ... where the class
+        probability alone is the score; measures of `instance_quality` of the best detections, as
+        many of every class and image as there are objects.
 
     Raises:
         CheckpointError: it does not fit the configuration or the classes of the data set.
     """
-    coco: CocoImages = data.coco
-    model = trained_model(config, load_checkpoint(path), path, coco).to(device)
+    model = trained_model(config, load_checkpoint(path), path, data.coco).to(device)
     miner = CIMMiner(**config.mining.model_dump())
     generator = torch.Generator().manual_seed(config.run.seed)
-    rows: dict[str, list[Values]] = {}
+    taught, best, results = defaultdict(list), defaultdict(list), defaultdict(list)
     for image in tqdm(images, path.stem, unit="image", leave=False):
         sample = data.view(image.read, max(config.test.scales)).to(device)
         with torch.inference_mode():
             scores = model(sample.image[None], sample.boxes, sample.roi_masks)
-        for stage, values in enumerate(_stages(scores, sample, image.truth, miner, generator), 1):
-            rows.setdefault(f"stage {stage}", []).append(values)
-        rows.setdefault(DETECTIONS, []).append(_detections(scores, image, config))
-    return {name: quality.means(values) for name, values in rows.items()}
+        if len(scores.refine_cls):
+            for s, values in enumerate(_taught(scores, sample, image.truth, miner, generator)):
+                taught[f"stage {s + 1}"].append(values)
+        for name, score in _heads(scores):
+            found = _detect(score, image, config)
+            results[name] += to_coco_results(
+                found,
+                image.read.proposals.regions,
+                image.read.record.image_id,
+                data.coco.category_ids,
+            )
+            kept = quality.best_per_object(image.truth, found.proposal_idx, found.class_idx)
+            best[name].append(quality.instance_quality(image.truth, *kept))
+    heads = {name: quality.means(best[name]) for name in results if not name.endswith(_BY_CLS)}
+    for name, of_head in results.items():
+        metrics = evaluate_segm(ground_truth, of_head, _THRESHOLDS)["metrics"]
+        suffix = _BY_CLS if name.endswith(_BY_CLS) else ""
+        heads[name.removesuffix(_BY_CLS)] |= {m + suffix: v for m, v in metrics.items()}
+    return {name: quality.means(values) for name, values in taught.items()}, heads
 
 
-def _stages(
+_BY_CLS = " by cls"
+
+
+def _heads(scores: Scores) -> Iterator[tuple[str, Tensor]]:
+    """Name and score (P, C) of every head, and the same with its class probability alone."""
+    yield "MIL branch", (scores.cls_prob * scores.det_prob)[:, 1:]
+    yield "MIL branch" + _BY_CLS, scores.cls_prob[:, 1:]
+    for s, (cls_prob, integrity) in enumerate(
+        zip(scores.refine_cls, scores.refine_iou, strict=True)
+    ):
+        yield f"stage {s + 1}", (cls_prob * integrity)[:, 1:]
+        yield f"stage {s + 1}" + _BY_CLS, cls_prob[:, 1:]
+    if len(scores.refine_cls):
+        yield "all stages", proposal_scores(scores)
+        yield "all stages" + _BY_CLS, scores.refine_cls.mean(dim=0)[:, 1:]
+
+
+def _detect(score: Tensor, image: KnownImage, config: Config) -> Detections:
+    test, boxes = config.test, image.read.proposals.boxes
+    return select_detections(
+        score.cpu().numpy(), boxes, test.score_thresh, test.nms_thresh, test.detections_per_image
+    )
+
+
+def _taught(
     scores: Scores, sample: Sample, truth: Truth, miner: CIMMiner, generator: torch.Generator
 ) -> Iterator[Values]:
-    """What every stage is taught on one image, and by how good a teacher."""
+    """What every stage is taught on one image."""
     cls_prob, integrity = teachers(scores)
     iou, containment = overlaps(sample.membership, sample.areas)
     present = sample.image_labels.nonzero()[:, 0]
@@ -115,7 +182,6 @@ def _stages(
             **_of_instances(mined, s, truth),
             **{f"drawn {n}": v for n, v in _of_instances(drawn, s, truth).items()},
             **quality.label_noise(truth, column[s], thresh),
-            **_picks(truth, cls_prob[s], integrity[s]),
         }
 
 
@@ -124,41 +190,9 @@ def _of_instances(instances: Instances, stage: int, truth: Truth) -> Values:
     proposal_idx = np.flatnonzero(class_idx >= 0)
     values = quality.instance_quality(truth, proposal_idx, class_idx[proposal_idx])
     weight = instances.weight[stage].cpu().double().numpy()[proposal_idx]
-    return {
-        **values,
-        "instances": np.array([len(proposal_idx)], float),
-        "weighed good": (weight @ values["good"] / weight.sum())[None]
-        if weight.sum() > 0
-        else np.zeros(0),
+    total = weight.sum()
+    weighed = {
+        f"weighed {name}": (weight @ values[name] / total)[None] if total > 0 else np.zeros(0)
+        for name in ("good", "tight", "coverage", "purity")
     }
-
-
-def _detections(scores: Scores, image: KnownImage, config: Config) -> Values:
-    """The best detections of one image, as many as it has objects."""
-    cls_prob, integrity = scores.cls_prob, scores.det_prob
-    if len(scores.refine_cls):
-        cls_prob, integrity = scores.refine_cls.mean(dim=0), scores.refine_iou.mean(dim=0)
-    score = proposal_scores(scores).cpu().numpy()
-    test = config.test
-    found = select_detections(
-        score, image.read.proposals.boxes, test.score_thresh, test.nms_thresh, None
-    )
-    best = quality.best_per_object(image.truth, found.proposal_idx, found.class_idx)
-    return {
-        **quality.instance_quality(image.truth, *best),
-        **_picks(image.truth, cls_prob, integrity, score),
-    }
-
-
-def _picks(
-    truth: Truth, cls_prob: torch.Tensor, integrity: torch.Tensor, score: np.ndarray | None = None
-) -> Values:
-    """Picks by either score of a teacher (P, C+1), and by both together."""
-    if score is None:
-        score = (cls_prob * integrity)[:, 1:].cpu().numpy()
-    by = {
-        "cls": cls_prob[:, 1:].cpu().numpy(),
-        "integrity": integrity[:, 1:].cpu().numpy(),
-        "score": score,
-    }
-    return {f"pick {name}": values for name, values in quality.picks(truth, by).items()}
+    return {**values, **weighed, "instances": np.array([len(proposal_idx)], float)}

@@ -15,9 +15,8 @@ from lib.structures import Regions
 
 GOOD_IOU = 0.5
 """From this mask IoU on, a proposal counts as right for an object."""
-NEAR_IOU = 0.25
-"""From this mask IoU on, a proposal counts as lying on an object."""
-
+TIGHT_IOU = 0.75
+"""From this mask IoU on, it counts as outlining the object well."""
 Values = Mapping[str, np.ndarray]
 """Measure -> one value for each instance, object or proposal; any length, also 0."""
 
@@ -77,8 +76,8 @@ def instance_quality(truth: Truth, proposal_idx: np.ndarray, class_idx: np.ndarr
         class_idx: (K,) int64, what each is taken for.
 
     Returns:
-        `good` (0 or 1: IoU of at least GOOD_IOU), `iou`, `coverage`, `purity`, each (K,);
-        `found` (G,), 0 or 1 for every object: one of them is good for it.
+        `good` and `tight` (0 or 1: IoU of at least GOOD_IOU, TIGHT_IOU), `iou`, `coverage`,
+        `purity`, each (K,); `found` (G,), 0 or 1 for every object: one of them is good for it.
     """
     iou, coverage, purity = np.zeros((3, len(proposal_idx)))
     found = np.zeros(len(truth.class_idx))
@@ -89,8 +88,14 @@ def instance_quality(truth: Truth, proposal_idx: np.ndarray, class_idx: np.ndarr
         at = proposal, nearest[proposal]
         iou[k], coverage[k], purity[k] = of_proposal[proposal], truth.coverage[at], truth.purity[at]
         found[nearest[proposal]] = max(found[nearest[proposal]], iou[k] >= GOOD_IOU)
-    good = (iou >= GOOD_IOU).astype(float)
-    return {"good": good, "iou": iou, "coverage": coverage, "purity": purity, "found": found}
+    return {
+        "good": (iou >= GOOD_IOU).astype(float),
+        "tight": (iou >= TIGHT_IOU).astype(float),
+        "iou": iou,
+        "coverage": coverage,
+        "purity": purity,
+        "found": found,
+    }
 
 
 def label_noise(truth: Truth, column: np.ndarray, cls_thresh: float) -> Values:
@@ -111,30 +116,6 @@ def label_noise(truth: Truth, column: np.ndarray, cls_thresh: float) -> Values:
         "noise": np.array(noise, float),
         "missed": (best[column == 0] >= cls_thresh).astype(float),
     }
-
-
-def picks(truth: Truth, scores: Mapping[str, np.ndarray]) -> Values:
-    """For every object: how good is the proposal that a score puts first?
-
-    Only the proposals on the object compete, those with an IoU of at least NEAR_IOU.
-
-    Args:
-        scores: name -> (P, C) without background.
-
-    Returns:
-        by name, and as `best` for a score that knows the truth: (N,) IoU with the object of the
-        proposal that comes first; N objects have a proposal on them.
-    """
-    chosen: dict[str, list[float]] = {name: [] for name in (*scores, "best")}
-    for g, c in enumerate(truth.class_idx):
-        on_object = np.flatnonzero(truth.iou[:, g] >= NEAR_IOU)
-        if not len(on_object):
-            continue
-        iou = truth.iou[on_object, g]
-        chosen["best"].append(iou.max())
-        for name, score in scores.items():
-            chosen[name].append(iou[score[on_object, c].argmax()])
-    return {name: np.array(values) for name, values in chosen.items()}
 
 
 def best_per_object(

@@ -9,7 +9,6 @@ from lib.evaluation.instance_quality import (
     instance_quality,
     label_noise,
     means,
-    picks,
 )
 from lib.proposals.regions import encode
 
@@ -49,7 +48,7 @@ def test_instances_are_held_against_the_object_of_their_class(truth):
     np.testing.assert_allclose(found["iou"], [2 / 8, 8 / 16, 0, 1])
     np.testing.assert_allclose(found["coverage"], [2 / 8, 1, 0, 1])
     np.testing.assert_allclose(found["purity"], [1, 0.5, 0, 1])
-    assert found["good"].tolist() == [0, 1, 0, 1]
+    assert found["good"].tolist() == [0, 1, 0, 1] and found["tight"].tolist() == [0, 0, 0, 1]
     assert found["found"].tolist() == [1, 0, 1]
 
 
@@ -67,16 +66,6 @@ def test_wrong_labels(truth):
     assert label_noise(truth, np.full(4, -1), 0.25)["noise"].shape == (0,)
 
 
-def test_the_first_of_the_proposals_on_an_object_is_picked(truth):
-    score = np.zeros((4, 2))
-    score[:, 0], score[:, 1] = [0.9, 0.2, 0.3, 1.0], [1, 1, 1, 0.1]
-    chosen = picks(truth, {"one": score, "other": -score})
-    # The second object has IoU 4/16 with the container alone.
-    np.testing.assert_allclose(chosen["one"], [2 / 8, 4 / 16, 1])
-    np.testing.assert_allclose(chosen["other"], [1, 4 / 16, 1])
-    np.testing.assert_allclose(chosen["best"], [1, 4 / 16, 1])
-
-
 def test_as_many_detections_as_objects(truth):
     proposal_idx, class_idx = np.array([3, 0, 1, 2, 3]), np.array([1, 0, 0, 0, 0])
     kept = best_per_object(truth, proposal_idx, class_idx)
@@ -92,7 +81,7 @@ def test_an_image_without_objects():
     truth = compare(encode(PROPOSALS), OBJECTS[:0], CLASSES[:0])
     assert instance_quality(truth, np.array([1]), np.array([0]))["iou"].tolist() == [0]
     assert label_noise(truth, np.array([1, 0, 0, 0]), 0.25)["noise"].tolist() == [1]
-    assert len(picks(truth, {"s": np.zeros((4, 2))})["s"]) == 0
+    assert all(len(part) == 0 for part in best_per_object(truth, np.arange(4), np.zeros(4, int)))
 
 
 def test_masks_of_another_size_are_refused():

@@ -75,19 +75,35 @@ def test_measures_every_variant_with_every_seed_once(ablation, tmp_path, capsys)
     assert "made with another --cfg, --set" in capsys.readouterr().err
 
     analyse = load("analyse_instances").main
+    clusters = str(tmp_path / "clusters")
+    of_seed = ["--clusters", clusters, "--data-root", str(tmp_path / "data")]
+    weights = str(output / "intermediate" / "seed1" / "prm.pth")
+    cfg = str(TOOLS.parent / "configs" / "resnet18_shapes.yaml")
+    val = ["--dataset", "shapes_val", "--prm", weights, "--cfg", cfg]
+    assert load("assign_clusters").main([*val, *of_seed]) == 0
+    assert analyse([str(output / "mil-2" / "seed1"), *of_seed]) == 0
+    assert rows_of(capsys) == ["clusters", "MIL branch"]
+
     runs = [str(output / "cim-2" / f"seed{seed}") for seed in (1, 2)]
     place = ["--data-root", str(tmp_path / "data"), "--output", str(tmp_path / "a.json")]
     assert analyse([*runs, *place]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    names = [line.split("|")[2].strip() for line in lines[2:]]
-    assert names == ["stage 1", "stage 2", "stage 3", "detections"]
+    stages = ["stage 1", "stage 2", "stage 3"]
+    assert rows_of(capsys) == [*stages, "MIL branch", *stages, "all stages"]
     written = json.loads((tmp_path / "a.json").read_text())
-    assert written["dataset"] == "shapes_val" and list(written["runs"]) == runs
-    for steps in written["runs"].values():
-        for measures in steps["2"].values():
-            shares = [v for n, v in measures.items() if "instances" not in n and v is not None]
-            assert shares and all(0 <= share <= 1 + 1e-9 for share in shares)
-            assert measures["pick best"] >= max(measures["pick cls"], measures["pick score"])
+    assert written["dataset"] == "shapes_val"
+    for of_runs in (written["taught"], written["heads"]):
+        assert list(of_runs) == runs
+        for steps in of_runs.values():
+            for measures in steps["2"].values():
+                shares = [v for n, v in measures.items() if "instances" not in n and v is not None]
+                assert shares and all(0 <= share <= 1 + 1e-9 for share in shares)
+
+
+def rows_of(capsys):
+    """The second column of the tables that were printed."""
+    lines = [line.split("|") for line in capsys.readouterr().out.splitlines()]
+    names = [cells[2].strip() for cells in lines if len(cells) > 2]
+    return [name for name in names if name and name != "---"]
 
 
 def test_cim_plus_is_trained_on_what_cim_of_its_seed_found(tmp_path, monkeypatch):
