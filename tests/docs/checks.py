@@ -299,6 +299,7 @@ def _anything(call: Call) -> Iterator[str]:
 
 PROGRAMS: dict[str, Callable[[Call], Iterator[str]]] = {
     "bash": _bash,
+    "cp": _anything,
     "git": _anything,
     "jupyter": _anything,
     "ln": _anything,

@@ -164,6 +164,21 @@ def test_voc(tmp_path, user):
             bash scripts/visual_result_mmcv.sh --image 2007_000042 --score-thresh 0""")
     assert Path("Outputs/peaks/visual/voc2012sbdval/2007_000042.png").is_file()
 
+    # A published checkpoint, put where a run has its own.
+    own = torch.load("Outputs/peaks/ckpt/model_step2.pth", weights_only=True)
+    model = {f"module.{name}": tensor for name, tensor in own["model"].items()}
+    published = {"model": model, "optimizer": {"state": {}, "param_groups": []}}
+    Path("Outputs/published/ckpt").mkdir(parents=True)
+    torch.save(
+        published | {"step": 89_999, "train_size": 21_164, "batch_size": 1},
+        "Outputs/published/ckpt/model_step89999.pth",
+    )
+    user("""
+        cfg_file=configs/resnet50_voc.yaml output_file=Outputs/published dataset=voc2012sbdval \
+            bash scripts/eval_CIM.sh SMALL""")
+    found = [f"Outputs/{run}/test/voc2012sbdval/detections.json" for run in ("peaks", "published")]
+    assert read(found[0]) == read(found[1]) != []
+
     # The same clusters from the published files: the same training, without a PRM.
     trainaug = "data/VOC2012/annotations/voc_2012_trainaug.json"
     write_label_assign(
