@@ -44,4 +44,7 @@ setup(
         "tensorboardX>=2.6.2",
         "tqdm>=4.66",
     ],
+    extras_require={
+        "dask": ["distributed>=2025.1"],
+    },
 )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from joblib import Parallel, delayed
@@ -19,8 +21,7 @@ def for_each(
     """Calls `function(*arguments)` for every task, showing progress.
 
     The tasks are taken from the iterable as workers become free, so it may make large ones. The
-    workers are joblib's; its `parallel_config` chooses other ones than processes on this machine.
-    A worker that dies is an error here.
+    workers are processes of this machine or, inside `workers_from_args`, those of a cluster.
 
     Args:
         function: something that other processes can import.
@@ -30,6 +31,11 @@ def for_each(
 
     Returns:
         (result by name, reason by name of those that failed), both in the order of the tasks.
+
+    Raises:
+        BrokenExecutor: a process of this machine died.
+        ConnectionError: the cluster is gone. (Where an image kills its worker there, that is the
+            image's failure.)
     """
     calls = (delayed(_attempt)(function, name, arguments) for name, arguments in tasks)
     outcomes = Parallel(n_jobs=jobs, return_as="generator")(calls)
@@ -40,6 +46,50 @@ def for_each(
         else:
             failures[name] = reason
     return results, failures
+
+
+def add_parallel_arguments(
+    parser: argparse.ArgumentParser, jobs: int | None = -1, jobs_help: str = "one per core"
+) -> None:
+    """Adds --jobs (default `jobs`), and the options that `workers_from_args` reads."""
+    group = parser.add_argument_group("parallel work")
+    group.add_argument(
+        "--jobs", "--workers", type=int, default=jobs, help=f"processes (default: {jobs_help})"
+    )
+    group.add_argument(
+        "--backend",
+        choices=("local", "dask"),
+        default="local",
+        help="processes of this machine, or the workers of a dask cluster (docs/cluster.md)",
+    )
+    group.add_argument("--scheduler", metavar="ADDRESS", help="of dask, such as tcp://host:8786")
+
+
+def workers_from_args(args: argparse.Namespace) -> AbstractContextManager[None]:
+    """Where `for_each` works inside this block, as a command line says.
+
+    Raises:
+        ValueError: options that do not go together, or dask is not installed.
+        ConnectionError: the cluster cannot be used.
+    """
+    if args.backend == "local":
+        if args.scheduler is not None:
+            raise ValueError("--scheduler goes with --backend dask")
+        return nullcontext()
+    if args.scheduler is None:
+        raise ValueError(
+            "--backend dask needs --scheduler, the address that `dask scheduler` prints"
+        )
+    try:
+        from lib.dask_cluster import dask_workers
+    except ModuleNotFoundError as error:
+        if error.name != "distributed":
+            raise
+        raise ValueError(
+            "--backend dask needs the package distributed, which is not installed; "
+            "pip install -e '.[dask]' in the project's folder"
+        ) from None
+    return dask_workers(args.scheduler)
 
 
 def failures_text(failures: dict[str, str], total: int, limit: int = 100) -> str:

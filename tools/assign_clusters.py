@@ -19,7 +19,7 @@ from lib.config import PRMConfig, load_config
 from lib.data.catalog import add_dataset_arguments, dataset_from_args
 from lib.data.coco import CocoImages
 from lib.engine.runs import start_logging
-from lib.parallel import failures_text
+from lib.parallel import add_parallel_arguments, failures_text, workers_from_args
 from lib.prm.assign import assign_clusters, made_from, point_peaks, prm_peaks
 from lib.prm.clusters import ClusterStore
 from lib.prm.network import PeakResponseNet, build_prm, load_prm
@@ -45,12 +45,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--overwrite", action="store_true", help="make all again, imported ones too"
     )
-    parser.add_argument("--jobs", type=int, help="processes (default: one per core if it pays)")
+    add_parallel_arguments(parser, None, "one per core if it pays")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY VALUE", help="overrides")
     args = parser.parse_args(argv)
     start_logging()
-    return run(args)
+    with workers_from_args(args):
+        return run(args)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -12,8 +12,9 @@ from lib.command_line import errors_in_a_line
 from lib.data.catalog import Dataset, add_dataset_arguments, dataset_from_args
 from lib.data.coco import CocoImages
 from lib.evaluation.coco_files import read_ground_truth
-from lib.evaluation.proposal_recall import measure_recall
+from lib.evaluation.proposal_recall import find_objects
 from lib.files import read_json
+from lib.parallel import add_parallel_arguments, workers_from_args
 from lib.proposals.check import StoreCheck, check_store, compare_with_published
 from lib.proposals.recall import recall_table
 from lib.proposals.store import ProposalStore
@@ -33,9 +34,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="FILE",
         help="a published cob/*.pkl: are these its proposals, in its order?",
     )
-    parser.add_argument("--jobs", type=int, default=-1, help="processes (default: one per core)")
+    add_parallel_arguments(parser)
     args = parser.parse_args(argv)
-    return run(args)
+    with workers_from_args(args):
+        return run(args)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -78,12 +80,14 @@ def print_recall(dataset: Dataset, store: ProposalStore, unusable: set[str], job
     if not annotations or not all("segmentation" in a for a in annotations):
         print(f"recall: {dataset.json} has no masks")
         return
-    best, areas = measure_recall(store, read_ground_truth(dataset.json), [ALL], unusable, jobs)
-    rows = recall_table(best, areas, [ALL], [0.5, 0.75])
+    found = find_objects(store, read_ground_truth(dataset.json), [ALL], unusable, jobs)
+    if found.failures:
+        print_images(found.failures, "left out of the recall")
+    rows = recall_table(found.best, found.areas, [ALL], [0.5, 0.75])
     for row in rows:
         if row["recall"]:
-            found = ", ".join(f"{value:.3f} at IoU {t}" for t, value in row["recall"].items())
-            print(f"recall of {row['objects']} objects ({row['size']}): {found}")
+            recall = ", ".join(f"{value:.3f} at IoU {t}" for t, value in row["recall"].items())
+            print(f"recall of {row['objects']} objects ({row['size']}): {recall}")
 
 
 def print_images(reasons: dict[str, str], what: str) -> bool:

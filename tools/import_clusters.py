@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from lib.command_line import errors_in_a_line
 from lib.data.catalog import add_dataset_arguments, dataset_from_args
 from lib.data.coco import CocoImages
-from lib.parallel import failures_text
+from lib.parallel import add_parallel_arguments, failures_text, workers_from_args
 from lib.prm.clusters import ClusterStore
 from lib.prm.published import import_label_assign
 from lib.proposals.store import ProposalStore
@@ -20,9 +20,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--source", required=True, metavar="FILE", help="the pickle")
     add_dataset_arguments(parser)
-    parser.add_argument("--jobs", type=int, default=-1, help="processes (default: one per core)")
+    add_parallel_arguments(parser)
     args = parser.parse_args(argv)
-    return run(args)
+    with workers_from_args(args):
+        return run(args)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -16,7 +16,7 @@ from lib.config import ConfigError, load_config
 from lib.data.catalog import add_dataset_arguments, dataset_from_args
 from lib.data.coco import CocoImages, ImageRecord
 from lib.data.images import read_image
-from lib.parallel import failures_text, for_each
+from lib.parallel import add_parallel_arguments, failures_text, for_each, workers_from_args
 from lib.proposals.generate import generate_proposals
 from lib.proposals.store import ProposalStore
 
@@ -29,12 +29,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--overwrite", action="store_true", help="also images that have proposals already"
     )
-    parser.add_argument(
-        "--jobs", "--workers", type=int, default=-1, help="processes (default: one per core)"
-    )
+    add_parallel_arguments(parser)
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY VALUE")
     args = parser.parse_args(argv)
-    return run(args)
+    with workers_from_args(args):
+        return run(args)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,26 +14,33 @@ from lib.proposals.recall import best_overlaps
 from lib.proposals.store import ProposalStore
 
 
-def measure_recall(
+@dataclass(frozen=True, eq=False)
+class FoundObjects:
+    """The objects (crowds left out) of the images that have some, and their best proposals."""
+
+    best: np.ndarray
+    """(len(counts), G) IoU of every object with the best of the first proposals."""
+    areas: np.ndarray
+    """(G,) as annotated."""
+    num_proposals: list[int]
+    """Of every image."""
+    failures: dict[str, str]
+    """Why the proposals of an image cannot be used, by its file name."""
+
+
+def find_objects(
     store: ProposalStore,
     ground_truth: dict[str, Any],
     counts: Sequence[int],
     leave_out: Collection[str] = (),
     jobs: int = -1,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Looks for the best proposal of every object but crowds.
+) -> FoundObjects:
+    """Looks for the best proposal of every object, for `lib.proposals.recall.recall_table`.
 
     Args:
         ground_truth: as `lib.evaluation.coco_files.read_ground_truth` gives it.
         counts: how many proposals to look at; more than there are means all.
         leave_out: file names of images not to look at, for example those without proposals.
-
-    Returns:
-        ((len(counts), G) IoU with the best of the first proposals, (G,) areas as annotated), for
-        `lib.proposals.recall.recall_table`.
-
-    Raises:
-        ValueError: the proposals of an image that is not left out cannot be read.
     """
     objects: dict[int, list[dict[str, Any]]] = {}
     for annotation in ground_truth["annotations"]:
@@ -43,22 +51,23 @@ def measure_recall(
         i for i in ground_truth["images"] if i["id"] in objects and i["file_name"] not in skipped
     ]
     tasks = ((i["file_name"], (store, i, objects[i["id"]], counts)) for i in images)
-    results, failures = for_each(_measure_image, tasks, len(images), jobs, "recall")
-    for reason in failures.values():
-        raise ValueError(reason)
-    if not results:
-        return np.zeros((len(counts), 0)), np.zeros(0)
-    best, areas = zip(*results.values(), strict=True)
-    return np.concatenate(best, axis=1), np.concatenate(areas)
+    results, failures = for_each(_find_in_image, tasks, len(images), jobs, "recall")
+    found = [*results.values()]
+    return FoundObjects(
+        best=np.concatenate([np.zeros((len(counts), 0)), *(best for best, _, _ in found)], axis=1),
+        areas=np.concatenate([np.zeros(0), *(areas for _, areas, _ in found)]),
+        num_proposals=[number for _, _, number in found],
+        failures=failures,
+    )
 
 
-def _measure_image(
+def _find_in_image(
     store: ProposalStore,
     image: dict[str, Any],
     objects: list[dict[str, Any]],
     counts: Sequence[int],
-) -> tuple[np.ndarray, np.ndarray]:
-    regions = store.load(image["file_name"], (image["height"], image["width"])).regions
+) -> tuple[np.ndarray, np.ndarray, int]:
+    proposals = store.load(image["file_name"], (image["height"], image["width"]))
     masks = np.stack([rle_to_mask(o["segmentation"]) for o in objects])
     areas = np.array([o["area"] for o in objects], np.float64)
-    return best_overlaps(regions, masks, counts), areas
+    return best_overlaps(proposals.regions, masks, counts), areas, len(proposals)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from lib.evaluation.proposal_recall import measure_recall
+from lib.evaluation.proposal_recall import find_objects
 from lib.evaluation.rle import mask_to_rle
 from lib.proposals.regions import encode
 from lib.proposals.store import ProposalStore
@@ -40,17 +40,20 @@ def data(tmp_path):
 
 
 def test_by_hand(data):
-    best, areas = measure_recall(*data, counts=[1, 2, 9], leave_out=["c.jpg"], jobs=1)
-    assert areas.tolist() == [10, 8, 4]  # without the crowd; image d has no objects
-    np.testing.assert_allclose(best, [[0.2, 0, 1], [0.8, 0, 1], [0.8, 0.8, 1]])
+    found = find_objects(*data, counts=[1, 2, 9], leave_out=["c.jpg"], jobs=1)
+    assert found.areas.tolist() == [10, 8, 4]  # without the crowd; image d has no objects
+    np.testing.assert_allclose(found.best, [[0.2, 0, 1], [0.8, 0, 1], [0.8, 0.8, 1]])
+    assert found.num_proposals == [3, 1] and not found.failures
 
 
 def test_nothing_to_measure(data):
     store, content = data
-    best, areas = measure_recall(store, {**content, "annotations": []}, [1, 2], jobs=1)
-    assert best.shape == (2, 0) and areas.shape == (0,)
+    found = find_objects(store, {**content, "annotations": []}, [1, 2], jobs=1)
+    assert found.best.shape == (2, 0) and found.areas.shape == (0,)
 
 
-def test_images_without_proposals_are_an_error_unless_left_out(data):
-    with pytest.raises(ValueError, match=r"c\.npz: no proposals of image c\.jpg"):
-        measure_recall(*data, counts=[1], jobs=1)
+def test_images_without_proposals_are_named(data):
+    found = find_objects(*data, counts=[1], jobs=1)
+    assert found.areas.tolist() == [10, 8, 4]
+    assert list(found.failures) == ["c.jpg"]
+    assert "c.npz: no proposals of image c.jpg" in found.failures["c.jpg"]

@@ -7,6 +7,7 @@ import cv2
 import numpy as np
 import pytest
 
+import lib.evaluation.proposal_recall
 from lib.files import read_json, write_json
 from lib.parallel import for_each
 from lib.proposals.store import ProposalStore
@@ -98,7 +99,7 @@ def test_the_work_can_go_to_other_processes(data, monkeypatch):
         return for_each(*pickle.loads(pickle.dumps((function, list(tasks)))), total, 1, title)
 
     monkeypatch.setattr(make_proposals, "for_each", pickled)
-    monkeypatch.setattr(proposal_recall, "for_each", pickled)
+    monkeypatch.setattr(lib.evaluation.proposal_recall, "for_each", pickled)
     assert make_proposals.main(arguments(data)) == 0
     assert proposal_recall.main(arguments(data)) == 0
 
