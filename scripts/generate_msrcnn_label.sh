@@ -11,7 +11,7 @@
 # dataset       data set it was trained on (default: shapes_train), or images= with json= or labels=
 # cfg_file      configuration (default: the run's own)
 # score_thresh  leaves out what is scored below (default: 0.3)
-# segmentation  compressed (default) or uncompressed run lengths
+# segmentation  compressed (default) or uncompressed run lengths, or polygon for annotation tools
 # data_root     where data sets and proposals lie (default: data)
 # gpus          processes that share the images, each on a GPU of its own (default: 1)
 # nnodes, rdzv  several machines, as for train_CIM.sh; proposals must have been made

@@ -7,6 +7,8 @@ image is labelled with.
 from __future__ import annotations
 
 import argparse
+import csv
+import io
 import logging
 import sys
 from collections.abc import Sequence
@@ -16,14 +18,20 @@ from lib.command_line import errors_in_a_line
 from lib.data.catalog import add_dataset_arguments, dataset_from_args
 from lib.data.coco import CocoImages
 from lib.engine.results import add_result_arguments, detections_from_args, run_of
-from lib.evaluation.pseudo_labels import summarise, to_coco_annotations
-from lib.files import read_json, write_json
+from lib.evaluation.pseudo_labels import (
+    MIN_PART,
+    SEGMENTATIONS,
+    count_table,
+    summarise,
+    to_coco_annotations,
+)
+from lib.files import read_json, write_json, write_text
 
 
 @errors_in_a_line
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
-    logging.basicConfig(level=logging.INFO, format="warning: %(message)s")
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s")
     generate(args)
     return 0
 
@@ -34,7 +42,25 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--score-thresh", type=float, default=0.3, help="drops what is below (default: 0.3)"
     )
     parser.add_argument(
-        "--segmentation", choices=("compressed", "uncompressed"), default="compressed"
+        "--segmentation",
+        choices=SEGMENTATIONS,
+        default="compressed",
+        help="RLE as text (default), RLE as lists of runs, or polygons for annotation tools",
+    )
+    parser.add_argument(
+        "--polygon-tolerance",
+        type=float,
+        default=1.0,
+        metavar="PX",
+        help="how far a polygon may be off the mask's edge; 0 follows every pixel (default: 1)",
+    )
+    parser.add_argument(
+        "--polygon-min-part",
+        type=float,
+        default=MIN_PART,
+        metavar="FRACTION",
+        help="drops parts and fills holes that are a smaller share of their mask (default: "
+        "%(default)s)",
     )
     parser.add_argument(
         "--output", type=Path, metavar="FILE", help="default: <run>/pseudo_labels/<data set>.json"
@@ -64,9 +90,19 @@ def generate(args: argparse.Namespace) -> None:
         args.score_thresh,
         args.segmentation,
         name=str(detections),
+        tolerance=args.polygon_tolerance,
+        min_part=args.polygon_min_part,
     )
     write_json(target, labels)
-    print(f"{summarise(labels)}\nwritten: {target}")
+    counts = target.with_suffix(".counts.csv")
+    write_csv(counts, count_table(labels))
+    print(f"{summarise(labels)}\nwritten: {target}\ncounts per image and class: {counts}")
+
+
+def write_csv(path: Path, rows: Sequence[Sequence[str | int]]) -> None:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    write_text(path, text.getvalue())
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
 from lib.evaluation import rle
-from lib.evaluation.pseudo_labels import summarise, to_coco_annotations
+from lib.evaluation.pseudo_labels import SEGMENTATIONS, count_table, summarise, to_coco_annotations
 
 
 def square(x, y, side):
@@ -34,7 +34,7 @@ RESULTS = [
 ]
 
 
-@pytest.mark.parametrize("segmentation", ["compressed", "uncompressed"])
+@pytest.mark.parametrize("segmentation", SEGMENTATIONS)
 def test_round_trip_through_pycocotools(tmp_path, segmentation):
     content = to_coco_annotations(RESULTS, DATASET, segmentation=segmentation)
     path = tmp_path / "pseudo.json"
@@ -83,6 +83,53 @@ def test_everything_is_plain_json():
             "score": float,
         }
         assert all(type(v) is float for v in annotation["bbox"])
+
+
+def test_whole_numbers_become_int():
+    dataset = {
+        **DATASET,
+        "images": [{**i, "id": float(i["id"])} for i in DATASET["images"]],
+        "categories": [{**c, "id": float(c["id"])} for c in DATASET["categories"]],
+    }
+    results = [{**r, "image_id": float(r["image_id"])} for r in RESULTS]
+    content = to_coco_annotations(results, dataset)
+    plain = to_coco_annotations(RESULTS, DATASET)
+    for part in ("images", "annotations", "categories"):
+        assert json.dumps(content[part]) == json.dumps(plain[part])
+
+
+def test_polygons_describe_what_they_draw(caplog):
+    """Simplified and without tiny parts, area and box are still those of the segmentation."""
+    mask = np.zeros((12, 16), bool)
+    mask[2:10, 2:12] = np.tri(8, 10, 2, dtype=bool)
+    mask[11, 15] = True
+    mask[6, 3] = False
+    results = [{**RESULTS[0], "segmentation": rle.mask_to_rle(mask)}]
+    with caplog.at_level("INFO"):
+        (annotation,) = to_coco_annotations(
+            results, DATASET, segmentation="polygon", tolerance=1.0, min_part=0.03
+        )["annotations"]
+    assert "1 parts dropped and 1 holes filled that are smaller than 0.03" in caplog.text
+    drawn = rle.compressed(annotation["segmentation"], (12, 16))
+    assert annotation["area"] == rle.area(drawn)
+    assert annotation["bbox"] == rle.tight_box(drawn)
+    assert type(annotation["area"]) is int
+    assert all(type(v) is float for polygon in annotation["segmentation"] for v in polygon)
+
+
+def test_a_mask_without_a_pixel_is_no_annotation():
+    nothing = {**RESULTS[0], "segmentation": rle.mask_to_rle(np.zeros((12, 16), bool))}
+    content = to_coco_annotations([nothing, *RESULTS], DATASET)
+    assert content == to_coco_annotations(RESULTS, DATASET)
+
+
+def test_counts_per_image_and_class():
+    assert count_table(to_coco_annotations(RESULTS, DATASET)) == [
+        ["image_id", "file_name", "cat", "dog", "total"],
+        [4, "4.jpg", 1, 1, 2],
+        [2, "2.jpg", 0, 1, 1],
+        [8, "8.jpg", 0, 0, 0],
+    ]
 
 
 def test_the_threshold_is_an_option():

@@ -140,6 +140,12 @@ def test_pseudo_labels(place, capsys):
     assert [a["score"] for a in labels["annotations"]] == [0.9, 0.4]
     assert len(labels["images"]) == 3
     assert [c["name"] for c in labels["categories"]] == ["cat", "dog"]
+    assert (RUN / "pseudo_labels/mine.counts.csv").read_text().splitlines() == [
+        "image_id,file_name,cat,dog,total",
+        "10,sub/one.png,1,0,1",
+        "11,two.png,0,1,1",
+        "12,three.png,0,0,0",
+    ]
 
 
 def test_pseudo_labels_options(place, capsys, caplog):
@@ -148,6 +154,10 @@ def test_pseudo_labels_options(place, capsys, caplog):
     labels = json.loads((place / "labels.json").read_text())
     assert len(labels["annotations"]) == 3
     assert isinstance(labels["annotations"][0]["segmentation"]["counts"], list)
+    polygons = [*arguments[:-1], "polygon", "--polygon-tolerance", "0"]
+    assert tool("generate_pseudo_labels")(polygons) == 0
+    drawn = json.loads((place / "labels.json").read_text())["annotations"]
+    assert drawn[0]["segmentation"] == [[5, 5, 5, 15, 15, 15, 15, 5]]
     assert tool("generate_pseudo_labels")([*arguments, "--score-thresh", "0.95"]) == 0
     assert "none of 3 detections reaches the score 0.95" in caplog.text
     assert tool("generate_pseudo_labels")([*MINE, "--run", "nowhere"]) == 2
