@@ -7,6 +7,7 @@ pin, and is tested where somebody has installed it (docs/refinement.md says how)
 from __future__ import annotations
 
 import json
+from importlib.metadata import distributions
 
 import cv2
 import numpy as np
@@ -74,6 +75,12 @@ def test_torchvision(exported):
         ):
             assert (annotation["category_id"], annotation["score"]) == (category, score)
             np.testing.assert_array_equal(data.coco.annToMask(annotation), mask)
+
+
+def test_there_is_one_opencv():
+    """Two opencv packages overwrite each other's files; readers like to bring a second."""
+    installed = {d.name.lower().replace("_", "-") for d in distributions() if d.name}
+    assert len([name for name in installed if name.startswith("opencv-")]) == 1
 
 
 def test_supervision(exported):
