@@ -11,16 +11,26 @@ import argparse
 import logging
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from lib.command_line import errors_in_a_line
 from lib.config import Config, load_config
 from lib.data.catalog import Dataset, add_dataset_arguments, dataset_from_args
 from lib.data.coco import CocoImages
-from lib.engine.runs import newest_run, read_lines, start_logging
+from lib.data.loader import CimDataset
+from lib.engine.checkpoint import list_checkpoints
+from lib.engine.inspection import open_inspector
+from lib.engine.runs import checkpoint_folder, newest_run, read_lines, start_logging
 from lib.parallel import failures_text
+from lib.prm.clusters import ClusterStore
+from lib.proposals.store import ProposalStore
 from lib.visualization.collect import Collected, collect
-from lib.visualization.gallery import LAYERS, Page, write_gallery
+from lib.visualization.details import detail_layers, make_details, worst_first
+from lib.visualization.gallery import LAYERS, Page, Picture, write_gallery
 
 logger = logging.getLogger("gallery")
 
@@ -55,10 +65,18 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         help="best instances of each (default: 30)",
     )
     what.add_argument(
+        "--details",
+        type=int,
+        default=60,
+        metavar="N",
+        help="show what the method sees on the N worst images (default: 60)",
+    )
+    what.add_argument(
         "--iou", type=float, default=0.5, help="from which a detection hits (default: 0.5)"
     )
     parser.add_argument("--output", type=Path, metavar="DIR", help="default: in the run's gallery/")
     parser.add_argument("--jobs", type=int, help="processes (default: one per core if it pays)")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     add_dataset_arguments(parser)
     return parser.parse_args(argv)
 
@@ -81,13 +99,15 @@ def make(args: argparse.Namespace) -> int:
         iou_thresholds=config.test.iou_thresholds,
     )
     pictures = collected.pictures[: args.limit]
+    details = details_from_args(args, run, dataset, coco, pictures)
     page = describe(collected, coco, dataset, run, results, args.iou)
+    page = replace(page, layers={**page.layers, **detail_layers(details)})
     if args.output is not None:
         folder = args.output
     else:
         folder = (run or args.outputs) / "gallery" / dataset.name
     jobs = args.jobs if args.jobs is not None else (1 if len(pictures) < FEW else -1)
-    failures = write_gallery(folder, page, pictures, jobs=jobs)
+    failures = write_gallery(folder, page, pictures, details, jobs)
     if failures:
         print(failures_text(failures, len(pictures)), file=sys.stderr)
     print(f"{len(pictures) - len(failures)} images; open {folder / 'index.html'} in a browser")
@@ -120,6 +140,27 @@ def result_files(args: argparse.Namespace, run: Path | None, dataset: Dataset) -
                 "%s has no results on %s; make them with tools/test_net.py", run, dataset.name
             )
     return files
+
+
+def details_from_args(
+    args: argparse.Namespace,
+    run: Path | None,
+    dataset: Dataset,
+    coco: CocoImages,
+    pictures: Sequence[Picture],
+) -> list[tuple[int, dict[str, Any]]]:
+    """What the method sees on the worst images, as far as there are proposals, networks, .."""
+    proposals = ProposalStore(dataset.proposals)
+    numbers = [n for n in worst_first(pictures) if proposals.has(coco.images[n].file_name)]
+    numbers = numbers[: args.details]
+    if not numbers:
+        return []
+    inspector = None
+    if run is not None and list_checkpoints(checkpoint_folder(run)):
+        prm = dataset.prm if args.prm or dataset.prm.is_file() else None
+        inspector = open_inspector(run, dataset.root, coco, prm, args.device)
+    data = CimDataset(coco, dataset.images, proposals)
+    return make_details(numbers, data, ClusterStore(dataset.clusters), inspector)
 
 
 def describe(

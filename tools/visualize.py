@@ -57,7 +57,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def visualize(args: argparse.Namespace) -> None:
     dataset = dataset_from_args(args)
     coco = CocoImages(dataset.json, require_annotations=False)
-    images = chosen_images(coco, args.image)[: args.limit]
+    chosen = coco.find(args.image) if args.image else range(len(coco))
+    images = [coco.images[number] for number in chosen[: args.limit]]
     kind, source = source_from_args(args, dataset)
     folder = args.output or default_folder(args, dataset)
     content = read_json(dataset.json)
@@ -83,21 +84,6 @@ def visualize(args: argparse.Namespace) -> None:
         save_png(folder / "overview.png", contact_sheet(sheet, columns, 1600 // columns))
     limit = "" if kind == "ground_truth" else f" (score {args.score_thresh:g} or more)"
     print(f"{len(images)} pictures with {instances} instances{limit} in {folder}")
-
-
-def chosen_images(coco: CocoImages, wanted: Sequence[str]) -> list[ImageRecord]:
-    """The images named by id, file name or file name without suffix, in that order; else all."""
-    if not wanted:
-        return coco.images
-    by_name = {}
-    for record in coco.images:
-        path = PurePath(record.file_name)
-        for name in (str(path), path.name, path.stem, str(record.image_id)):
-            by_name.setdefault(name, record)
-    missing = [name for name in wanted if name not in by_name]
-    if missing:
-        raise ValueError(f"{coco.path}: no image has the id or name {', '.join(missing)}")
-    return [by_name[name] for name in wanted]
 
 
 def source_from_args(args: argparse.Namespace, dataset: Dataset) -> tuple[str, Path]:

@@ -83,6 +83,22 @@ class CocoImages:
     def num_classes(self) -> int:
         return len(self.class_names)
 
+    def find(self, names: Sequence[str]) -> list[int]:
+        """Numbers of the images of these ids, file names, or file names without folder or suffix.
+
+        Raises:
+            ValueError: there is none of an id or name.
+        """
+        by_name: dict[str, int] = {}
+        for number, record in enumerate(self.images):
+            path = PurePosixPath(record.file_name)
+            for name in (str(path), path.name, path.stem, str(record.image_id)):
+                by_name.setdefault(name, number)
+        missing = [name for name in names if name not in by_name]
+        if missing:
+            raise ValueError(f"{self.path}: no image has the id or name {', '.join(missing)}")
+        return [by_name[name] for name in names]
+
     def check_files(self, image_dir: str | Path) -> None:
         """Looks whether every image of the json is there (it does not decode them).
 

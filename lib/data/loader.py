@@ -56,6 +56,12 @@ class ReadImage:
     clusters: Clusters
 
 
+def no_clusters(num_proposals: int) -> Clusters:
+    """Every proposal is in none."""
+    none = np.zeros(num_proposals, np.int64)
+    return Clusters(number=none, column=none - 1)
+
+
 class CimDataset:
     """The images of a data set with their proposals and, for training, their clusters.
 
@@ -106,8 +112,7 @@ class CimDataset:
         record = self.coco.images[index]
         proposals = self.store.load(record.file_name, size=record.size)
         if self.clusters is None:
-            none = np.zeros(len(proposals), np.int64)
-            clusters = Clusters(number=none, column=none - 1)
+            clusters = no_clusters(len(proposals))
         else:
             clusters = self.clusters.load(record.file_name, len(proposals))
         image = read_image(self.image_dir / record.file_name, record.size)
@@ -116,7 +121,8 @@ class CimDataset:
             self._kept[index] = read
         return read
 
-    def view(self, read: ReadImage, long_side: int, flip: Flip = "none") -> Sample:
+    @staticmethod
+    def view(read: ReadImage, long_side: int, flip: Flip = "none") -> Sample:
         """What `read` gave, mirrored and then scaled to `long_side`."""
         record, proposals = read.record, read.proposals
         image, factor = resize_long_side(mirror_image(read.image, flip), long_side)

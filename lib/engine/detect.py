@@ -22,7 +22,7 @@ from lib.engine.inference import map_ahead, read_passes, score_passes
 from lib.engine.journal import Journal
 from lib.evaluation.detections import select_detections, to_coco_results
 from lib.files import atomic_file, read_json, write_json
-from lib.structures import Sample
+from lib.structures import Detections, Sample
 
 logger = logging.getLogger(__name__)
 
@@ -50,19 +50,24 @@ class Detector:
 
     def __call__(self, read: ReadImage, passes: Sequence[Sample]) -> list[dict[str, Any]]:
         """COCO results of one image, best first; [] without proposals."""
-        proposals = read.proposals
-        if not len(proposals):
+        if not len(read.proposals):
             return []
-        detections = select_detections(
+        return to_coco_results(
+            self.select(read, passes),
+            read.proposals.regions,
+            read.record.image_id,
+            self.category_ids,
+        )
+
+    def select(self, read: ReadImage, passes: Sequence[Sample]) -> Detections:
+        """Detections of one image, which has proposals, best first."""
+        return select_detections(
             score_passes(self.model, passes, self.device).numpy(),
-            proposals.boxes,
+            read.proposals.boxes,
             self.score_thresh,
             self.nms_thresh,
             self.max_detections,
             keep_classes=read.record.image_labels if self.only_image_labels else None,
-        )
-        return to_coco_results(
-            detections, proposals.regions, read.record.image_id, self.category_ids
         )
 
 

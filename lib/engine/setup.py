@@ -45,6 +45,16 @@ class Store(Protocol):
     def has(self, file_name: str) -> bool: ...
 
 
+class KnowsClasses(Protocol):
+    """What networks need to know of a data set; CocoImages does."""
+
+    class_names: list[str]
+    category_ids: list[int]
+
+    @property
+    def num_classes(self) -> int: ...
+
+
 def open_training_data(dataset: Dataset, coco: CocoImages, with_clusters: bool) -> CimDataset:
     """The data to train on, after a look whether everything that it needs is there.
 
@@ -92,7 +102,7 @@ def initial_model(
 
 
 def trained_model(
-    config: Config, state: Mapping[str, Any], source: Path, coco: CocoImages
+    config: Config, state: Mapping[str, Any], source: Path, coco: KnowsClasses
 ) -> CIMNet:
     """The network of a checkpoint that `load_checkpoint` gave, in evaluation mode.
 
@@ -155,7 +165,7 @@ def learning_rate(solver: SolverConfig) -> LearningRate:
 def build_detector(
     config: Config,
     model: nn.Module,
-    coco: CocoImages,
+    coco: KnowsClasses,
     device: str,
     augment: bool = True,
     only_image_labels: bool = False,

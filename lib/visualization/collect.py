@@ -61,7 +61,7 @@ def collect(
         listed = listed.get("annotations", []) if isinstance(listed, dict) else listed
         layers[name] = check_results(listed, content, str(path), need_score=False)
     truth = None
-    if any(a.get("segmentation") for a in content.get("annotations", [])):
+    if has_masks(content):
         truth = read_ground_truth(coco.path)
     compared = next(iter(layers), None) if truth is not None and truth["annotations"] else None
     comparison, evaluation = None, {}
@@ -95,6 +95,11 @@ def collect(
             for id_, curve in (comparison.precision if comparison else {}).items()
         },
     )
+
+
+def has_masks(content: Mapping[str, Any]) -> bool:
+    """Whether a COCO json says more than what is in its images."""
+    return any(annotation.get("segmentation") for annotation in content.get("annotations", []))
 
 
 def _by_image(

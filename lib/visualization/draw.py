@@ -13,6 +13,7 @@ from typing import Literal
 import cv2
 import numpy as np
 
+from lib.prm.peaks import Peaks
 from lib.structures import Clusters, Regions
 
 Color = tuple[int, int, int]
@@ -123,13 +124,61 @@ def draw_clusters(
         class_idx = int(column[members][0]) - 1
         share = regions.membership[members].mean(axis=0, dtype=np.float32)[regions.labels]
         share = cv2.resize(share, canvas.shape[1::-1], interpolation=cv2.INTER_LINEAR)
-        color = color_of(k - 1)
+        color = color_of(class_idx)
         _blend(canvas, color, 0.6 * share)
         core = share >= 0.5
         _outline(canvas, core, color)
         name = class_names[class_idx] if class_idx < len(class_names) else str(class_idx)
         _caption(canvas, f"{name} x{int(members.sum())}", core, color, taken)
     return canvas
+
+
+def draw_responses(
+    image: np.ndarray,
+    responses: np.ndarray,
+    class_idx: Sequence[int],
+    peaks: Peaks | None = None,
+    class_names: Sequence[str] = (),
+    long_side: int = LONG_SIDE,
+) -> np.ndarray:
+    """Response maps as light in the colours of their classes on the darkened image, with peaks.
+
+    Args:
+        responses: (K, h, w) float, each covering the whole image; what is below 0 is dark, the
+            highest value of each map is bright.
+        class_idx: (K,) class of each map.
+        peaks: are marked and captioned with class and response.
+    """
+    canvas = _darkened(enlarge(image, long_side))
+    height, width = canvas.shape[:2]
+    for response, c in zip(responses, class_idx, strict=True):
+        share = np.maximum(response, 0) / max(float(response.max()), 1e-12)
+        share = cv2.resize(share.astype(np.float32), (width, height))
+        _blend(canvas, color_of(int(c)), 0.85 * share)
+    if peaks is None:
+        return canvas
+    taken: list[tuple[int, int, int, int]] = []
+    radius = max(4, round(max(height, width) / 90))
+    strongest_first = np.argsort(-peaks.response, kind="stable").tolist()
+    for k in strongest_first:
+        c = int(peaks.class_idx[k])
+        x = round((peaks.x[k] + 0.5) * width / peaks.size[1])
+        y = round((peaks.y[k] + 0.5) * height / peaks.size[0])
+        for size, color in ((radius + 2, DARK), (radius, LIGHT)):
+            cv2.drawMarker(
+                canvas, (x, y), color, cv2.MARKER_CROSS, 3 * size, size // 2, cv2.LINE_AA
+            )
+        spot = np.zeros((height, width), bool)
+        spot[max(0, y - radius) : y + radius + 1, max(0, x - radius) : x + radius + 1] = True
+        name = class_names[c] if c < len(class_names) else str(c)
+        _caption(canvas, f"{name} {peaks.response[k]:.1f}", spot, color_of(c), taken)
+    return canvas
+
+
+def _darkened(canvas: np.ndarray) -> np.ndarray:
+    """Without most of its colour and light, so that colours laid over it are seen."""
+    grey = cv2.cvtColor(canvas, cv2.COLOR_RGB2GRAY)[..., None]
+    return np.round(0.45 * (0.3 * canvas + 0.7 * grey)).astype(np.uint8)
 
 
 def enlarge(image: np.ndarray, long_side: int = LONG_SIDE) -> np.ndarray:
@@ -183,7 +232,7 @@ def _caption(
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     if not len(rows):
         return
-    scale = min(fit_text(text, max(height, width) / 42, width - 6), 1.2)
+    scale = min(fit_text(text, max(height, width) / 38, width - 6), 1.2)
     (text_width, text_height), below = cv2.getTextSize(text, FONT, scale, 1)
     plate = text_width + 6, text_height + below + 4
     x, y = _place(plate, (columns[0], rows[0], columns[-1], rows[-1]), (height, width), taken)

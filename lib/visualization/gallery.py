@@ -26,7 +26,7 @@ from lib.evaluation.coco_eval import percent
 from lib.files import write_text
 from lib.parallel import for_each
 from lib.visualization.draw import color_of
-from lib.visualization.outlines import rle_outlines
+from lib.visualization.outlines import rle_outlines, tolerance_for
 
 CHUNK = 50
 """Images whose outlines lie in one file."""
@@ -116,8 +116,7 @@ def write_gallery(
     """Writes the gallery; an older one in the folder is replaced when the new one is complete.
 
     Args:
-        details: (number of the picture, what the method sees on it), see `details.py`; taken
-            one by one.
+        details: (number of the picture, layers of details), see `details_of`; taken one by one.
         jobs: processes; -1 is one per core.
 
     Returns:
@@ -204,7 +203,7 @@ def _write_picture(folder: Path, number: int, picture: Picture) -> tuple[dict[st
     if long_side > THUMB_SIDE:
         files["thumb"] = f"thumbs/{stem}.jpg"
         _save(folder / files["thumb"], image, THUMB_SIDE)
-    tolerance = float(np.clip(long_side / 640, 0.5, 1.0))
+    tolerance = tolerance_for(picture.record.size)
     layers = {
         name: [
             [

@@ -13,6 +13,11 @@ SCALE = 4
 """Coordinates of outlines count in quarters of a pixel."""
 
 
+def tolerance_for(size: tuple[int, int]) -> float:
+    """Corners smaller than this do not show in an image of this (height, width)."""
+    return float(np.clip(max(size) / 640, 0.5, 1.0))
+
+
 def mask_outlines(mask: np.ndarray, tolerance: float = 0.5) -> list[list[int]]:
     """The closed lines around a mask, holes included; filled by the even-odd rule they are it.
 
@@ -31,14 +36,15 @@ def mask_outlines(mask: np.ndarray, tolerance: float = 0.5) -> list[list[int]]:
     top, left = rows[0], columns[0]
     inside = mask[top : rows[-1] + 1, left : columns[-1] + 1]
     # Lines of OpenCV run through the middle of pixels; enlarged, they run along their edge.
-    large = np.pad(inside.astype(np.uint8), 1).repeat(SCALE, axis=0).repeat(SCALE, axis=1)
+    factor = SCALE if inside.size < 100_000 else SCALE // 2
+    large = np.pad(inside.astype(np.uint8), 1).repeat(factor, axis=0).repeat(factor, axis=1)
     lines, _ = cv2.findContours(large, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
     outlines = []
     for line in lines:
-        points = cv2.approxPolyDP(line, tolerance * SCALE, closed=True)[:, 0]
+        points = cv2.approxPolyDP(line, tolerance * factor, closed=True)[:, 0]
         if len(points) < 3:
             points = line[:, 0]
-        points = points + np.array([left - 1, top - 1]) * SCALE
+        points = points * (SCALE // factor) + np.array([left - 1, top - 1]) * SCALE
         outlines.append(np.diff(points, axis=0, prepend=0).ravel().tolist())
     return outlines
 

@@ -33,6 +33,37 @@ def side_by_side(panels: Sequence[tuple[str, np.ndarray]]) -> np.ndarray:
     return _join(columns, gap=4, axis=1)
 
 
+def captioned(title: str, image: np.ndarray, text: str, width: int) -> np.ndarray:
+    """An image scaled to `width` under its title, with lines of text below it, and some margin."""
+    body = _to_width(image, width)
+    size = width / 800
+    head = np.full((round(width / 12), width, 3), LIGHT, np.uint8)
+    scale = min(1.15 * size, fit_text(title, head.shape[0], width - 8))
+    place = (2, round(head.shape[0] * 0.68))
+    cv2.putText(head, title, place, cv2.FONT_HERSHEY_DUPLEX, scale, DARK, 2, cv2.LINE_AA)
+    lines = wrap_text(text, 0.95 * size, width - 6)
+    step = round(width / 19)
+    foot = np.full((step * len(lines) + step, width, 3), LIGHT, np.uint8)
+    for number, line in enumerate(lines, start=1):
+        place = (2, round(step * (number + 0.1)))
+        cv2.putText(foot, line, place, FONT, 0.95 * size, DARK, 1, cv2.LINE_AA)
+    margin = width // 40
+    sides = ((0, 0), (margin, margin), (0, 0))
+    return np.pad(np.vstack([head, body, foot]), sides, constant_values=LIGHT[0])
+
+
+def wrap_text(text: str, scale: float, width: float) -> list[str]:
+    """Text in lines of at most `width` pixels, broken at spaces; a longer word stays whole."""
+    lines: list[str] = []
+    for word in text.split():
+        longer = f"{lines[-1]} {word}" if lines else word
+        if lines and cv2.getTextSize(longer, FONT, scale, 1)[0][0] <= width:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    return lines
+
+
 def contact_sheet(
     tiles: Sequence[np.ndarray], columns: int = 4, tile_width: int | None = None
 ) -> np.ndarray:

@@ -24,7 +24,7 @@
   }
 
   const LOOKS = {
-    ground_truth: { fill: 0, line: 1.6, dash: true },
+    ground_truth: { fill: 0, line: 2, dash: true },
     proposals: { fill: 0, line: 1 },
     clusters: { fill: 0.25, line: 1.5 },
   };
@@ -34,13 +34,14 @@
 
   function drawItem(context, item, { look, color, unit, strong, faint }) {
     const path = pathOf(item.outlines);
-    context.globalAlpha = faint ? 0.25 : 1;
+    const alpha = faint ? 0.25 : strong ? 1 : item.strength || 1;
+    context.globalAlpha = alpha;
     const fill = strong ? Math.max(look.fill, 0.3) : look.fill;
     if (fill) {
       context.globalAlpha *= fill;
       context.fillStyle = color;
       context.fill(path, "evenodd");
-      context.globalAlpha = faint ? 0.25 : 1;
+      context.globalAlpha = alpha;
     }
     const width = look.line * unit * (strong ? 1.6 : 1);
     context.lineJoin = "round";
@@ -48,9 +49,14 @@
     context.lineWidth = width + 1.6 * unit;
     context.strokeStyle = "rgba(10, 10, 10, 0.8)"; // seen on light ground, the line on dark
     context.stroke(path);
-    if (look.dash) context.setLineDash([5 * unit, 4 * unit]);
     context.lineWidth = width;
-    context.strokeStyle = color;
+    if (look.dash) {
+      // The truth in white dashes on the colour, not to be taken for a result.
+      context.strokeStyle = color;
+      context.stroke(path);
+      context.setLineDash([5 * unit, 5 * unit]);
+    }
+    context.strokeStyle = look.dash ? "#ffffff" : color;
     context.stroke(path);
     context.setLineDash([]);
     context.globalAlpha = 1;
@@ -80,7 +86,7 @@
       context.drawImage(map, 0, 0, width, height);
     }
     for (const [x, y] of peaks) {
-      for (const [line, style] of [[4, "#101010"], [2, color]]) {
+      for (const [line, style] of [[5, "#101010"], [2.5, "#ffffff"]]) {
         context.lineWidth = line * unit;
         context.strokeStyle = style;
         context.beginPath();
@@ -100,7 +106,7 @@
     context.font = "600 12px system-ui, sans-serif";
     context.textBaseline = "middle";
     for (const item of items) {
-      if (item.map || !item.caption) continue;
+      if (item.map || !item.caption || (item.strength < 0.3 && items.length > 1)) continue;
       const [x, y] = toView(...topOf(item.outlines));
       const width = context.measureText(item.caption).width + 10;
       const left = Math.max(0, Math.min(x - width / 2, size[0] - width));

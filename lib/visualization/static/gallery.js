@@ -86,6 +86,7 @@
       color: named && state.colorBy === "class" ? classes[classIdx].color : palette[k % palette.length],
       told: layer.one,
     };
+    if (layer.id.startsWith("mined_")) item.strength = 0.25 + 0.75 * value;
     if (layer.id === "prm") {
       const map = mapOf(value, whenLoaded);
       const { width, height } = images[number];
@@ -169,17 +170,18 @@
   // Controls. ---------------------------------------------------------------------------------
 
   function layerBoxes(place) {
-    const key = (k) => (k < 9 ? ` (key ${k + 1})` : "");
+    let inDetail = false;
     layers.forEach((layer, k) => {
+      if (layer.detail && !inDetail) {
+        inDetail = true;
+        const count = detailed.size < images.length ? `, ${detailed.size} images` : "";
+        place.append(element("p", { class: "which", text: `Step by step${count}` }));
+      }
       const box = element("input", { type: "checkbox", "data-layer": layer.id });
       box.checked = state.layers.has(layer.id);
       box.addEventListener("change", () => toggle(layer.id, box.checked));
-      const told = layer.detail && detailed.size < images.length ? `of ${detailed.size} images` : "";
-      place.append(
-        element("label", { class: "check", title: layer.title + key(k) }, [
-          box, element("span", { text: layer.title }), element("span", { class: "which", text: told }),
-        ]),
-      );
+      const key = k < 9 ? element("kbd", { text: k + 1, "aria-hidden": "true" }) : "";
+      place.append(element("label", { class: "check" }, [box, element("span", { text: layer.title }), key]));
     });
   }
 

@@ -1,0 +1,218 @@
+"""What the method sees in one image, step by step. For looking at it; training never comes here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+from lib.config import Config, load_config
+from lib.data.coco import ImageRecord
+from lib.data.images import read_image
+from lib.data.loader import CimDataset, ReadImage, no_clusters
+from lib.data.transforms import normalise
+from lib.engine.checkpoint import load_checkpoint
+from lib.engine.detect import Detector
+from lib.engine.resume import TRAINED_WITH
+from lib.engine.runs import newest_checkpoint
+from lib.engine.setup import KnowsClasses, build_detector, trained_model
+from lib.modeling.heads import CIMMiner, teachers
+from lib.prm.clusters import agpl_clusters
+from lib.prm.network import PeakResponseNet, build_prm, load_prm
+from lib.prm.peaks import Peaks, find_peaks, peak_response_maps, select_peaks
+from lib.proposals.generate import generate_proposals
+from lib.proposals.overlaps import overlaps
+from lib.proposals.regions import proposals_from_regions
+from lib.structures import Clusters, Detections, Instances, Proposals
+
+
+@dataclass(frozen=True, eq=False)
+class Inspection:
+    """The steps of the method on one image. None is a step not taken, or without its network."""
+
+    record: ImageRecord
+    image: np.ndarray
+    """(H, W, 3) uint8 RGB."""
+    proposals: Proposals
+    responses: np.ndarray | None = None
+    """(C, h, w) float32, response maps of the PRM; they cover the whole image."""
+    peaks: Peaks | None = None
+    """Those that clusters are grouped around, of the classes of the image."""
+    peak_maps: np.ndarray | None = None
+    """(K, h', w') float32 in [0, 1], what of the image each peak responds to; if asked for."""
+    clusters: Clusters | None = None
+    instances: Instances | None = None
+    """S stages, before anti-noise sampling."""
+    detections: Detections | None = None
+    """Of the classes of the image and of all others."""
+
+
+@dataclass(frozen=True)
+class Inspector:
+    """The networks of a run, with the configuration they were trained with."""
+
+    config: Config
+    class_names: list[str]
+    detector: Detector
+    prm: PeakResponseNet | None
+    device: str
+
+    def __call__(
+        self, read: ReadImage, with_peak_maps: bool = False, with_detections: bool = False
+    ) -> Inspection:
+        """Goes through the steps on one image.
+
+        Instances are mined at the middle one of the training scales. The clusters are made anew
+        from the PRM's peaks; those of `read` are taken without a PRM.
+
+        Args:
+            read: the image, its proposals (at least one), and its labels in `read.record`.
+            with_peak_maps: also trace every peak back to the image, which takes long.
+            with_detections: also detect, by all passes over the image.
+        """
+        steps: dict = {}
+        if self.prm is not None:
+            steps |= self._respond(read, with_peak_maps)
+            steps["clusters"] = agpl_clusters(read.proposals.regions, steps["peaks"])
+        elif (read.clusters.number > 0).any():
+            steps["clusters"] = read.clusters
+        steps["instances"] = self._mine(read)
+        if with_detections:
+            detector = self.detector
+            scales, flips = detector.scales, detector.flips
+            passes = [CimDataset.view(read, scale, flip) for scale in scales for flip in flips]
+            steps["detections"] = detector.select(read, passes)
+        return Inspection(read.record, read.image, read.proposals, **steps)
+
+    def _respond(self, read: ReadImage, with_peak_maps: bool) -> dict:
+        settings = self.config.prm
+        side = settings.image_size
+        squeezed = cv2.resize(read.image, (side, side), interpolation=cv2.INTER_LINEAR)
+        image = normalise(squeezed)[None].to(self.device)
+        with torch.no_grad():
+            response = self.prm(image)[0]
+        peaks = select_peaks(
+            find_peaks(response),
+            read.record.image_labels,
+            settings.peak_thresh,
+            settings.peak_thresh_relative,
+        )
+        found = {"responses": response.cpu().numpy(), "peaks": peaks}
+        if with_peak_maps:
+            maps = peak_response_maps(self.prm, image, peaks).cpu()
+            highest = maps.amax(dim=(1, 2), keepdim=True).clamp(min=1e-12)
+            found["peak_maps"] = (maps / highest).numpy()
+        return found
+
+    @torch.inference_mode()
+    def _mine(self, read: ReadImage) -> Instances | None:
+        """What the miner takes for whole objects; None for a network without stages."""
+        scales = sorted(self.config.input.train_scales)
+        sample = CimDataset.view(read, scales[len(scales) // 2]).to(self.device)
+        scores = self.detector.model(sample.image[None], sample.boxes, sample.roi_masks)
+        if not len(scores.refine_cls):
+            return None
+        iou, containment = overlaps(sample.membership, sample.areas)
+        present: Tensor = sample.image_labels.nonzero()[:, 0]
+        miner = CIMMiner(**self.config.mining.model_dump())
+        mined = miner.mine(*teachers(scores), present, iou, containment)
+        return Instances(mined.class_idx.cpu(), mined.weight.cpu())
+
+
+def inspect(read: ReadImage, inspector: Inspector | None) -> Inspection:
+    """With no inspector, what `read` brings: the proposals and, if there are, clusters."""
+    if inspector is not None:
+        return inspector(read)
+    stored = read.clusters if (read.clusters.number > 0).any() else None
+    return Inspection(read.record, read.image, read.proposals, clusters=stored)
+
+
+@dataclass(frozen=True)
+class Classes:
+    """Classes without a data set, as `trained_model` and `build_detector` need them."""
+
+    class_names: list[str]
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+    @property
+    def category_ids(self) -> list[int]:
+        return list(range(1, len(self.class_names) + 1))
+
+
+def open_inspector(
+    run: Path,
+    data_root: Path,
+    coco: KnowsClasses | None = None,
+    prm_file: Path | None = None,
+    device: str = "cpu",
+) -> Inspector:
+    """Loads the newest checkpoint of a run and the PRM of the data set that it was trained on.
+
+    Args:
+        data_root: where the PRM lies; without it the steps that need it are left out.
+        coco: the classes; None takes those that the checkpoint names.
+        prm_file: another PRM, which must be there.
+
+    Raises:
+        FileNotFoundError: the run has no checkpoint, or `prm_file` is not there.
+        ValueError: networks and classes do not fit each other.
+    """
+    checkpoint = newest_checkpoint(run)
+    config = load_config(run / "config.yaml")
+    state = load_checkpoint(checkpoint)
+    if coco is None:
+        if not state.get("class_names"):
+            raise ValueError(f"{checkpoint}: does not name its classes; name a data set")
+        coco = Classes(list(state["class_names"]))
+    model = trained_model(config, state, checkpoint, coco).to(device)
+    if prm_file is None:
+        trained_on = state.get(TRAINED_WITH, {}).get("data", {}).get("name", "")
+        prm_file = data_root / "prm" / f"{trained_on}.pth"
+        prm_file = prm_file if prm_file.is_file() else None
+    prm = None
+    if prm_file is not None:
+        prm = build_prm(config.prm, coco.num_classes, weights="random")
+        load_prm(prm, prm_file)
+        prm.to(device).eval()
+    detector = build_detector(config, model, coco, device)
+    return Inspector(config, list(coco.class_names), detector, prm, device)
+
+
+def read_picture(
+    path: Path, present: Sequence[str], inspector: Inspector, proposals: Proposals | None = None
+) -> ReadImage:
+    """Any picture, with what is said to be in it, as `Inspector` takes it.
+
+    Args:
+        present: names of classes.
+        proposals: of this picture; None makes them as configured.
+
+    Raises:
+        FileNotFoundError, ValueError: the picture cannot be read, or a class is not known.
+    """
+    names = inspector.class_names
+    if unknown := [name for name in present if name not in names]:
+        raise ValueError(
+            f"the network does not know {', '.join(unknown)}; it knows {', '.join(names)}"
+        )
+    image = read_image(path)
+    labels = np.isin(names, list(present)).astype(np.float32)
+    if proposals is None:
+        proposals = make_proposals(image, inspector.config)
+    record = ImageRecord(0, path.name, *image.shape[:2], labels)
+    return ReadImage(record, image, proposals, no_clusters(len(proposals)))
+
+
+def make_proposals(image: np.ndarray, config: Config) -> Proposals:
+    """Proposals of an (H, W, 3) uint8 RGB image as configured."""
+    settings = config.proposals
+    regions = generate_proposals(image, settings.max_proposals, **settings.options)
+    return proposals_from_regions(regions)

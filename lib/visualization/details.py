@@ -1,0 +1,140 @@
+"""What the method sees on an image, as layers of the gallery."""
+
+from __future__ import annotations
+
+import base64
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import cv2
+import numpy as np
+from tqdm import tqdm
+
+from lib.data.loader import CimDataset
+from lib.engine.inspection import Inspection, Inspector, inspect
+from lib.prm.clusters import ClusterStore
+from lib.structures import Regions
+from lib.visualization.draw import color_of
+from lib.visualization.gallery import Layer, Picture
+from lib.visualization.outlines import mask_outlines, tolerance_for
+
+logger = logging.getLogger(__name__)
+
+_MINED = "mined_"
+
+Items = list[list[Any]]
+"""As in chunks: [class index, number, hit, outlines]; of `prm` [class index, image, peaks]."""
+
+
+def worst_first(pictures: Sequence[Picture]) -> list[int]:
+    """The numbers of the pictures by ascending AP, those without one last."""
+    return sorted(
+        range(len(pictures)), key=lambda n: (pictures[n].ap is None, pictures[n].ap or 0.0, n)
+    )
+
+
+def make_details(
+    numbers: Sequence[int],
+    data: CimDataset,
+    clusters: ClusterStore,
+    inspector: Inspector | None,
+) -> list[tuple[int, dict[str, Items]]]:
+    """(number, layers) of images of a data set; those that fail are left out, with a warning.
+
+    Args:
+        clusters: stored ones, for when there is no PRM to make them with.
+        inspector: None gives proposals and stored clusters alone.
+    """
+    made = []
+    for number in tqdm(numbers, desc="details", unit="image"):
+        record = data.coco.images[number]
+        try:
+            read = data.read(number)
+            if clusters.has(record.file_name):
+                stored = clusters.load(record.file_name, len(read.proposals))
+                read = replace(read, clusters=stored)
+            made.append((number, details_of(inspect(read, inspector))))
+        except (ValueError, OSError) as error:
+            logger.warning("no details of %s: %s", record.file_name, error)
+    return made
+
+
+def detail_layers(details: Iterable[tuple[int, Mapping[str, Items]]]) -> dict[str, Layer]:
+    """The layers that these details have, in the order in which they are listed."""
+    names = {name for _, layers in details for name in layers}
+    stages = sorted(name for name in names if name.startswith(_MINED))
+    known = {name: f"Mined for stage {name.removeprefix(_MINED)}" for name in stages}
+    known |= {
+        "clusters": "Clusters",
+        "prm": "Peaks and responses",
+        "proposals": "Proposals",
+    }
+    one = {"clusters": "cluster", "prm": "response map", "proposals": "proposal"}
+    return {
+        name: Layer(title, one.get(name, "mined instance"), detail=True)
+        for name, title in known.items()
+        if name in names
+    }
+
+
+def details_of(seen: Inspection) -> dict[str, Items]:
+    """The layers of one image as plain JSON values."""
+    regions = seen.proposals.regions
+    outlines = _outlines_of(regions)
+    layers = {"proposals": [[None, None, None, lines] for lines in outlines]}
+    if seen.clusters is not None:
+        layers["clusters"] = _clusters(seen)
+    if seen.responses is not None:
+        layers["prm"] = _response_maps(seen)
+    if seen.instances is not None:
+        for s, (classes, weights) in enumerate(
+            zip(seen.instances.class_idx, seen.instances.weight, strict=True)
+        ):
+            chosen = (classes >= 0).nonzero()[:, 0]
+            best_first = chosen[weights[chosen].argsort(descending=True, stable=True)].tolist()
+            layers[f"{_MINED}{s + 1}"] = [
+                [int(classes[p]), round(float(weights[p]), 4), None, outlines[p]]
+                for p in best_first
+            ]
+    return layers
+
+
+def _outlines_of(regions: Regions) -> list[list[list[int]]]:
+    tolerance = tolerance_for(regions.size)
+    return [mask_outlines(inside[regions.labels], tolerance) for inside in regions.membership]
+
+
+def _clusters(seen: Inspection) -> Items:
+    """Where at least half of a cluster's proposals are, largest cluster first."""
+    regions = seen.proposals.regions
+    number, column = np.asarray(seen.clusters.number), np.asarray(seen.clusters.column)
+    items = []
+    for k in np.unique(number[column > 0]).tolist():
+        members = number == k
+        core = regions.membership[members].mean(axis=0)[regions.labels] >= 0.5
+        class_idx = int(column[members][0]) - 1
+        lines = mask_outlines(core, tolerance_for(regions.size))
+        items.append([class_idx, int(members.sum()), None, lines])
+    return sorted(items, key=lambda item: -item[1])
+
+
+def _response_maps(seen: Inspection) -> Items:
+    """The response map of every class of the image, in the class's colour, with its peaks."""
+    height, width = seen.record.size
+    items = []
+    for c in np.flatnonzero(seen.record.image_labels).tolist():
+        response = np.maximum(seen.responses[c], 0)
+        share = response / max(float(response.max()), 1e-12)
+        picture = np.empty((*share.shape, 4), np.uint8)
+        picture[..., :3] = color_of(c)[::-1]  # OpenCV writes BGR
+        picture[..., 3] = np.round(share * 200)
+        done, encoded = cv2.imencode(".png", picture)
+        assert done
+        source = "data:image/png;base64," + base64.b64encode(encoded.tobytes()).decode()
+        own = seen.peaks.take(np.flatnonzero(seen.peaks.class_idx == c))
+        x = (own.x + 0.5) * width / own.size[1]
+        y = (own.y + 0.5) * height / own.size[0]
+        items.append([c, source, np.round(np.stack([x, y], axis=1), 1).tolist()])
+    return items
