@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+import cv2
 from joblib import Parallel, delayed
 from tqdm import tqdm
 
@@ -90,6 +91,15 @@ def workers_from_args(args: argparse.Namespace) -> AbstractContextManager[None]:
             "pip install -e '.[dask]' in the project's folder"
         ) from None
     return dask_workers(args.scheduler)
+
+
+def end_thread_pools() -> None:
+    """To be called before processes are forked: OpenCV works on one thread from here on.
+
+    Its pool of threads does not survive a fork, and a forked process that comes near it waits for
+    ever.
+    """
+    cv2.setNumThreads(1)
 
 
 def failures_text(failures: dict[str, str], total: int, limit: int = 100) -> str:

@@ -25,6 +25,7 @@ from lib.data.transforms import (
     normalise,
     resize_long_side,
 )
+from lib.parallel import end_thread_pools
 from lib.structures import Clusters, Proposals, Sample, TrainingSample
 
 log = logging.getLogger(__name__)
@@ -252,6 +253,8 @@ def train_loader(
             len(dataset),
             dataset.label_name,
         )
+    if num_workers:
+        end_thread_pools()
     loader = DataLoader(
         _Requests(dataset, labelled),
         batch_size=None,
@@ -297,7 +300,6 @@ def _as_is(item: TrainingSample | Exception) -> TrainingSample | Exception:
 def _init_worker(worker: int) -> None:
     # Nothing in a sample is drawn at random; whatever a data set of one's own draws is seeded.
     np.random.seed(torch.initial_seed() % 2**32)
-    cv2.setNumThreads(1)
     # Ctrl-C and a job's SIGTERM go to the process group of the main process, which finishes its
     # update first and still needs samples then. Ignoring the signals would not do: at exit Python
     # ends the workers that are left by SIGTERM and waits for them.

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from lib.data.coco import ImageRecord, read_image
 from lib.data.transforms import Flip, mirror_image, normalise
+from lib.parallel import end_thread_pools
 
 
 class SquareImages:
@@ -106,6 +107,8 @@ def iterate_batches(
     Args:
         num_workers: processes that read ahead; none are used for images kept in memory.
     """
+    if num_workers and not images.keeps:
+        end_thread_pools()
     loader = DataLoader(
         _Batches(images),
         sampler=batches,

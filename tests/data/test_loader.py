@@ -191,6 +191,24 @@ def test_training_stream(made, num_workers):
         assert torch.equal(one.image, other.image)
 
 
+AFTER_A_POOL = """
+import cv2, numpy as np, sys
+from pathlib import Path
+from tests.data.test_loader import take
+cv2.setNumThreads(4)
+cv2.GaussianBlur(np.zeros((1500, 1500, 3), np.uint8), (0, 0), 9)
+print(len(take(Path(sys.argv[1]), 3, num_workers=2)))
+"""
+
+
+def test_workers_start_after_opencv_has_used_its_threads(made):
+    """A pool of threads does not survive a fork: a worker that touched it would wait for ever."""
+    command = [sys.executable, "-c", AFTER_A_POOL, str(made)]
+    root = Path(__file__).parents[2]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=180)
+    assert done.stdout == "3\n", done.stderr
+
+
 def test_workers_do_not_change_the_stream(made):
     for one, other in zip(take(made, 8), take(made, 8, num_workers=2), strict=True):
         assert one.file_name == other.file_name
