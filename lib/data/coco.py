@@ -65,6 +65,11 @@ class CocoImages:
 
     def __init__(self, path: str | Path, require_annotations: bool = True) -> None:
         self.path = Path(path)
+        if not self.path.is_file():
+            raise FileNotFoundError(
+                f"{path}: no such file; docs/DATASET.md says where the json of a data set comes from "
+                "(VOC 2012: tools/prepare_voc.py makes it)"
+            )
         content = read_json(self.path)
         categories, images, annotations = _checked(content, self.path, require_annotations)
         self.category_ids = [int(c["id"]) for c in categories]

@@ -140,7 +140,7 @@ def test_not_an_object(tmp_path):
 
 
 def test_missing_and_truncated_json(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"none\.json: no such file"):
+    with pytest.raises(FileNotFoundError, match=r"none\.json: no such file; docs/DATASET\.md says"):
         CocoImages(tmp_path / "none.json")
     path = write(tmp_path, CONTENT)
     path.write_bytes(path.read_bytes()[:-9])

@@ -79,7 +79,7 @@ def test_weights_that_do_not_fit_say_what():
 
 
 def test_files_that_are_no_weights(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no such checkpoint"):
+    with pytest.raises(FileNotFoundError, match=r"no such checkpoint; docs/INSTALL\.md says"):
         read_state_dict(tmp_path / "none.pth")
     (tmp_path / "broken.pth").write_bytes(b"not a checkpoint")
     with pytest.raises(ValueError, match="broken.pth: not a readable checkpoint"):

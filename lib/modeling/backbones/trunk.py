@@ -118,7 +118,10 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such checkpoint (model.weights names it)")
+        raise FileNotFoundError(
+            f"{path}: no such checkpoint; docs/INSTALL.md says where the weights come from, and "
+            "model.weights which they are"
+        )
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load has no error type of its own
