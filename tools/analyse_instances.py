@@ -88,13 +88,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.output:
         content = {"dataset": dataset.name, "taught": taught, "heads": heads}
         write_json(args.output, content, indent=1)
-    print(f"What the stages are taught\n\n{table(list(taught.values()), TAUGHT, 'instances')}\n")
-    print(f"What the heads detect\n\n{table(list(heads.values()), HEADS)}")
+    tables = {
+        "What the stages are taught": table(list(taught.values()), TAUGHT, "instances"),
+        "What the heads detect": table(list(heads.values()), HEADS),
+    }
+    print("\n\n".join(f"{title}\n\n{text}" for title, text in tables.items() if text))
     return 0
 
 
 def table(of_runs: Sequence[Rows], columns: Sequence[str], count: str | None = None) -> str:
-    """Mean and standard deviation over the runs, in percent, as a Markdown table.
+    """Mean and standard deviation over the runs, in percent, as a Markdown table; "" if empty.
 
     Args:
         count: a measure that is no share, as a first column.
@@ -107,7 +110,7 @@ def table(of_runs: Sequence[Rows], columns: Sequence[str], count: str | None = N
             cells = [step, name, *([_count(runs, count)] if count else [])]
             cells += [_percent(runs, measure) for measure in columns]
             lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    return "\n".join(lines) if len(lines) > 2 else ""
 
 
 def _count(runs: Sequence[Measures], measure: str) -> str:

@@ -56,7 +56,7 @@ class CIMNet(nn.Module):
         super().__init__()
         self.Conv_Body = trunk
         self.Box_Head = MaskFuse(trunk.out_channels, fuse_channels, hidden_dim, ROI_SIZE)
-        self.cls_iou_model = Heads(hidden_dim, num_classes, num_stages)
+        self.cls_iou_model = Heads(hidden_dim, num_classes, num_stages, integrity)
         self.precision = torch.float32
         """Type of the products of backbone and MaskFuse; the heads always compute in float32."""
         self.proposals_chunk: int | None = None

@@ -84,6 +84,7 @@ def test_every_trainable_parameter_gets_a_gradient_and_no_frozen_one(backbone):
 
 def test_without_the_integrity_branch_every_parameter_gets_a_gradient():
     model = small_model(integrity=False).train()
+    assert not [name for name, _ in model.named_parameters() if "refine_iou" in name]
     miner = CIMMiner(seed_fraction=0.3, complete_by="cls")
     losses = losses_of(model, draw_image([(0, 4, 4), (1, 24, 40)]), miner)
     sum(losses.values()).backward()
