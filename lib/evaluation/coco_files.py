@@ -31,7 +31,12 @@ def read_ground_truth(source: str | Path | dict[str, Any]) -> dict[str, Any]:
             f"{name}: found a {type(content).__name__}, expected a COCO json (images, annotations, "
             "categories); a list is a result file"
         )
-    _require(content, ("images", "annotations", "categories"), name)
+    if "annotations" not in content:
+        raise ValueError(
+            f"{name}: it has no annotations to compare with; detections on COCO test-dev go to the "
+            "evaluation server, packed by tools/make_submission.py"
+        )
+    _require(content, ("images", "categories"), name)
     images = _by_id(content["images"], ("id", "file_name", "height", "width"), f"{name}: image")
     categories = _by_id(content["categories"], ("id", "name"), f"{name}: category")
     annotations = []

@@ -219,6 +219,7 @@ def test_missing_field_of_a_result_is_named():
         (lambda t: t["annotations"].clear(), "nothing to evaluate against"),
         (lambda t: t["annotations"][1].update(image_id=4), "annotation 2 is of image 4"),
         (lambda t: t["annotations"][1].update(category_id=4), "annotation 2 is of category 4"),
+        (lambda t: t.pop("annotations"), "no annotations to compare with; .*make_submission"),
         (lambda t: t["annotations"][1].pop("segmentation"), "segmentation missing"),
         (lambda t: t["images"][0].pop("height"), "image number 1: height missing"),
         (lambda t: t["images"].append(t["images"][0]), "image id 5 is listed twice"),
