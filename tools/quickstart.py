@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The whole method on the embedded data set: data, proposals, peaks, training, masks, pictures.
+"""The whole method on the embedded data set: data, proposals, peaks, training, masks, a gallery.
 
 Every stage is one of the ordinary tools, called as a user would call it, and is left out when it
 has been done; what was interrupted goes on where it was.
@@ -131,6 +131,11 @@ def stages(
             "Draw what was found beside what is there.",
             ["visualize.py", *of_run, *test, "--compare", "--limit", "24"],
         ),
+        (
+            "gallery",
+            "Make a page to browse it all: the worst images first, and what the method saw.",
+            ["gallery.py", *of_run, *test],
+        ),
     ]
 
 
@@ -191,6 +196,7 @@ def summarize(run: Path, seconds: dict[str, float]) -> dict[str, Any]:
                 "pseudo_labels": "pseudo_labels/shapes_train.json",
                 "pictures": "visual/shapes_test",
                 "overview": "visual/shapes_test/overview.png",
+                "gallery": "gallery/shapes_test/index.html",
                 "curves": "tensorboard",
             }.items()
         },
@@ -205,6 +211,7 @@ def print_summary(summary: dict[str, Any], path: Path) -> None:
     print(f"\n{summary['seconds']['total']:.0f} s of work in all.")
     for what, name in (
         ("Pictures: detections beside the true masks", "overview"),
+        ("Everything to browse, without a server", "gallery"),
         ("Masks for the training images, as COCO json", "pseudo_labels"),
         ("The trained network", "checkpoints"),
     ):
