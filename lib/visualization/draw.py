@@ -215,6 +215,8 @@ def _blend(canvas: np.ndarray, color: Color, alpha: np.ndarray) -> None:
 def _outline(canvas: np.ndarray, mask: np.ndarray, color: Color) -> None:
     """A coloured line on a wider dark one: to be seen on light and on dark ground."""
     width = max(2, round(max(canvas.shape[:2]) / 320))
+    # Thinner around small objects, which would not be seen under it.
+    width = max(1, min(width, round(float(mask.sum()) ** 0.5 / 25)))
     contours, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_SIMPLE)
     cv2.drawContours(canvas, contours, -1, DARK, width + 2, cv2.LINE_AA)
     cv2.drawContours(canvas, contours, -1, color, width, cv2.LINE_AA)
@@ -232,7 +234,8 @@ def _caption(
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     if not len(rows):
         return
-    scale = min(fit_text(text, max(height, width) / 38, width - 6), 1.2)
+    letters = 13 * (max(height, width) / 512) ** 0.75  # pixels; a smaller share of large images
+    scale = fit_text(text, letters, width - 6)
     (text_width, text_height), below = cv2.getTextSize(text, FONT, scale, 1)
     plate = text_width + 6, text_height + below + 4
     x, y = _place(plate, (columns[0], rows[0], columns[-1], rows[-1]), (height, width), taken)

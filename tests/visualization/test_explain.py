@@ -99,9 +99,9 @@ def test_layers_of_the_gallery(place):
     assert all(0 <= x <= SIZE[1] and 0 <= y <= SIZE[0] for x, y in peaks)
     png = np.frombuffer(base64.b64decode(source.removeprefix("data:image/png;base64,")), np.uint8)
     assert cv2.imdecode(png, cv2.IMREAD_UNCHANGED).shape[2] == 4
-    weights = [item[1] for item in details["mined_1"]]
-    assert weights == sorted(weights, reverse=True) and len(weights) > 0
-    assert {item[0] for item in details["mined_1"]} == {1}
+    mined = details["mined_1"] + details["mined_2"]
+    assert len(mined) > 0 and {item[0] for item in mined} == {1}  # a dog
+    assert all(item[3] in [proposal[3] for proposal in details["proposals"]] for item in mined)
 
 
 def test_stored_clusters_and_proposals_without_a_network(place):

@@ -167,7 +167,7 @@ def test_the_worst_come_first_and_names_are_text(page):
     assert page.find("h1").text == f"results {HOSTILE}"
     assert len(page.all(".tile img")) == 6 and len(page.all("img")) == 6
     page.until(lambda: page.run("[...document.images].every(i => i.naturalWidth === 80)"))
-    assert "AP 20 · 1 of 1 found · 1 shown" in page.find(".tile").text
+    assert "AP 20 · 1/1 found · 1 shown" in page.find(".tile").text
     assert page.find("#status").text == "6 images"
 
 
@@ -221,7 +221,7 @@ def test_layers_on_thumbnails(page):
     page.drawn(5)
     page.find("#layers [data-layer=proposals]").click()
     page.drawn(6)  # one image has details
-    assert page.find("#layers [data-layer=proposals] ~ .which").text == "of 1 images"
+    assert page.find("#layers p").text == "Step by step, on 1 of 6 images"
     page.press("1")
     page.drawn(12)
 
@@ -307,11 +307,11 @@ def test_pointer(page):
 def test_curves(page):
     page.find("#tab-run").click()
     assert not page.find("#images").is_displayed()
-    assert len(page.all("#curve-precision polyline")) == 2
+    assert len(page.all("#curve-precision polyline")) == 3
     assert len(page.all("#curve-losses polyline")) == 2
     assert len(page.all("#curve-rate polyline")) == 1
     legend = [button.text for button in page.all("#curve-precision .legend button")]
-    assert legend == ["cat", HOSTILE]
+    assert legend == ["cat", HOSTILE, "mean"]
     page.find("#curve-precision .legend button").click()
     assert not page.find("#curve-precision polyline").is_displayed()
     assert HOSTILE in page.find("#run table").text

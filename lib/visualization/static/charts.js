@@ -56,7 +56,10 @@
     const lines = new Map();
     for (const line of series) {
       const points = line.x.map((x, i) => `${across(x).toFixed(1)},${down(line.y[i]).toFixed(1)}`);
-      const drawn = svg("polyline", { points: points.join(" "), stroke: line.color, class: "curve" });
+      const drawn = svg("polyline", { points: points.join(" "), class: "curve" });
+      drawn.style.stroke = line.color;
+      if (line.strong) drawn.classList.add("strong");
+      else if (series.length > 12) drawn.classList.add("thin");
       drawn.append(svg("title", {}, line.name));
       lines.set(line.name, drawn);
       picture.append(drawn);
@@ -90,10 +93,14 @@
     const curves = Object.entries(precision).map(([index, values]) => ({
       name: classes[index].name, color: classes[index].color, x: recall, y: values,
     }));
+    if (curves.length > 1) {
+      const mean = recall.map((_, i) => curves.reduce((sum, { y }) => sum + y[i], 0) / curves.length);
+      curves.push({ name: "mean", color: "var(--ink)", x: recall, y: mean, strong: true });
+    }
     if (curves.length) {
       Gallery.chart(document.getElementById("curve-precision"), curves, {
         xTitle: "recall", yTitle: "precision", xRange: [0, 1], yRange: [0, 1],
-        label: `Precision over recall of ${curves.length} classes`,
+        label: `Precision over recall of ${Object.keys(precision).length} classes`,
       });
     }
     const names = [...new Set(history.flatMap((entry) => Object.keys(entry)))];

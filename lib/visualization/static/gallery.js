@@ -26,7 +26,7 @@
   // What is said of an image beside its name.
   Gallery.numbersOf = (image) => {
     const told = [];
-    if (image.ap !== null) told.push(`AP ${percent(image.ap)}`, `${image.found} of ${image.objects} found`);
+    if (image.ap !== null) told.push(`AP ${percent(image.ap)}`, `${image.found}/${image.objects} found`);
     else if (image.objects === 0) told.push("no object");
     const flat = image.has.detections || image.has.pseudo_labels;
     if (flat) {
@@ -174,7 +174,8 @@
     layers.forEach((layer, k) => {
       if (layer.detail && !inDetail) {
         inDetail = true;
-        const count = detailed.size < images.length ? `, ${detailed.size} images` : "";
+        const some = detailed.size < images.length;
+        const count = some ? `, on ${detailed.size} of ${images.length} images` : "";
         place.append(element("p", { class: "which", text: `Step by step${count}` }));
       }
       const box = element("input", { type: "checkbox", "data-layer": layer.id });
