@@ -13,7 +13,6 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -21,16 +20,12 @@ from lib.command_line import errors_in_a_line
 from lib.config import Config, load_config
 from lib.data.catalog import Dataset, add_dataset_arguments, dataset_from_args
 from lib.data.coco import CocoImages
-from lib.data.loader import CimDataset
-from lib.engine.checkpoint import list_checkpoints
-from lib.engine.inspection import open_inspector
-from lib.engine.runs import checkpoint_folder, newest_run, read_lines, start_logging
-from lib.parallel import failures_text
-from lib.prm.clusters import ClusterStore
-from lib.proposals.store import ProposalStore
+from lib.engine.results import results_of_run
+from lib.engine.runs import newest_run, read_lines, start_logging
+from lib.parallel import add_parallel_arguments, failures_text, workers_from_args
 from lib.visualization.collect import Collected, collect
-from lib.visualization.details import detail_layers, make_details, worst_first
-from lib.visualization.gallery import LAYERS, Page, Picture, write_gallery
+from lib.visualization.details import detail_layers, inspect_worst
+from lib.visualization.gallery import LAYERS, Page, write_gallery
 
 logger = logging.getLogger("gallery")
 
@@ -52,6 +47,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     results.add_argument("--outputs", type=Path, default=Path("Outputs"), metavar="DIR")
     results.add_argument("--detections", type=Path, metavar="FILE", help="COCO results")
     results.add_argument("--pseudo-labels", type=Path, metavar="FILE", help="a COCO json")
+    results.add_argument(
+        "--ground-truth", action="store_true", help="no run: the data set's own masks alone"
+    )
     what = parser.add_argument_group("what to show")
     what.add_argument("--limit", type=int, metavar="N", help="the first N images only")
     what.add_argument(
@@ -75,7 +73,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--iou", type=float, default=0.5, help="from which a detection hits (default: 0.5)"
     )
     parser.add_argument("--output", type=Path, metavar="DIR", help="default: in the run's gallery/")
-    parser.add_argument("--jobs", type=int, help="processes (default: one per core if it pays)")
+    add_parallel_arguments(parser, None, "one per core if it pays")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     add_dataset_arguments(parser)
     return parser.parse_args(argv)
@@ -99,7 +97,8 @@ def make(args: argparse.Namespace) -> int:
         iou_thresholds=config.test.iou_thresholds,
     )
     pictures = collected.pictures[: args.limit]
-    details = details_from_args(args, run, dataset, coco, pictures)
+    prm = Path(args.prm) if args.prm else None
+    details = inspect_worst(pictures, args.details, run, dataset, coco, prm, args.device)
     page = describe(collected, coco, dataset, run, results, args.iou)
     page = replace(page, layers={**page.layers, **detail_layers(details)})
     if args.output is not None:
@@ -107,7 +106,8 @@ def make(args: argparse.Namespace) -> int:
     else:
         folder = (run or args.outputs) / "gallery" / dataset.name
     jobs = args.jobs if args.jobs is not None else (1 if len(pictures) < FEW else -1)
-    failures = write_gallery(folder, page, pictures, details, jobs)
+    with workers_from_args(args):
+        failures = write_gallery(folder, page, pictures, details, jobs)
     if failures:
         print(failures_text(failures, len(pictures)), file=sys.stderr)
     print(f"{len(pictures) - len(failures)} images; open {folder / 'index.html'} in a browser")
@@ -120,7 +120,7 @@ def run_of(args: argparse.Namespace) -> Path | None:
         if not args.run.is_dir():
             raise FileNotFoundError(f"{args.run}: no such run folder")
         return args.run
-    if args.detections or args.pseudo_labels:
+    if args.detections or args.pseudo_labels or args.ground_truth:
         return None
     return newest_run(args.outputs)
 
@@ -130,37 +130,12 @@ def result_files(args: argparse.Namespace, run: Path | None, dataset: Dataset) -
     named = {"detections": args.detections, "pseudo_labels": args.pseudo_labels}
     files = {name: path for name, path in named.items() if path is not None}
     if not files and run is not None:
-        of_run = {
-            "detections": run / "test" / dataset.name / "detections.json",
-            "pseudo_labels": run / "pseudo_labels" / f"{dataset.name}.json",
-        }
-        files = {name: path for name, path in of_run.items() if path.is_file()}
+        files = results_of_run(run, dataset.name)
         if not files:
             logger.warning(
                 "%s has no results on %s; make them with tools/test_net.py", run, dataset.name
             )
     return files
-
-
-def details_from_args(
-    args: argparse.Namespace,
-    run: Path | None,
-    dataset: Dataset,
-    coco: CocoImages,
-    pictures: Sequence[Picture],
-) -> list[tuple[int, dict[str, Any]]]:
-    """What the method sees on the worst images, as far as there are proposals, networks, .."""
-    proposals = ProposalStore(dataset.proposals)
-    numbers = [n for n in worst_first(pictures) if proposals.has(coco.images[n].file_name)]
-    numbers = numbers[: args.details]
-    if not numbers:
-        return []
-    inspector = None
-    if run is not None and list_checkpoints(checkpoint_folder(run)):
-        prm = dataset.prm if args.prm or dataset.prm.is_file() else None
-        inspector = open_inspector(run, dataset.root, coco, prm, args.device)
-    data = CimDataset(coco, dataset.images, proposals)
-    return make_details(numbers, data, ClusterStore(dataset.clusters), inspector)
 
 
 def describe(

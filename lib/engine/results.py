@@ -1,7 +1,7 @@
 """Where the results of a run lie, and how command lines name them.
 
 <run>/test/<data set>/detections.json  detections_image_labels.json  metrics.json
-      pseudo_labels/<data set>.json  visual/<data set>/*.png
+      pseudo_labels/<data set>.json  visual/<data set>/*.png  gallery/<data set>/index.html
 """
 
 from __future__ import annotations
@@ -60,6 +60,15 @@ def detections_from_args(
             f"on the data set {dataset_name}"
         )
     return path
+
+
+def results_of_run(run: Path, dataset_name: str) -> dict[str, Path]:
+    """The files that a run has on a data set, by kind: `detections`, `pseudo_labels`."""
+    files = {
+        "detections": run / "test" / dataset_name / "detections.json",
+        "pseudo_labels": run / "pseudo_labels" / f"{dataset_name}.json",
+    }
+    return {kind: path for kind, path in files.items() if path.is_file()}
 
 
 def run_of(result: Path) -> Path | None:

@@ -6,15 +6,21 @@ import base64
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 from tqdm import tqdm
 
+from lib.data.catalog import Dataset
+from lib.data.coco import CocoImages
 from lib.data.loader import CimDataset
-from lib.engine.inspection import Inspection, Inspector, inspect
+from lib.engine.checkpoint import list_checkpoints
+from lib.engine.inspection import Inspection, Inspector, inspect, open_inspector
+from lib.engine.runs import checkpoint_folder
 from lib.prm.clusters import ClusterStore
+from lib.proposals.store import ProposalStore
 from lib.structures import Regions
 from lib.visualization.draw import color_of
 from lib.visualization.gallery import Layer, Picture
@@ -26,6 +32,40 @@ _MINED = "mined_"
 
 Items = list[list[Any]]
 """As in chunks: [class index, number, hit, outlines]; of `prm` [class index, image, peaks]."""
+
+
+def inspect_worst(
+    pictures: Sequence[Picture],
+    count: int,
+    run: Path | None,
+    dataset: Dataset,
+    coco: CocoImages,
+    prm_file: Path | None = None,
+    device: str = "cpu",
+) -> list[tuple[int, dict[str, Items]]]:
+    """What the method sees on the pictures of lowest AP, as far as it can be told.
+
+    Without a run, or before its first checkpoint, that is proposals and stored clusters; images
+    without stored proposals have no details.
+
+    Args:
+        pictures: the first images of the data set, in its order.
+        count: at most so many have details.
+        prm_file: takes the place of the PRM of the data set, or of the one that was trained on.
+
+    Returns:
+        (number of the picture, its layers)
+    """
+    proposals = ProposalStore(dataset.proposals)
+    numbers = [n for n in worst_first(pictures) if proposals.has(coco.images[n].file_name)]
+    numbers = numbers[:count]
+    inspector = None
+    if numbers and run is not None and list_checkpoints(checkpoint_folder(run)):
+        if prm_file is None and dataset.prm.is_file():
+            prm_file = dataset.prm
+        inspector = open_inspector(run, dataset.root, coco, prm_file, device)
+    data = CimDataset(coco, dataset.images, proposals)
+    return make_details(numbers, data, ClusterStore(dataset.clusters), inspector)
 
 
 def worst_first(pictures: Sequence[Picture]) -> list[int]:
@@ -48,6 +88,8 @@ def make_details(
         inspector: None gives proposals and stored clusters alone.
     """
     made = []
+    if not numbers:
+        return made
     for number in tqdm(numbers, desc="details", unit="image"):
         record = data.coco.images[number]
         try:

@@ -83,6 +83,14 @@ def test_pseudo_labels_of_images_with_tags_alone(place):
     assert overview["images"][0]["ap"] is None and overview["images"][0]["objects"] is None
 
 
+def test_true_masks_alone(place):
+    arguments = [*MINE, "--ground-truth", "--output", "page"]
+    assert tool("gallery")(arguments) == 0
+    overview = read_data(place / "page", "overview")
+    assert [layer["id"] for layer in overview["layers"]] == ["ground_truth"]
+    assert overview["images"][0]["ap"] is None and overview["history"] == []
+
+
 def test_names_are_text_and_never_markup(place):
     truth = json.loads((place / "mine.json").read_text())
     truth["categories"][0]["name"] = "</script><script>alert(1)</script>"
