@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-DRIVERS = ("train_CIM", "eval_CIM", "generate_msrcnn_label", "visual_result_mmcv")
+DRIVERS = ("train_CIM", "eval_CIM", "generate_msrcnn_label", "visual_result_mmcv", "refine_msrcnn")
 
 STAND_IN = f"""#!/usr/bin/env bash
 # Notes down a tool's command line; fails for the tool named in FAILING. `python -c` is real.
@@ -199,6 +199,33 @@ def test_pseudo_labels(drive):
         f"tools/generate_pseudo_labels.py --run Outputs/a {data} --score-thresh 0.3 "
         "--segmentation compressed",
     ]
+
+
+def test_refinement(drive):
+    process, calls = drive("refine_msrcnn", "run.seed", "7", output_file="Outputs/a")
+    assert process.returncode == 0, process.stderr
+    config = "--cfg Outputs/a/config.yaml"
+    train = "--dataset shapes_train --data-root data"
+    test = "--run Outputs/a/mask_rcnn --dataset shapes_test --data-root data"
+    assert calls[-4:] == [
+        f"tools/generate_pseudo_labels.py --run Outputs/a {train} --score-thresh 0.3 "
+        "--segmentation compressed",
+        f"tools/train_mask_rcnn.py {config} --run Outputs/a {train} --set run.seed 7",
+        f"tools/test_mask_rcnn.py {config} {test} --set run.seed 7",
+        f"tools/evaluate.py {config} {test} --per-class --set run.seed 7",
+    ]
+
+
+def test_refinement_of_own_data(drive):
+    own = {"json": "my.json", "images": "pictures", "output_file": "Outputs/a"}
+    test = {"test_json": "held.json", "test_images": "held"}
+    _, calls = drive("refine_msrcnn", **own, **test, score_thresh="0.5")
+    assert "--json my.json --images pictures" in calls[-3]
+    assert "--score-thresh 0.5" in calls[-4]
+    assert "--json held.json --images held" in calls[-2]
+    process, calls = drive("refine_msrcnn", **own, test_dataset="coco2017test")
+    assert process.returncode == 0
+    assert calls[-1].startswith("tools/test_mask_rcnn.py")
 
 
 def test_pictures(drive):

@@ -72,6 +72,21 @@ def test_from_images_to_pictures(tmp_path):
     assert seen
     assert seen <= {(a["image_id"], a["category_id"]) for a in truth["annotations"]}
 
+    refine = {
+        "refine.score_thresh": 0,
+        "refine.solver.max_iter": 2,
+        "refine.solver.steps": [1],
+        "refine.solver.images_per_update": 2,
+    }
+    overrides += [str(word) for pair in refine.items() for word in pair]
+    test_set = tmp_path / "shapes" / "annotations" / "test.json", tmp_path / "shapes" / "test"
+    variables = dict(zip(("test_json", "test_images"), map(str, test_set), strict=True))
+    printed = drive("refine_msrcnn", "train", *overrides, score_thresh="0", **variables)
+    assert "Training Mask R-CNN on the pseudo labels" in printed
+    assert (run / "mask_rcnn" / "ckpt" / "model_step2.pth").is_file()
+    metrics = json.loads((run / "mask_rcnn" / "test" / "test" / "metrics.json").read_text())
+    assert metrics["num_images"] == 3
+
     drive("visual_result_mmcv", "test", "--compare", "--score-thresh", "0")
     pictures = {path.name for path in (run / "visual" / "test").iterdir()}
     assert pictures == {"overview.png", *(f"test_0000{n}.png" for n in (1, 2, 3))}
