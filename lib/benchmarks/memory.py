@@ -1,0 +1,56 @@
+"""Peak memory of one training step against the number of proposals, in chunks and at once."""
+
+from __future__ import annotations
+
+import multiprocessing
+import resource
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+
+import torch
+
+from lib.benchmarks.network import FULL, NUM_CLASSES, SMALL, draw_sample
+from lib.benchmarks.report import Conditions, Row
+from lib.config import Config, RuntimeConfig
+from lib.engine.setup import build_trainer
+from lib.modeling.model_builder import build_model
+
+COUNTS = (500, 1000, 4000)
+LONG_SIDE = 480
+CHUNK = 500
+
+
+def run(conditions: Conditions) -> Iterator[Row]:
+    """Weights, their gradient, and all that the gradient of one image needs; each in a process of
+    its own, whose peak is what the operating system has counted (on CUDA: what PyTorch has)."""
+    counts, chunk = ((20, 40), 10) if conditions.quick else (COUNTS, CHUNK)
+    for count in counts:
+        for at_once in (None, chunk):
+            how = "at once" if at_once is None else f"chunks of {at_once}"
+            # A process counts its peak over its whole life: a new one for each.
+            context = multiprocessing.get_context("spawn")
+            with ProcessPoolExecutor(1, mp_context=context) as pool:
+                peak = pool.submit(
+                    peak_bytes, count, at_once, torch.get_num_threads(), conditions
+                ).result()
+            yield Row(f"P={count}, {how}", peak / 2**30, "GiB")
+
+
+def peak_bytes(
+    num_proposals: int, chunk: int | None, num_threads: int, conditions: Conditions
+) -> int:
+    """The most memory that this process has had, after forward and backward pass of one image."""
+    torch.manual_seed(conditions.seed)
+    torch.set_num_threads(num_threads)
+    model = build_model(SMALL if conditions.quick else FULL, NUM_CLASSES)
+    config = Config(runtime=RuntimeConfig(precision="bfloat16", proposals_chunk=chunk))
+    trainer = build_trainer(config, model, str(conditions.device))
+    long_side = 64 if conditions.quick else LONG_SIDE
+    sample = draw_sample(long_side, num_proposals).to(conditions.device)
+    generator = torch.Generator().manual_seed(conditions.seed)
+    sum(trainer.losses(model, sample, generator).values()).backward()
+    if conditions.device.type == "cuda":
+        return torch.cuda.max_memory_allocated()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
