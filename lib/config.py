@@ -211,6 +211,10 @@ class RuntimeConfig(_Section):
     """Memory layout of images and feature maps."""
     compile: bool = False
     """Compiles the backbone with torch.compile: a minute at the start for a few percent."""
+    images_together: bool = False
+    """One process trains on all images of an update in one pass: for wide networks, whose many
+    weights are read and whose gradient is written once then; takes the memory of all of them.
+    Otherwise the images are worked on one by one and, on a CPU, side by side on its cores."""
     proposals_chunk: AtLeastOne | None = None
     """MaskFuse takes at most so many proposals at a time and, in training, computes them again for
     the gradient: less memory, more time. null trains on all of an image at once."""

@@ -85,7 +85,8 @@ def run(args: argparse.Namespace, ranks: Ranks) -> int:
     data = open_training_data(dataset, coco, with_clusters=config.loss.pcl != 0)
 
     start_logging(folder / "log.txt", ranks.rank)
-    at_most = config.solver.images_per_update if ranks.count == 1 else 1
+    side_by_side = ranks.count == 1 and not config.runtime.images_together
+    at_most = config.solver.images_per_update if side_by_side else 1
     lanes = share_threads(args.device, args.threads, at_most)
     seed_everything(config.run.seed)
     if state is None:

@@ -31,7 +31,8 @@ def run(conditions: Conditions) -> Iterator[Row]:
     if conditions.quick:
         long_side, num = 64, 10
     # The rate is next to 0, so that all updates are of the same weights.
-    solver, runtime = SolverConfig(base_lr=1e-12), RuntimeConfig(precision="bfloat16")
+    solver = SolverConfig(base_lr=1e-12)
+    runtime = RuntimeConfig(precision="bfloat16", images_together=True)
     config = Config(solver=solver, runtime=runtime)
     plain_net, net = two_networks(conditions)
     plain = plain_trainer(plain_net, config, conditions.device)

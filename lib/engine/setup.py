@@ -139,9 +139,11 @@ def build_trainer(
     model.proposals_chunk = runtime.proposals_chunk
     if runtime.compile:
         model.Conv_Body.compile(dynamic=True)
+    losses = CIMLosses(CIMCriterion(CIMMiner(**config.mining.model_dump())))
     return Trainer(
         model=model,
-        losses=CIMLosses(CIMCriterion(CIMMiner(**config.mining.model_dump()))),
+        losses=losses,
+        losses_together=losses.together if runtime.images_together else None,
         optimizer=build_optimizer(
             model, solver.momentum, solver.weight_decay, solver.bias_lr_factor
         ),

@@ -69,6 +69,9 @@ class Trainer:
     """Images worked on at the same time (CPU); changes nothing but the rounding of sums."""
     ranks: Ranks = ALONE
     """The processes that share the images of an update; the same is true of them."""
+    losses_together: Callable[..., list[dict[str, Tensor]]] | None = None
+    """(model, samples on `device`, generators) -> losses of every image. If set, a process that is
+    alone makes one pass over all images of an update, in place of lanes; the same is true of it."""
     iteration: int = 0
     """Updates done."""
 
@@ -102,6 +105,7 @@ class Trainer:
         """
         rate = self.learning_rate(self.iteration)
         self.lanes.drop_gradients()
+        together = self.losses_together is not None and self.ranks.count == 1
         images, pending, waited = [], [], 0.0
         try:
             for number in range(self._own_images):
@@ -109,10 +113,14 @@ class Trainer:
                 sample = next(samples)
                 waited += time.perf_counter() - start
                 images.append(sample)
-                pending.append(self.lanes.submit(number, self._add_gradient, sample, number))
+                if not together:
+                    pending.append(self.lanes.submit(number, self._add_gradient, sample, number))
         finally:
             self.lanes.finish()
-        of_images = [future.result() for future in pending]
+        if together:
+            of_images = self._gradients_together(images)
+        else:
+            of_images = [future.result() for future in pending]
         self.lanes.gather_gradients()
         gradients = [p.grad for p in self.parameters if p.grad is not None]
         grad_norm = nn.utils.get_total_norm(gradients, foreach=True)
@@ -151,6 +159,21 @@ class Trainer:
             total = sum(self.loss_weights[name] * value for name, value in losses.items())
             total.backward()
         return {name: value.detach() for name, value in {**losses, "total": total}.items()}
+
+    def _gradients_together(self, samples: Sequence[TrainingSample]) -> list[dict[str, Tensor]]:
+        """`_add_gradient` for all images of the update in one pass."""
+        samples = [sample.to(self.device, non_blocking=True) for sample in samples]
+        generators = [self.generator(self.first_sample + n) for n in range(len(samples))]
+        of_images = self.losses_together(self.model, samples, generators)
+        totals = [
+            sum(self.loss_weights[name] * value for name, value in losses.items())
+            for losses in of_images
+        ]
+        torch.stack(totals).sum().backward()
+        return [
+            {name: value.detach() for name, value in {**losses, "total": total}.items()}
+            for losses, total in zip(of_images, totals, strict=True)
+        ]
 
     def _sent_after_the_last(self, number: int) -> AbstractContextManager:
         """Ranks add up their gradients once an update, in the backward pass of the last image."""

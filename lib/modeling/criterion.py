@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +16,7 @@ from lib.modeling.losses import (
     refine_cls_loss,
     refine_iou_loss,
 )
+from lib.modeling.model_builder import CIMNet
 from lib.proposals.overlaps import overlaps
 from lib.structures import Sample, Scores
 
@@ -31,6 +32,19 @@ class CIMLosses:
         self, model: nn.Module, sample: Sample, generator: torch.Generator
     ) -> dict[str, Tensor]:
         scores = model(sample.image[None], sample.boxes, sample.roi_masks)
+        return self._of(scores, sample, generator)
+
+    def together(
+        self,
+        model: CIMNet,
+        samples: Sequence[Sample],
+        generators: Sequence[torch.Generator],
+    ) -> list[dict[str, Tensor]]:
+        """The losses of several images, whose proposals pass MaskFuse together."""
+        scores = model.score_views(samples)
+        return list(map(self._of, scores, samples, generators))
+
+    def _of(self, scores: Scores, sample: Sample, generator: torch.Generator) -> dict[str, Tensor]:
         iou, containment = overlaps(sample.membership, sample.areas)
         return self.criterion(scores, sample, iou, containment, generator)
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lib.benchmarks import inference, train
+from lib.benchmarks import inference, memory, train
 from lib.benchmarks.network import NUM_CLASSES, draw_sample, two_networks
 from lib.benchmarks.report import Conditions
 
@@ -39,3 +39,7 @@ def test_quick_run(benchmark, tolerance):
     assert ratio.value > 0 and ratio.at_least >= 2.5
     differences = [row for what, row in rows.items() if "difference" in what]
     assert differences and all(row.value < tolerance for row in differences)
+
+
+def test_peak_memory_is_that_of_a_process():
+    assert memory.peak_bytes(20, 10, torch.get_num_threads(), QUICK) > 100 * 2**20

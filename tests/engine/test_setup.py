@@ -1,0 +1,91 @@
+"""The section `runtime` in use: other ways to compute the same training and the same scores."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from lib.benchmarks.network import SMALL, draw_sample
+from lib.config import Config, RuntimeConfig, SolverConfig
+from lib.engine.inference import score_passes
+from lib.engine.setup import build_trainer, prepare_for_inference
+from lib.modeling.model_builder import build_model
+
+NUM_CLASSES = 5
+
+
+def samples(count=4):
+    return [draw_sample(48 + 16 * (n // 2), 12 + n, NUM_CLASSES, seed=n) for n in range(count)]
+
+
+def trained(updates=2, **runtime):
+    """A trainer after a few updates of four images, of two sizes."""
+    torch.manual_seed(0)
+    model = build_model(SMALL, NUM_CLASSES)
+    config = Config(
+        solver=SolverConfig(base_lr=1e-3, warmup_iters=0), runtime=RuntimeConfig(**runtime)
+    )
+    trainer = build_trainer(config, model, "cpu")
+    told = [trainer.update(iter(samples())) for _ in range(updates)]
+    return trainer, told
+
+
+def test_images_together_are_the_sum_of_images_one_by_one():
+    alone, told_alone = trained()
+    together, told_together = trained(images_together=True)
+    for one, other in zip(told_alone, told_together, strict=True):
+        for name in ("bag", "pcl", "refine_cls", "refine_iou", "total", "grad_norm"):
+            assert other[name] == pytest.approx(one[name], rel=1e-4), name
+    weights = dict(alone.model.named_parameters())
+    for name, weight in together.model.named_parameters():
+        torch.testing.assert_close(weight, weights[name], rtol=1e-4, atol=1e-6)
+
+
+def test_images_together_give_the_same_bits_again():
+    first, second = (trained(images_together=True)[0].model.state_dict() for _ in range(2))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_an_image_that_fails_together_with_others_is_named(monkeypatch):
+    trainer, _ = trained(images_together=True)
+    bad = samples()
+    bad[2].image.fill_(float("nan"))
+    before = copy.deepcopy(trainer.model.state_dict())
+    with pytest.raises(RuntimeError, match=bad[2].file_name):
+        trainer.update(iter(bad))
+    assert all(torch.equal(before[n], t) for n, t in trainer.model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("runtime", "tolerance"),
+    [
+        ({"precision": "bfloat16"}, 2e-2),
+        ({"channels_last": False}, 1e-4),
+        ({"proposals_chunk": 5}, 1e-4),
+    ],
+)
+def test_losses_hardly_depend_on_how_they_are_computed(runtime, tolerance):
+    """bfloat16 keeps 8 bits: a loss moves by 2% at most. Mining may decide otherwise in between, so
+    that only the first update is compared."""
+    _, (plain,) = trained(updates=1)
+    _, (other,) = trained(updates=1, **runtime)
+    for name in ("bag", "pcl", "total"):
+        assert other[name] == pytest.approx(plain[name], rel=tolerance), name
+
+
+@pytest.mark.parametrize(
+    ("runtime", "tolerance"),
+    [({}, 1e-6), ({"precision": "bfloat16"}, 1e-2), ({"proposals_chunk": 7}, 1e-6)],
+)
+def test_inference_scores_as_the_network_in_training(runtime, tolerance):
+    model = trained()[0].model.eval()
+    passes = [draw_sample(size, 9, NUM_CLASSES) for size in (48, 48, 64)]
+    expected = score_passes(copy.deepcopy(model), passes, "cpu")
+    prepare_for_inference(model, RuntimeConfig(**runtime))
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
+    error = (score_passes(model, passes, "cpu") - expected).abs().max() / expected.abs().max()
+    assert error <= tolerance
+    half = runtime.get("precision") == "bfloat16"
+    stored = {p.dtype for p in model.Box_Head.parameters()}
+    assert stored == {torch.bfloat16 if half else torch.float32}
