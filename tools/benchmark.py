@@ -9,11 +9,13 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import torch
 
 from lib.benchmarks import BENCHMARKS, Conditions
 from lib.benchmarks.report import cores, describe_machine, machine_text, table_text, write_numbers
+from lib.benchmarks.timing import processor_time
 from lib.command_line import errors_in_a_line
 
 
@@ -29,14 +31,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--quick", action="store_true", help="small sizes and few repeats, to see that it runs"
     )
+    parser.add_argument(
+        "--processor-time",
+        action="store_true",
+        help="time by what one thread computed instead of by the clock: for a machine that has "
+        "other work, and for benchmarks of short functions on the CPU",
+    )
     args = parser.parse_args(argv)
-    threads = cores() if args.threads is None else args.threads
+    if args.processor_time and (args.device != "cpu" or args.threads not in (None, 1)):
+        raise ValueError("--processor-time goes with --device cpu and one thread")
+    default = 1 if args.processor_time else cores()
+    threads = default if args.threads is None else args.threads
     if threads < 1:
         raise ValueError(f"--threads is {threads}, expected at least 1")
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        return run(args)
+        with processor_time() if args.processor_time else nullcontext():
+            return run(args)
     finally:
         torch.set_num_threads(before)
 
@@ -44,7 +56,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(args: argparse.Namespace) -> int:
     conditions = Conditions(torch.device(args.device), args.seed, args.quick)
     machine = describe_machine()
-    print(f"{args.name} on {machine_text(machine)}", flush=True)
+    machine["processor_time"] = args.processor_time
+    clock = ", processor time" if args.processor_time else ""
+    print(f"{args.name} on {machine_text(machine)}{clock}", flush=True)
     rows = list(BENCHMARKS[args.name](conditions))
     print(table_text(rows))
     if args.json:

@@ -6,12 +6,14 @@ of lib. A further one is a file in this folder and its line below.
 
 from collections.abc import Callable, Iterator
 
-from lib.benchmarks import inference, memory, overlaps, train
+from lib.benchmarks import inference, loader, memory, mining, overlaps, train
 from lib.benchmarks.report import Conditions, Row
 
 BENCHMARKS: dict[str, Callable[[Conditions], Iterator[Row]]] = {
     "inference": inference.run,
+    "loader": loader.run,
     "memory": memory.run,
+    "mining": mining.run,
     "overlaps": overlaps.run,
     "train": train.run,
 }

@@ -177,9 +177,10 @@ class CIMMiner:
         first = is_instance.to(torch.uint8).argsort(dim=1, descending=True, stable=True)
         first = first[:, : max(most, 1)]  # (S, M): the instances, ascending, then some others
         first = first.where(is_instance.gather(1, first), first[:, :1])
-        overlap = iou.index_select(1, first.reshape(-1)).view(-1, *first.shape)  # (P, S, M)
-        overlap, nearest = overlap.max(dim=2)
-        overlap, nearest = overlap.T, first.gather(1, nearest.T)  # (S, P)
+        # iou is symmetric: its rows, which lie together in memory, are as good as its columns.
+        overlap = iou.index_select(0, first.reshape(-1)).view(*first.shape, -1)  # (S, M, P)
+        overlap, nearest = overlap.max(dim=1)  # (S, P)
+        nearest = first.gather(1, nearest)
 
         overlap = overlap * is_instance.any(dim=1, keepdim=True)
         is_labelled = overlap > 0

@@ -8,7 +8,7 @@ import torch
 
 from lib.benchmarks import BENCHMARKS, Conditions, Row
 from lib.benchmarks.report import table_text
-from lib.benchmarks.timing import Timing, time_together
+from lib.benchmarks.timing import Timing, processor_time, time_together
 from tools import benchmark
 
 
@@ -75,6 +75,13 @@ def test_ratios_are_taken_round_by_round():
     assert (slow.best, slow.median, slow.best_ms) == (5, 7, 5000)
 
 
+def test_processor_time_does_not_count_sleep():
+    with processor_time():
+        slept = time_together({"sleep": lambda: time.sleep(0.05)}, 0, min_rounds=2)["sleep"]
+    assert slept.best < 0.04
+    assert time_together({"sleep": lambda: time.sleep(0.05)}, 0)["sleep"].best >= 0.05
+
+
 @pytest.fixture
 def one_row(monkeypatch):
     def run(conditions):
@@ -104,6 +111,8 @@ def test_unknown_name_and_bad_threads(capsys):
     assert "overlaps" in capsys.readouterr().err
     assert benchmark.main(["overlaps", "--threads", "0"]) == 2
     assert "expected at least 1" in capsys.readouterr().err
+    assert benchmark.main(["overlaps", "--processor-time", "--threads", "2"]) == 2
+    assert "one thread" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", BENCHMARKS)
