@@ -8,7 +8,7 @@ reads configuration; everything in `lib/` takes explicit arguments.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -225,6 +225,8 @@ class RunConfig(_Section):
     checkpoint_period: AtLeastOne = 5000
     keep_checkpoints: AtLeastOne = 3
     log_period: AtLeastOne = 20
+    image_period: Count = 1000
+    """Updates from one picture of the mined instances to the next; 0 draws none."""
 
 
 class Config(_Section):
@@ -259,7 +261,17 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
             and values out of range, each with its dotted path.
     """
     source = str(path) if path is not None else "the defaults"
-    merged = OmegaConf.create(_read_yaml(Path(path), seen=()) if path is not None else {})
+    content = _read_yaml(Path(path), seen=()) if path is not None else {}
+    return config_from(content, source, overrides)
+
+
+def config_from(content: Mapping[str, Any], source: str, overrides: Sequence[str] = ()) -> Config:
+    """The same from what such a file, or a checkpoint's `config`, holds.
+
+    Args:
+        source: what messages call it.
+    """
+    merged = OmegaConf.create(dict(content))
     if len(overrides) % 2:
         raise ConfigError(
             f"overrides come in KEY VALUE pairs, got {len(overrides)} words: {' '.join(overrides)}"

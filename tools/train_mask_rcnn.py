@@ -23,7 +23,8 @@ from lib.engine.randomness import seed_everything
 from lib.engine.resume import TRAINED_WITH, find_resumable
 from lib.engine.runs import describe_environment, newest_checkpoint, newest_run, start_logging
 from lib.engine.setup import KEEP_IN_MEMORY, share_threads
-from lib.engine.trainer import NonFiniteLossError, train
+from lib.engine.trainer import NonFiniteLossError
+from lib.engine.training import train
 from lib.files import write_json
 from lib.refine.data import InstanceDataset, open_pseudo_labels
 from lib.refine.network import build_mask_rcnn

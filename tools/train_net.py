@@ -6,7 +6,9 @@ import argparse
 import logging
 import signal
 import sys
+import time
 from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +21,24 @@ from lib.data.loader import train_loader
 from lib.engine.distributed import Ranks, joined_ranks
 from lib.engine.randomness import seed_everything
 from lib.engine.resume import TRAINED_WITH, find_resumable
-from lib.engine.runs import describe_environment, new_run, newest_run, start_logging
+from lib.engine.runs import (
+    claim_folder,
+    describe_environment,
+    new_run,
+    newest_checkpoint,
+    newest_run,
+    start_logging,
+)
 from lib.engine.setup import (
     build_trainer,
     initial_model,
+    mining_view,
     open_training_data,
     share_threads,
     training_depends_on,
 )
-from lib.engine.trainer import NonFiniteLossError, train
+from lib.engine.trainer import NonFiniteLossError
+from lib.engine.training import train
 from lib.files import write_json
 from lib.modeling.model_builder import build_model
 
@@ -50,7 +61,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description=__doc__, epilog="Ctrl-C and SIGTERM end it after the update in hand, saved."
+        description=__doc__,
+        epilog="Ctrl-C and SIGTERM end it after the update in hand, saved, with code 130 or 143; "
+        "NaN or infinity with 1, other errors with 2. By tools/launch.py (torchrun) several "
+        "processes train together.",
     )
     parser.add_argument("--cfg", type=Path, metavar="FILE", help="default: the published numbers")
     add_dataset_arguments(parser)
@@ -65,6 +79,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--weights", type=Path, metavar="FILE", help="start from the whole network in a checkpoint"
+    )
+    parser.add_argument(
+        "--profile",
+        action="store_true",
+        help="also write a trace of a few updates by torch's profiler to <output>/profile",
     )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, metavar="N", help="default: all cores")
@@ -84,6 +103,8 @@ def run(args: argparse.Namespace, ranks: Ranks) -> int:
         raise ValueError(f"--resume: {folder} has no checkpoint to go on with")
     data = open_training_data(dataset, coco, with_clusters=config.loss.pcl != 0)
 
+    if ranks.is_first:
+        claim_folder(folder)
     start_logging(folder / "log.txt", ranks.rank)
     side_by_side = ranks.count == 1 and not config.runtime.images_together
     at_most = config.solver.images_per_update if side_by_side else 1
@@ -110,6 +131,8 @@ def run(args: argparse.Namespace, ranks: Ranks) -> int:
         num_workers=config.input.num_workers,
     )
     announce(config, coco, args, folder, trainer.iteration, ranks)
+    draws = ranks.is_first and settings.image_period > 0 and config.model.num_stages > 0
+    begun, done_before = time.monotonic(), trainer.iteration
     try:
         stopped_by = train(
             trainer,
@@ -125,6 +148,9 @@ def run(args: argparse.Namespace, ranks: Ranks) -> int:
                 "config": config.model_dump(mode="json"),
                 TRAINED_WITH: trained_with,
             },
+            image_period=settings.image_period,
+            picture=mining_view(config, data, ranks.device) if draws else None,
+            profile=args.profile,
         )
     except NonFiniteLossError as error:
         if ranks.is_first:  # all have noticed
@@ -134,9 +160,8 @@ def run(args: argparse.Namespace, ranks: Ranks) -> int:
         name = signal.Signals(stopped_by).name
         logger.info("stopped by %s; go on with --output %s and the same options", name, folder)
         return 128 + stopped_by
-    logger.info("trained: %s", folder)
-    logger.info("curves: %s, or tensorboard --logdir %s", folder / "history.jsonl", folder)
-    logger.info("next: python tools/test_net.py --run %s on the data set to test on", folder)
+    images = (trainer.iteration - done_before) * solver.images_per_update
+    farewell(folder, images, time.monotonic() - begun)
     return 0
 
 
@@ -155,6 +180,23 @@ def check_shared(folder: Path, ranks: Ranks, state: Mapping[str, Any] | None) ->
             f"{folder}: the processes see checkpoints of different updates there ({steps}); the "
             "run folder must lie on a disk that all machines share"
         )
+
+
+def farewell(folder: Path, images: int, seconds: float) -> None:
+    """One line that says what was done and where everything is, and one on what comes next."""
+    pictures = folder / "mining"
+    logger.info(
+        "trained: %s; %d images in %s; weights %s, curves %s (tensorboard --logdir %s)%s, log %s",
+        folder,
+        images,
+        timedelta(seconds=round(seconds)),
+        newest_checkpoint(folder),
+        folder / "history.jsonl",
+        folder,
+        f", pictures {pictures}" if pictures.is_dir() else "",
+        folder / "log.txt",
+    )
+    logger.info("next: python tools/test_net.py --run %s on the data set to test on", folder)
 
 
 def announce(

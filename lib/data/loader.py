@@ -287,6 +287,10 @@ class _Requests(Dataset):
 
 
 def _raise_errors(loader: DataLoader) -> Iterator[TrainingSample]:
+    if loader.num_workers:
+        # Here already, not in the workers only: threads that OpenCV has started in this process do
+        # not live on in a forked one, which would wait for them for ever.
+        cv2.setNumThreads(1)
     for item in loader:
         if isinstance(item, Exception):
             raise item

@@ -6,6 +6,7 @@ further keys of ours beside it (`class_names`, `config`, `rng`).
 
 from __future__ import annotations
 
+import os
 import pickle
 import re
 from collections.abc import Mapping
@@ -27,12 +28,31 @@ class CheckpointError(ValueError):
 
 
 def save_checkpoint(folder: Path, content: Mapping[str, Any], keep: int | None = None) -> Path:
-    """Writes `folder/model_step<content['step']>.pth`, then removes all but the `keep` newest."""
+    """Writes `folder/model_step<content['step']>.pth`, then removes all but the `keep` newest.
+
+    Raises:
+        OSError: it could not be written: a full disk, a folder that is not writable. What was there
+            is left as it was.
+    """
     path = folder / f"model_step{content['step']}.pth"
-    for half in folder.glob(".model_step*.part"):  # of a process that was killed while writing
-        half.unlink(missing_ok=True)
-    with atomic_file(path) as file:
-        torch.save(dict(content), file)
+    try:
+        for half in folder.glob(".model_step*.part"):  # of a process that was killed while writing
+            half.unlink(missing_ok=True)
+        with atomic_file(path) as file:
+            torch.save(dict(content), file)
+            file.flush()
+            os.fsync(file.fileno())  # on the disk before it takes its name
+    except (OSError, RuntimeError) as error:
+        # torch.save turns an error of the system into one of its own.
+        cause = error if isinstance(error, OSError) else error.__context__
+        if not isinstance(cause, OSError):
+            raise
+        before = list_checkpoints(folder)
+        last = f"{before[-1]} is whole" if before else "there is none before it"
+        raise OSError(
+            f"{path}: the checkpoint could not be written ({cause.strerror or cause}), {last}; "
+            "make room, or the folder writable, and run the same command again"
+        ) from error
     if keep is not None:
         for old in list_checkpoints(folder)[:-keep]:
             if old != path:

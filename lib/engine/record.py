@@ -1,4 +1,4 @@
-"""What a training shows of itself: curves in a file and in TensorBoard, a progress bar."""
+"""What a training shows of itself: curves and pictures, in files and in TensorBoard, and a bar."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tqdm import tqdm
 
 from lib.engine.runs import History
+from lib.visualization.panels import save_png
 
 Numbers = Mapping[str, float]
 
@@ -33,6 +34,7 @@ class Record:
     """
 
     def __init__(self, run: Path, start: int, max_iter: int, bar_shows: tuple[str, ...]) -> None:
+        self.run = run
         self.history = History(run / "history.jsonl", start)
         self.board = Board(run / "tensorboard", purge_step=start + 1)
         self.bar = tqdm(total=max_iter, initial=start, desc="training", unit="update")
@@ -55,7 +57,8 @@ class Record:
         self.bar.set_postfix({n: f"{means[n]:.3g}" for n in self.bar_shows if n in means})
 
     def show(self, iteration: int, name: str, picture: np.ndarray) -> None:
-        """Adds a picture, (H, W, 3) uint8 RGB, to TensorBoard."""
+        """Keeps a picture, (H, W, 3) uint8 RGB, as `<name>/update_<N>.png` and in TensorBoard."""
+        save_png(self.run / name / f"update_{iteration:06d}.png", picture)
         self.board.add(summary.image(name, picture, dataformats="HWC"), iteration)
 
     def __enter__(self) -> Self:

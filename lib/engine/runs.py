@@ -12,6 +12,7 @@ import os
 import platform
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -39,6 +40,24 @@ def new_run(outputs: Path, config_stem: str) -> Path:
         number += 1
         path = outputs / config_stem / f"{start}-{number}"
     return path
+
+
+def claim_folder(run: Path) -> None:
+    """Makes a run's folders and tries whether they can be written to, before any work is done.
+
+    Raises:
+        OSError: they cannot; the text says why.
+    """
+    try:
+        checkpoint_folder(run).mkdir(parents=True, exist_ok=True)
+        for folder in (run, checkpoint_folder(run)):
+            with tempfile.TemporaryFile(dir=folder) as file:
+                file.write(b"room?")
+    except OSError as error:
+        raise OSError(
+            f"{run}: nothing can be written there ({error.strerror}); name another --output, or "
+            "make room"
+        ) from error
 
 
 def newest_run(outputs: Path) -> Path:

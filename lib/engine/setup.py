@@ -17,6 +17,7 @@ from lib.data.loader import CimDataset
 from lib.engine.checkpoint import load_checkpoint, load_model
 from lib.engine.detect import Detector
 from lib.engine.distributed import ALONE, Ranks
+from lib.engine.mining_view import MiningView
 from lib.engine.solver import LearningRate, build_optimizer
 from lib.engine.trainer import Trainer
 from lib.modeling.criterion import CIMCriterion, CIMLosses
@@ -156,6 +157,13 @@ def build_trainer(
         num_lanes=num_lanes,
         ranks=ranks,
     )
+
+
+def mining_view(config: Config, data: CimDataset, device: str) -> MiningView:
+    """Pictures of what is mined as training goes on; at the middle one of the training scales."""
+    scales = sorted(config.input.train_scales)
+    miner = CIMMiner(**config.mining.model_dump())
+    return MiningView(data, miner, scales[len(scales) // 2], device)
 
 
 def learning_rate(solver: SolverConfig) -> LearningRate:

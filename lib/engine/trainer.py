@@ -1,31 +1,23 @@
-"""The training loop: one update is the sum of the gradients of a few images (SPEC 6)."""
+"""One update: the sum of the gradients of a few images (SPEC 6)."""
 
 from __future__ import annotations
 
-import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lib.engine.checkpoint import save_checkpoint
 from lib.engine.distributed import ALONE, Ranks, summing_model
 from lib.engine.lanes import Lanes
 from lib.engine.randomness import random_state, set_random_state
-from lib.engine.record import Record
-from lib.engine.runs import checkpoint_folder
-from lib.engine.signals import StopSignals
 from lib.engine.solver import LearningRate, set_learning_rate
 from lib.structures import TrainingSample
-
-logger = logging.getLogger(__name__)
 
 Numbers = dict[str, float]
 _Item = TypeVar("_Item")
@@ -239,59 +231,3 @@ def in_order(of_ranks: Sequence[Sequence[_Item]]) -> list[_Item]:
 
 def _all_finite(values: Numbers) -> bool:
     return all(map(math.isfinite, values.values()))
-
-
-def train(
-    trainer: Trainer,
-    samples: Iterator[TrainingSample],
-    run: Path,
-    max_iter: int,
-    *,
-    checkpoint_period: int,
-    keep_checkpoints: int,
-    log_period: int,
-    checkpoint_extra: Mapping[str, Any],
-) -> int | None:
-    """Updates the model from where it stands until `max_iter`, and keeps a record in `run`.
-
-    Writes ckpt/ (every `checkpoint_period` updates and at the end), history.jsonl and
-    tensorboard/. SIGINT and SIGTERM, to any rank, end it after the update in hand, with a
-    checkpoint. Of several ranks the first alone writes.
-
-    Args:
-        samples: the images of this rank from `trainer.first_sample` on.
-        checkpoint_extra: further entries of the checkpoints, tensors and plain values.
-
-    Returns:
-        The signal that ended it, None when it reached `max_iter`.
-
-    Raises:
-        NonFiniteLossError: nothing is saved; the last checkpoint stays.
-        OSError: something could not be written; the last checkpoint stays.
-    """
-    ranks = trainer.ranks
-    with ExitStack() as stack:
-        record = None
-        if ranks.is_first:
-            shown = ("total", *trainer.loss_weights)
-            record = stack.enter_context(Record(run, trainer.iteration, max_iter, shown))
-        stop = stack.enter_context(StopSignals(second_ends=ranks.count == 1))
-        while trainer.iteration < max_iter:
-            start = time.perf_counter()
-            values = trainer.update(samples)
-            # Looked at once: a signal may come at any moment, and to one rank before another.
-            stopped_by = next(filter(None, ranks.gather(stop.received)), None)
-            last = stopped_by is not None or trainer.iteration == max_iter
-            if record is not None:
-                record.add({**values, "seconds": time.perf_counter() - start})
-                if last or trainer.iteration % log_period == 0:
-                    record.write(trainer.iteration, trainer.images_per_update)
-                if last or trainer.iteration % checkpoint_period == 0:
-                    content = {**trainer.state_dict(), **checkpoint_extra}
-                    path = save_checkpoint(checkpoint_folder(run), content, keep_checkpoints)
-                    logger.info("update %d: saved %s", trainer.iteration, path)
-            if last:
-                ranks.wait()  # for the checkpoint: torchrun may kill all when the first one leaves
-            if stopped_by is not None:
-                return stopped_by
-    return None

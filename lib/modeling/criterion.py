@@ -83,6 +83,18 @@ class CIMCriterion:
             Scalars `bag`, `pcl` (with the factor 12 of its definition) and, if there are
             refinement stages, `refine_bag`, `refine_cls`, `refine_iou`, summed over the stages.
         """
+        losses = self.by_stage(scores, sample, iou, containment, generator)
+        return {name: value.sum() for name, value in losses.items()}
+
+    def by_stage(
+        self,
+        scores: Scores,
+        sample: Sample,
+        iou: Tensor,
+        containment: Tensor,
+        generator: torch.Generator | None = None,
+    ) -> dict[str, Tensor]:
+        """The same losses before they are summed: those of the refinement are (S,)."""
         labels = sample.image_labels
         losses = {
             "bag": bag_loss(scores.cls_prob, scores.det_prob, labels),
@@ -103,7 +115,7 @@ class CIMCriterion:
             bags.append(refine_bag_loss(cls_prob, integrity, column, weight, labels))
             classes.append(refine_cls_loss(cls_prob, column, weight))
             integrities.append(refine_iou_loss(integrity, column, weight, targets.iou_target[s]))
-        losses["refine_bag"] = torch.stack(bags).sum()
-        losses["refine_cls"] = torch.stack(classes).sum()
-        losses["refine_iou"] = torch.stack(integrities).sum()
+        losses["refine_bag"] = torch.stack(bags)
+        losses["refine_cls"] = torch.stack(classes)
+        losses["refine_iou"] = torch.stack(integrities)
         return losses

@@ -3,6 +3,7 @@ import json
 import logging
 import subprocess
 import sys
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -214,6 +215,17 @@ def test_workers_do_not_change_the_stream(made):
         assert one.file_name == other.file_name
         assert torch.equal(one.image, other.image)
         assert torch.equal(one.boxes, other.boxes)
+
+
+def test_workers_start_although_opencv_has_used_threads(made):
+    before = cv2.getNumThreads()
+    cv2.setNumThreads(2)
+    try:
+        cv2.resize(np.zeros((2000, 2000, 3), np.uint8), (3000, 3000), interpolation=cv2.INTER_CUBIC)
+        time.sleep(0.5)  # until the threads sleep as well
+        assert len(take(made, 2, num_workers=1)) == 2
+    finally:
+        cv2.setNumThreads(before)
 
 
 def test_the_global_random_state_is_left_alone(made):

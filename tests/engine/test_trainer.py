@@ -14,7 +14,8 @@ from lib.engine.randomness import seed_everything
 from lib.engine.runs import read_lines
 from lib.engine.signals import StopSignals
 from lib.engine.solver import LearningRate, build_optimizer
-from lib.engine.trainer import NonFiniteLossError, Trainer, in_order, train
+from lib.engine.trainer import NonFiniteLossError, Trainer, in_order
+from lib.engine.training import train
 from lib.modeling.criterion import CIMLosses
 from lib.structures import Sample
 

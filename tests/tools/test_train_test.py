@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -85,6 +86,21 @@ def test_from_labels_to_detections(place, capfd):
         x, y, width, height = result["bbox"]
         assert (x, y) == (columns.min(), rows.min())
         assert (x + width, y + height) == (columns.max() + 1, rows.max() + 1)
+
+
+def test_pictures_and_a_profile_change_nothing(place, capfd):
+    assert train("--set", "run.image_period", "0", output="plain") == 0
+    assert train("--profile", "--set", "run.image_period", "2", output="seen") == 0
+    told = capfd.readouterr().err
+    assert_same(weights_at("plain", 4), weights_at("seen", 4))
+    pictures = sorted(Path("seen/mining").iterdir())
+    assert [p.name for p in pictures] == ["update_000002.png", "update_000004.png"]
+    assert cv2.imread(str(pictures[0])).shape[1] > 3 * 512  # the image and two stages
+    assert Path("seen/profile/trace_rank0.json").is_file()
+    assert not Path("plain/mining").exists() and not Path("plain/profile").exists()
+    (line,) = [line for line in told.splitlines() if line.startswith("trained: seen; 8 images in ")]
+    for where in ("seen/ckpt/model_step4.pth", "seen/history.jsonl", "seen/mining", "seen/log.txt"):
+        assert where in line
 
 
 def test_image_labels_keep_their_classes_and_all_detections(place):

@@ -1,0 +1,187 @@
+"""An update that gave NaN or infinity, kept with all that led to it, to be looked at again."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lib.engine.checkpoint import CheckpointError, load_checkpoint
+from lib.engine.trainer import NonFiniteLossError, Trainer
+from lib.files import atomic_file
+from lib.structures import Sample
+
+logger = logging.getLogger(__name__)
+
+FILE_NAME = "failed_update.pt"
+
+
+def save_failed_update(
+    run: Path, trainer: Trainer, error: NonFiniteLossError, extra: Mapping[str, Any]
+) -> None:
+    """Writes `run/failed_update.pt`: the weights before the update, its images, its losses.
+
+    It holds tensors and plain values alone, and all images, also those of other ranks. Where it
+    cannot be written this is only said: the error itself matters more.
+
+    Args:
+        extra: further entries, such as the configuration.
+    """
+    path = run / FILE_NAME
+    content = {
+        "model": trainer.model.state_dict(),
+        "step": trainer.iteration,
+        "batch_size": trainer.images_per_update,
+        "seed": trainer.seed,
+        "samples": [_plain(sample) for sample in error.samples],
+        "losses": list(error.losses),
+        "told": str(error),
+        **extra,
+    }
+    try:
+        with atomic_file(path) as file:
+            torch.save(content, file)
+    except (OSError, RuntimeError) as fault:  # torch makes the one of the other
+        logger.warning("%s: could not be written: %s", path, fault.__context__ or fault)
+    else:
+        logger.info("the failed update is kept: python tools/replay.py %s", path)
+
+
+def load_failed_update(path: str | Path) -> dict[str, Any]:
+    """What `save_failed_update` wrote of a CIM training; `samples` are Samples again.
+
+    Raises:
+        FileNotFoundError, CheckpointError: there is no such file, or it is another.
+    """
+    content = load_checkpoint(path)
+    needed = {"step", "batch_size", "seed", "samples", "losses", "told", "config", "class_names"}
+    names = {field.name for field in dataclasses.fields(Sample)}
+    missing = needed - content.keys()
+    if missing or any(set(sample) != names for sample in content["samples"]):
+        raise CheckpointError(
+            f"{path}: not the failed update of a CIM training "
+            f"({', '.join(sorted(missing)) or 'other samples'} missing); expected the "
+            f"{FILE_NAME} of a run"
+        )
+    return {**content, "samples": [Sample(**sample) for sample in content["samples"]]}
+
+
+def _plain(sample: Any) -> dict[str, Any]:
+    """A sample's fields; tensors that are views of more are cut loose."""
+    fields = {f.name: getattr(sample, f.name) for f in dataclasses.fields(sample)}
+    return {
+        name: value.clone() if isinstance(value, Tensor) else value
+        for name, value in fields.items()
+    }
+
+
+@dataclass(frozen=True)
+class Replayed:
+    """What one image of a failed update gave when it was computed again."""
+
+    file_name: str
+    losses: dict[str, list[float]]
+    """Unweighted, by name; several values are those of the stages."""
+    first_output: str | None
+    """Where the first NaN or infinity came up on the way to the losses; None where there is none.
+    """
+    first_gradient: str | None
+    """The same on the way back."""
+    grad_norm: float
+    """It may overflow where no part of it is infinite."""
+
+
+def replay(
+    model: nn.Module,
+    losses_by_stage: Callable[[nn.Module, Any, torch.Generator], dict[str, Tensor]],
+    loss_weights: Mapping[str, float],
+    samples: Sequence[Any],
+    generators: Sequence[torch.Generator],
+) -> Iterator[Replayed]:
+    """Computes the images of an update again, with a look at every part of the network.
+
+    Args:
+        losses_by_stage: (model, sample, generator) -> unweighted losses by name, each one value
+            or (S,).
+        samples: on the model's device.
+        generators: for each of them, see Trainer.generator.
+    """
+    for sample, generator in zip(samples, generators, strict=True):
+        model.zero_grad(set_to_none=True)
+        with _watched(model) as found:
+            losses = losses_by_stage(model, sample, generator)
+            for name, value in losses.items():
+                _note(value, f"the loss {name}", found["outputs"])
+            total = sum(loss_weights[name] * value.sum() for name, value in losses.items())
+            total.backward()
+        for name, parameter in model.named_parameters():
+            if parameter.grad is not None:
+                _note(parameter.grad, f"the gradient of {name}", found["gradients"])
+        gradients = [p.grad for p in model.parameters() if p.grad is not None]
+        yield Replayed(
+            file_name=sample.file_name,
+            losses={name: value.detach().reshape(-1).tolist() for name, value in losses.items()},
+            first_output=next(iter(found["outputs"]), None),
+            first_gradient=next(iter(found["gradients"]), None),
+            grad_norm=float(nn.utils.get_total_norm(gradients)),
+        )
+
+
+def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
+    """The names of those that hold NaN or infinity."""
+    return [name for name, value in tensors.items() if not _is_finite(value)]
+
+
+@contextmanager
+def _watched(model: nn.Module) -> Iterator[dict[str, list[str]]]:
+    """Notes, in order, the parts whose outputs, and then whose outputs' gradients, are not finite.
+
+    Parts are the innermost modules; what happens between them shows in the next one.
+    """
+    found: dict[str, list[str]] = {"outputs": [], "gradients": []}
+
+    def watch(name: str) -> Callable[..., None]:
+        def hook(_module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+            for value in filter(_is_tensor, inputs):
+                _note(value, f"the input of {name}", found["outputs"])
+            if not _is_tensor(output):
+                return
+            _note(output, f"the output of {name}", found["outputs"])
+            if output.requires_grad:
+                text = f"the gradient at the output of {name}"
+                output.register_hook(lambda grad: _note(grad, text, found["gradients"]))
+
+        return hook
+
+    handles = [
+        module.register_forward_hook(watch(name))
+        for name, module in model.named_modules()
+        if not any(module.children())
+    ]
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _note(value: Tensor, what: str, found: list[str]) -> None:
+    if not _is_finite(value):
+        bad = value.numel() - int(value.isfinite().sum())
+        found.append(f"{what} ({bad} of {value.numel()} values)")
+
+
+def _is_finite(value: Tensor) -> bool:
+    return math.isfinite(value.detach().abs().amax()) if value.numel() else True
+
+
+def _is_tensor(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point()

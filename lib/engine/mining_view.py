@@ -1,0 +1,64 @@
+"""Which instances are mined on one image, stage by stage, as a picture of how training goes."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import nn
+
+from lib.data.loader import CimDataset
+from lib.modeling.heads import CIMMiner, teachers
+from lib.proposals.overlaps import overlaps
+from lib.structures import Instances
+from lib.visualization.draw import draw_instances, enlarge
+from lib.visualization.panels import side_by_side
+
+AT_MOST = 12
+"""Instances drawn of a stage, those of the highest weight."""
+
+
+class MiningView:
+    """Always the same image, the first that has a label, not mirrored.
+
+    Args:
+        long_side: the image is scaled to it for the network.
+        device: of the network.
+    """
+
+    def __init__(
+        self, dataset: CimDataset, miner: CIMMiner, long_side: int, device: torch.device | str
+    ) -> None:
+        index = dataset.labelled()[0]
+        self.read = dataset.read(index)
+        self.sample = dataset.view(self.read, long_side)
+        self.class_names = dataset.coco.class_names
+        self.miner = miner
+        self.device = device
+
+    @torch.no_grad()
+    def __call__(self, model: nn.Module) -> np.ndarray:
+        """(H, W, 3) uint8 RGB: the image, then what each stage takes for instances, before
+        sampling, with their weights."""
+        sample = self.sample.to(self.device)
+        scores = model(sample.image[None], sample.boxes, sample.roi_masks)
+        present = sample.image_labels.nonzero()[:, 0]
+        iou, containment = overlaps(sample.membership, sample.areas)
+        mined = self.miner.mine(*teachers(scores), present, iou, containment)
+        names = ", ".join(self.class_names[c] for c in present.tolist())
+        panels = [(f"{self.read.record.file_name}: {names}", enlarge(self.read.image))]
+        for stage in range(len(mined.class_idx)):
+            panels.append(self._panel(stage, mined))
+        return side_by_side(panels)
+
+    def _panel(self, stage: int, mined: Instances) -> tuple[str, np.ndarray]:
+        class_idx = mined.class_idx[stage].cpu().numpy()
+        weight = mined.weight[stage].float().cpu().numpy()
+        found = np.flatnonzero(class_idx >= 0)
+        best = found[np.argsort(-weight[found], kind="stable")][:AT_MOST]
+        masks = self.read.proposals.regions.masks(best)
+        drawn = draw_instances(
+            self.read.image, masks, class_idx[best], weight[best], self.class_names
+        )
+        teacher = f"stage {stage}" if stage else "the MIL branch"
+        more = f" ({len(best)} drawn)" if len(best) < len(found) else ""
+        return f"stage {stage + 1}, instances by {teacher}: {len(found)}{more}", drawn

@@ -1,0 +1,68 @@
+"""Where the time of an update goes: a trace of a few of them by torch's profiler."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Self
+
+import torch
+from torch._C._profiler import _ExperimentalConfig
+from torch.profiler import ProfilerActivity, profile, schedule
+
+from lib.engine.distributed import Ranks
+
+logger = logging.getLogger(__name__)
+
+SKIPPED, WARM_UP, TRACED = 2, 1, 3
+"""Updates; the first ones are slower than all others."""
+_ROWS = 25
+
+
+class Profile:
+    """Traces a few updates of each rank; to be told of the end of every update.
+
+    Writes `trace_rank<N>.json`, for chrome://tracing or ui.perfetto.dev, and
+    `operations_rank<N>.txt`, the operations that took the most time, into the folder.
+
+    Args:
+        wanted: False does nothing.
+    """
+
+    def __init__(self, folder: Path, ranks: Ranks, wanted: bool) -> None:
+        self.folder = folder
+        self.rank = ranks.rank
+        self._profiler = None
+        if wanted:
+            activities = [ProfilerActivity.CPU]
+            if torch.device(ranks.device).type == "cuda":
+                activities.append(ProfilerActivity.CUDA)
+            self._profiler = profile(
+                activities=activities,
+                schedule=schedule(wait=SKIPPED, warmup=WARM_UP, active=TRACED, repeat=1),
+                on_trace_ready=self._write,
+                # Images are worked on by threads, see Lanes.
+                experimental_config=_ExperimentalConfig(profile_all_threads=True),
+            )
+
+    def step(self) -> None:
+        if self._profiler is not None:
+            self._profiler.step()
+
+    def _write(self, profiler: profile) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        trace = self.folder / f"trace_rank{self.rank}.json"
+        profiler.export_chrome_trace(str(trace))
+        by = "self_cuda_time_total" if profiler.use_device == "cuda" else "self_cpu_time_total"
+        table = profiler.key_averages().table(sort_by=by, row_limit=_ROWS)
+        trace.with_name(f"operations_rank{self.rank}.txt").write_text(table)
+        logger.info("profile of %d updates: %s", TRACED, trace)
+
+    def __enter__(self) -> Self:
+        if self._profiler is not None:
+            self._profiler.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._profiler is not None:
+            self._profiler.__exit__(*error)
