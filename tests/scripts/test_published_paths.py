@@ -191,7 +191,8 @@ def test_voc(tmp_path, user):
     )
     forget_clusters()
     said = user("""
-        python tools/check_proposals.py --dataset voc2012trainaug --published data/cob/trainaug.pkl
+        python tools/check_proposals.py --dataset voc2012trainaug --jobs 1 \
+            --published data/cob/trainaug.pkl
         python tools/import_clusters.py --dataset voc2012trainaug --jobs 1 \
             --source data/label_assign/trainaug.pkl""")
     assert "3 of 3 images agree" in said and "clusters of 3 images stored" in said
@@ -221,6 +222,11 @@ def test_voc_with_points(tmp_path, user):
     assert clusters.column.tolist() == [1, 0, 0, 15, -1]
     user("output_file=Outputs/points dataset=voc2012sbdval bash scripts/eval_CIM.sh")
     assert read("Outputs/points/test/voc2012sbdval/metrics.json")["num_images"] == 2
+    user("""
+        output_file=Outputs/points dataset=voc2012trainaug score_thresh=0 \
+            bash scripts/generate_msrcnn_label.sh""")
+    truth = read("data/VOC2012/annotations/voc_2012_trainaug.json")
+    assert_pseudo_labels(read("Outputs/points/pseudo_labels/voc2012trainaug.json"), truth)
 
 
 def test_coco(tmp_path, user):
