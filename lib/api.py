@@ -1,0 +1,311 @@
+"""A trained network in a few lines, for notebooks and other programs.
+
+from lib.api import CIM
+
+cim = CIM.load("Outputs/quickstart")
+found = cim.predict("image.png", score_thresh=0.3)
+found.boxes, found.labels, found.scores, found.masks, found.names
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from lib.config import Config, ConfigError, load_config
+from lib.data.coco import ImageRecord
+from lib.data.images import read_image
+from lib.data.loader import CimDataset, ReadImage
+from lib.engine.checkpoint import CheckpointError, load_checkpoint, load_model
+from lib.engine.inference import score_passes
+from lib.engine.runs import checkpoint_at, newest_checkpoint
+from lib.evaluation.detections import select_detections
+from lib.modeling.model_builder import CIMNet, build_model
+from lib.proposals.generate import generate_proposals
+from lib.proposals.regions import mask_areas, proposals_from_masks, proposals_from_regions
+from lib.structures import Clusters, Proposals, Regions
+from lib.visualization.draw import draw_instances
+
+ImageLike = str | Path | Image.Image | np.ndarray
+"""The path of a file, a PIL image, or (H, W, 3) or (H, W) uint8 in RGB order."""
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """The K instances found in an image, best first."""
+
+    image: np.ndarray
+    """(H, W, 3) uint8 RGB, as it was looked at."""
+    boxes: np.ndarray
+    """(K, 4) float32 xyxy in pixels, tight: a mask of one pixel (x, y) has (x, y, x + 1, y + 1)."""
+    labels: np.ndarray
+    """(K,) int64, 0..C-1."""
+    scores: np.ndarray
+    """(K,) float32 in [0, 1], descending."""
+    masks: np.ndarray
+    """(K, H, W) bool."""
+    proposal_idx: np.ndarray
+    """(K,) int64, which proposal each of them is."""
+    class_names: tuple[str, ...]
+    """Of all C classes."""
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def names(self) -> list[str]:
+        """The class of each of the K instances in words."""
+        return [self.class_names[label] for label in self.labels]
+
+    def draw(self) -> np.ndarray:
+        """The image with the instances over it; see lib.visualization.draw.draw_instances.
+
+        Returns:
+            (f H, f W, 3) uint8 RGB, f a whole factor that small images are enlarged by.
+        """
+        return draw_instances(self.image, self.masks, self.labels, self.scores, self.class_names)
+
+
+class CIM:
+    """A trained network with its configuration and the names of its classes.
+
+    Args:
+        model: the network; it is moved to `device` and put into evaluation mode.
+        config: what it was trained with; sections `test` and `proposals` are used.
+        class_names: of its C classes.
+        device: None is a GPU where PyTorch sees one, else the CPU.
+    """
+
+    def __init__(
+        self,
+        model: CIMNet,
+        config: Config,
+        class_names: Sequence[str],
+        device: torch.device | str | None = None,
+    ) -> None:
+        if device is None:
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.device = torch.device(device)
+        self.model = model.to(self.device).eval()
+        self.config = config
+        self.class_names = tuple(class_names)
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,
+        *,
+        step: int | None = None,
+        config: str | Path | Config | None = None,
+        class_names: Sequence[str] | None = None,
+        device: torch.device | str | None = None,
+    ) -> CIM:
+        """Loads a run folder, or a checkpoint file of this project or a published one.
+
+        Args:
+            path: the folder of a run (of which the newest checkpoint is taken), or a .pth file.
+            step: of a run's checkpoint, instead of the newest.
+            config: what the network was trained with; None takes what the run or the checkpoint
+                says. Published checkpoints do not say it: give `configs/resnet50_voc.yaml`.
+            class_names: None takes those of the checkpoint; one that has none calls them
+                `class 0`, `class 1`, ...
+
+        Raises:
+            FileNotFoundError: there is no such run or checkpoint.
+            CheckpointError, ConfigError: it cannot be read, or does not fit the configuration.
+        """
+        path = Path(path)
+        if path.is_dir():
+            checkpoint = newest_checkpoint(path) if step is None else checkpoint_at(path, step)
+        elif step is not None:
+            raise ValueError(f"{path}: step goes with the folder of a run")
+        else:
+            checkpoint = path
+        state = load_checkpoint(checkpoint)
+        count = _num_classes(state["model"], checkpoint)
+        if not isinstance(config, Config):
+            config = _config(config, path, state)
+        names = class_names if class_names is not None else state.get("class_names")
+        names = [f"class {number}" for number in range(count)] if names is None else list(names)
+        if len(names) != count:
+            raise ValueError(f"{checkpoint}: {len(names)} class names for its {count} classes")
+        model = build_model(config.model, count, pretrained=False)
+        load_model(model, state["model"], checkpoint)
+        return cls(model, config, names, device)
+
+    def propose(self, image: ImageLike) -> Proposals:
+        """Mask proposals of an image, made as the configuration says."""
+        settings = self.config.proposals
+        return proposals_from_regions(
+            generate_proposals(as_rgb(image), settings.max_proposals, **settings.options)
+        )
+
+    def predict(
+        self,
+        image: ImageLike,
+        proposals: Proposals | Regions | np.ndarray | None = None,
+        image_labels: Sequence[str | int] | None = None,
+        *,
+        score_thresh: float | None = None,
+        tta: bool = True,
+    ) -> Prediction:
+        """Finds the instances in an image: the same as tools/test_net.py does.
+
+        Args:
+            image: see ImageLike. An EXIF orientation is ignored, as everywhere.
+            proposals: candidate masks, as (P, H, W) bool or in the form of lib.structures; None
+                makes them.
+            image_labels: names or numbers of the classes that are known to be in the image; only
+                these are detected, as many instances as there are (for pseudo labels). None looks
+                for all classes and keeps the best `test.detections_per_image`.
+            score_thresh: instances need a score above this; None takes `test.score_thresh`, which
+                keeps nearly everything.
+            tta: the scales and flips of the configuration; False makes one pass, at the largest
+                scale.
+
+        Raises:
+            FileNotFoundError: there is no such image.
+            ValueError: the image is damaged or of another type; proposals of another size, or an
+                empty one; an unknown class.
+        """
+        pixels = as_rgb(image)
+        ready = self.propose(pixels) if proposals is None else _as_proposals(proposals, pixels)
+        test = self.config.test
+        labels = self._image_labels(image_labels)
+        if len(ready):
+            scores = self._scores(pixels, ready, labels, tta)
+        else:
+            scores = np.zeros((0, len(self.class_names)), np.float32)
+        found = select_detections(
+            scores,
+            ready.boxes,
+            test.score_thresh if score_thresh is None else score_thresh,
+            test.nms_thresh,
+            test.detections_per_image if image_labels is None else None,
+            keep_classes=None if image_labels is None else labels,
+        )
+        masks = ready.regions.masks(found.proposal_idx)
+        return Prediction(
+            image=pixels,
+            boxes=_tight_boxes(masks),
+            labels=found.class_idx,
+            scores=found.scores,
+            masks=masks,
+            proposal_idx=found.proposal_idx,
+            class_names=self.class_names,
+        )
+
+    def _scores(
+        self, pixels: np.ndarray, proposals: Proposals, labels: np.ndarray, tta: bool
+    ) -> np.ndarray:
+        """(P, C) float32, averaged over the passes."""
+        test = self.config.test
+        none = np.zeros(len(proposals), np.int64)
+        read = ReadImage(
+            ImageRecord(0, "image", *pixels.shape[:2], labels),
+            pixels,
+            proposals,
+            Clusters(number=none, column=none - 1),
+        )
+        scales = test.scales if tta else (max(test.scales),)
+        flips = test.flips if tta else ("none",)
+        passes = (CimDataset.view(read, scale, flip) for scale in scales for flip in flips)
+        return score_passes(self.model, passes, self.device).numpy()
+
+    def _image_labels(self, wanted: Sequence[str | int] | None) -> np.ndarray:
+        """(C,) float32 in {0, 1}."""
+        labels = np.zeros(len(self.class_names), np.float32)
+        for one in wanted or ():
+            if isinstance(one, str) and one in self.class_names:
+                labels[self.class_names.index(one)] = 1
+            elif not isinstance(one, str) and 0 <= one < len(labels):
+                labels[one] = 1
+            else:
+                raise ValueError(f"no class {one!r}; there are {', '.join(self.class_names)}")
+        return labels
+
+
+def as_rgb(image: ImageLike) -> np.ndarray:
+    """(H, W, 3) uint8 RGB of whatever an image comes as.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is damaged, or an array of another type or shape.
+    """
+    if isinstance(image, (str, Path)):
+        return read_image(image)
+    if isinstance(image, Image.Image):
+        if image.mode.startswith(("I", "F")):
+            raise ValueError(
+                f"a PIL image of mode {image.mode} has more than 8 bits; scale its values to "
+                "0..255 and convert it to RGB"
+            )
+        return np.array(image.convert("RGB"))
+    if not isinstance(image, np.ndarray):
+        raise ValueError(f"expected a path, a PIL image or an array, got {type(image).__name__}")
+    if image.ndim == 2:
+        image = np.stack([image] * 3, axis=2)
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+        raise ValueError(
+            f"an array of {image.dtype} and shape {image.shape}; expected (H, W, 3) or (H, W) "
+            "uint8 in RGB order"
+        )
+    return np.ascontiguousarray(image)
+
+
+def _as_proposals(proposals: Proposals | Regions | np.ndarray, pixels: np.ndarray) -> Proposals:
+    if isinstance(proposals, Regions):
+        proposals = proposals_from_regions(proposals)
+    elif not isinstance(proposals, Proposals):
+        masks = np.asarray(proposals)
+        if masks.shape[1:] != pixels.shape[:2]:
+            raise ValueError(
+                f"proposals of shape {masks.shape} for an image of {pixels.shape[0]}x"
+                f"{pixels.shape[1]} (height x width); expected (P, H, W)"
+            )
+        proposals = proposals_from_masks(masks)
+    if proposals.regions.size != pixels.shape[:2]:
+        raise ValueError(
+            f"proposals of an image of {proposals.regions.size}, this one is {pixels.shape[:2]} "
+            "(height, width)"
+        )
+    empty = np.flatnonzero(mask_areas(proposals.regions) == 0)
+    if len(empty):
+        raise ValueError(f"{len(empty)} proposals are empty, the first is number {empty[0]}")
+    return proposals
+
+
+def _config(given: str | Path | None, path: Path, state: Mapping[str, Any]) -> Config:
+    if given is not None:
+        return load_config(given)
+    if path.is_dir():
+        return load_config(path / "config.yaml")
+    if "config" not in state:
+        raise ConfigError(
+            f"{path}: it does not say what it was trained with; give config=, for example "
+            "configs/resnet50_voc.yaml"
+        )
+    return Config.model_validate(state["config"])
+
+
+def _num_classes(model: Mapping[str, torch.Tensor], source: Path) -> int:
+    head = model.get("cls_iou_model.classifier.bias")
+    if head is None:
+        raise CheckpointError(f"{source}: has no cls_iou_model.*; it is no checkpoint of CIM")
+    return len(head) - 1
+
+
+def _tight_boxes(masks: np.ndarray) -> np.ndarray:
+    """(K, 4) float32 xyxy around every mask; none is empty."""
+    boxes = np.zeros((len(masks), 4), np.float32)
+    for side, axis in ((0, 1), (1, 2)):
+        inside = masks.any(axis=axis)  # (K, W), then (K, H)
+        boxes[:, side] = inside.argmax(axis=1)
+        boxes[:, side + 2] = inside.shape[1] - inside[:, ::-1].argmax(axis=1)
+    return boxes
