@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # What the four drivers share; sourced by them with `dataset` set. Goes to the project's folder, to
 # which all paths are relative, and sets
 #   data_args   the data set as the tools want it: `dataset`, or your own as `images` with `json` or

@@ -7,4 +7,5 @@ source scripts/install.sh
 if [ "${CI:-}" = true ]; then bash scripts/install_browser.sh; fi
 ruff check .
 ruff format --check .
+shellcheck scripts/*.sh .ci/run
 python -m pytest "$@"

@@ -31,6 +31,7 @@ RUN_FOR_REAL = {
     "scripts/test.sh": ".ci/run",
     "scripts/train_CIM.sh": "tests/scripts/test_drivers_for_real.py",
     "scripts/eval_CIM.sh": "tests/scripts/test_drivers_for_real.py",
+    "scripts/label_my_images.sh": "tests/tools/test_label_my_images.py",
     "scripts/generate_msrcnn_label.sh": "tests/scripts/test_drivers_for_real.py",
     "scripts/refine_msrcnn.sh": "tests/scripts/test_drivers_for_real.py",
     "scripts/visual_result_mmcv.sh": "tests/scripts/test_drivers_for_real.py",
@@ -45,6 +46,7 @@ RUN_FOR_REAL = {
     "tools/generate_pseudo_labels.py": "tests/tools/test_evaluate_export.py",
     "tools/import_clusters.py": "tests/tools/test_published_data.py",
     "tools/import_proposals.py": "tests/tools/test_published_data.py",
+    "tools/label_my_images.py": "tests/tools/test_label_my_images.py",
     "tools/make_proposals.py": "tests/proposals/test_tools.py",
     "tools/make_shapes.py": "tests/data/test_shapes.py",
     "tools/make_submission.py": "tests/evaluation/test_submission.py",
@@ -72,7 +74,7 @@ OUTSIDE = {
 }
 
 # Options on our pages that are another program's.
-OUTSIDE_OPTIONS = {"--convert-to-rle"}
+OUTSIDE_OPTIONS = {"--convert-to-rle", "--nthreads"}
 
 _MODULES = {"pip", "pytest", "venv", "http.server", "nbconvert", "jupyter", "pre_commit", "build"}
 
@@ -304,6 +306,7 @@ def _anything(call: Call) -> Iterator[str]:
 
 PROGRAMS: dict[str, Callable[[Call], Iterator[str]]] = {
     "bash": _bash,
+    "dask": _anything,
     "cp": _anything,
     "git": _anything,
     "jupyter": _anything,
@@ -314,6 +317,7 @@ PROGRAMS: dict[str, Callable[[Call], Iterator[str]]] = {
     "python": _python,
     "python3": _python,
     "ruff": _anything,
+    "shellcheck": _anything,
     "tensorboard": _anything,
     "torchrun": _torchrun,
 }

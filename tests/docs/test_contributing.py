@@ -1,0 +1,105 @@
+"""What CONTRIBUTING.md says is enough to add something is enough: its examples, put in place."""
+
+import importlib.util
+import re
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from lib import benchmarks
+from lib.config import load_config
+from lib.data import catalog
+from lib.modeling import backbones
+from lib.modeling.model_builder import build_model
+from lib.proposals import readers
+from lib.proposals.store import ProposalStore
+from tests.docs.checks import _tool
+from tests.docs.documents import ROOT, blocks
+
+PAGE = ROOT / "CONTRIBUTING.md"
+EXAMPLES = {
+    re.match(r"# (\S+)", block.text)[1]: block.text
+    for block in blocks(PAGE)
+    if block.language == "python"
+}
+LINES = dict(re.findall(r'`"(\w+)": (.+?),`', PAGE.read_text()))
+
+
+def put_in_place(path, names):
+    """Runs an example as the module it says it is; evaluates the line that registers it."""
+    module = importlib.util.module_from_spec(importlib.util.spec_from_loader(Path(path).stem, None))
+    exec(compile(EXAMPLES[path], path, "exec"), module.__dict__)
+    ((name, line),) = [(n, v) for n, v in LINES.items() if n == names]
+    return eval(line, {**module.__dict__, Path(path).stem: module})
+
+
+def test_a_backbone(monkeypatch):
+    plain = put_in_place("lib/modeling/backbones/plain.py", "plain")
+    monkeypatch.setitem(backbones.BACKBONES, "plain", plain)
+    words = ["model.backbone", "plain", "model.backbone_args", "{width: 16}"]
+    words += ["model.weights", "random", "model.hidden_dim", "8"]
+    model = build_model(load_config(None, words).model, num_classes=3)
+    boxes = torch.tensor([[0.0, 0.0, 30.0, 30.0], [5.0, 5.0, 20.0, 25.0]])
+    scores = model(torch.randn(1, 3, 40, 50), boxes, torch.ones(2, 7, 7))
+    assert scores.refine_cls.shape == (3, 2, 4)
+    scores.refine_cls[..., 0].sum().backward()
+    assert all(p.grad is not None for p in model.Conv_Body.parameters())
+
+
+def test_a_reader(monkeypatch, tmp_path):
+    monkeypatch.setitem(readers.READERS, "npy", put_in_place("lib/proposals/readers/npy.py", "npy"))
+    cv2.imwrite(str(tmp_path / "a.png"), np.zeros((5, 6, 3), np.uint8))
+    (tmp_path / "l.csv").write_text("a.png,x\n")
+    masks = np.random.default_rng(0).random((4, 5, 6)) > 0.5
+    (tmp_path / "masks").mkdir()
+    np.save(tmp_path / "masks/a.npy", masks)
+    words = ["--images", tmp_path, "--labels", tmp_path / "l.csv", "--name", "n"]
+    words += ["--data-root", tmp_path / "root", "--format", "npy", "--source", tmp_path / "masks"]
+    assert _tool(ROOT / "tools/import_proposals.py")([*map(str, words), "--jobs", "1"]) == 0
+    stored = ProposalStore(tmp_path / "root/proposals/n").load("a.png")
+    assert np.array_equal(stored.regions.masks(), masks)
+
+
+def test_a_data_set(monkeypatch):
+    monkeypatch.setitem(catalog._FILES, "pets_train", eval(LINES["pets_train"]))
+    dataset = catalog.catalog("root")["pets_train"]
+    assert dataset.images == Path("root/pets/images")
+    assert dataset.proposals == Path("root/proposals/pets_train")
+
+
+def test_a_benchmark(monkeypatch, capsys):
+    run = put_in_place("lib/benchmarks/boxes.py", "boxes")
+    monkeypatch.setitem(benchmarks.BENCHMARKS, "boxes", run)
+    words = ["boxes", "--quick", "--device", "cpu", "--threads", "1"]
+    assert _tool(ROOT / "tools/benchmark.py")(words) == 0
+    assert "10 boxes" in capsys.readouterr().out
+
+
+def test_every_example_is_put_in_place():
+    assert set(LINES) == {"plain", "npy", "pets_train", "boxes"}
+    assert len(EXAMPLES) == 3
+
+
+@pytest.mark.parametrize("name", ["ruff check", "ruff format", "shellcheck", "scripts/test.sh"])
+def test_pre_commit_runs_what_ci_runs(name):
+    assert "scripts/test.sh" in (ROOT / ".ci/run").read_text()
+    content = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())
+    entries = [hook["entry"] for repo in content["repos"] for hook in repo["hooks"]]
+    assert any(name in entry for entry in entries)
+    assert name.startswith("scripts") or name in (ROOT / "scripts/test.sh").read_text()
+
+
+def test_the_citation_is_the_papers():
+    content = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert content["cff-version"] == "1.2.0"
+    assert {"title", "authors", "message", "license", "version"} <= content.keys()
+    assert f'version="{content["version"]}"' in (ROOT / "setup.py").read_text()
+    paper = content["preferred-citation"]
+    readme = re.sub(r"\s+", " ", (ROOT / "README.md").read_text())
+    assert paper["title"] in readme
+    for author in paper["authors"]:
+        assert f"{author['family-names']}, {author['given-names']}" in readme
