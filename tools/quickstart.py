@@ -8,17 +8,16 @@ has been done; what was interrupted goes on where it was.
 from __future__ import annotations
 
 import argparse
-import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from lib.engine.runs import start_logging
+from lib.engine.stages import Stage, run_stages
 from lib.files import read_json, write_json
 
-TOOLS = Path(__file__).resolve().parent
-CONFIG = TOOLS.parent / "configs" / "resnet18_shapes.yaml"
+CONFIG = Path(__file__).resolve().parents[1] / "configs" / "resnet18_shapes.yaml"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -32,6 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY VALUE")
     args = parser.parse_args(argv)
 
+    start_logging()
     pipeline = stages(args.output, args.data_root, args.cfg, args.images, args.set)
     seconds = run_stages(pipeline, args.output / "stages.json")
     if seconds is None:
@@ -44,15 +44,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def stages(
     run: Path, data: Path, config: Path, images: Sequence[int], overrides: Sequence[str]
-) -> list[tuple[str, str, list[str]]]:
-    """(name, what happens and why, command line) of every stage, in the order of the data."""
+) -> list[Stage]:
+    """The method, in the order of the data."""
     common = ["--cfg", str(config), "--set", *overrides]
     place = ["--data-root", str(data)]
     train = ["--dataset", "shapes_train", *place]
     test = ["--dataset", "shapes_test", *place]
     of_run = ["--run", str(run)]
     return [
-        (
+        Stage(
             "data",
             "Draw the embedded data set: small images of objects whose class shows in one small "
             "part. Training will see which classes an image contains, and nothing else.",
@@ -66,17 +66,17 @@ def stages(
                 f"{images[1]}",
             ],
         ),
-        (
+        Stage(
             "proposals",
             "Cut every image into candidate masks by merging superpixels; no learning involved.",
             ["make_proposals.py", *train, *common],
         ),
-        (
+        Stage(
             "proposals_test",
             "The same for the test images.",
             ["make_proposals.py", *test, *common],
         ),
-        (
+        Stage(
             "recall",
             "How many objects have a good candidate at all? This bounds everything after it.",
             [
@@ -89,44 +89,44 @@ def stages(
                 str(run / "recall.json"),
             ],
         ),
-        (
+        Stage(
             "prm",
             "Train a classifier on the image-level labels; the peaks of its response maps tell "
             "where objects are.",
             # Operations on images this small are not worth splitting among threads.
             ["train_prm.py", *train, *common, "--threads", "1"],
         ),
-        (
+        Stage(
             "clusters",
             "Group the candidates around every peak (AGPL): first, rough hints.",
             ["assign_clusters.py", *train, *common],
         ),
-        (
+        Stage(
             "train",
             "Train CIM: mine complete instances among the candidates, stage by stage.",
             ["train_net.py", *train, *common, "--output", str(run)],
         ),
-        (
+        Stage(
             "test",
             "Score the candidates of the test images, which training never saw.",
             ["test_net.py", *of_run, *test],
         ),
-        (
+        Stage(
             "evaluate",
             "Compare with the true masks, used here for the first time: average precision.",
             ["evaluate.py", *of_run, *test],
         ),
-        (
+        Stage(
             "pseudo_labels",
             "Turn the scores on the training images into masks to train other detectors with.",
             ["test_net.py", *of_run, *train, "--image-labels"],
         ),
-        (
+        Stage(
             "export",
             "Keep the confident ones as a COCO file.",
             ["generate_pseudo_labels.py", *of_run, *train],
         ),
-        (
+        Stage(
             "pictures",
             "Draw what was found beside what is there.",
             ["visualize.py", *of_run, *test, "--compare", "--limit", "24"],
@@ -137,48 +137,6 @@ def stages(
             ["gallery.py", *of_run, *test],
         ),
     ]
-
-
-def run_stages(
-    pipeline: Sequence[tuple[str, str, list[str]]], record: Path
-) -> dict[str, float] | None:
-    """Runs what is not yet done; returns the seconds of every stage, or None after a failure.
-
-    `record` keeps, for every stage, its command, the seconds spent on it so far (interrupted
-    attempts included) and whether it is done.
-    """
-    spent: dict[str, dict] = read_json(record) if record.is_file() else {}
-    for number, (name, why, command) in enumerate(pipeline, 1):
-        title = f"[{number}/{len(pipeline)}] {name}"
-        entry = spent.setdefault(name, {"command": command, "seconds": 0.0, "done": False})
-        if entry["command"] != command:
-            print(
-                f"error: {record} was made with other arguments ({' '.join(entry['command'])}); "
-                "name another --output or remove that folder",
-                file=sys.stderr,
-            )
-            return None
-        if entry["done"]:
-            print(f"{title}: done before, in {entry['seconds']:.0f} s")
-            continue
-        print(f"\n{title}: {why}", flush=True)
-        start = time.monotonic()
-        try:
-            code = subprocess.run(
-                [sys.executable, str(TOOLS / command[0]), *command[1:]]
-            ).returncode
-            entry["done"] = code == 0
-        finally:
-            entry["seconds"] = round(entry["seconds"] + time.monotonic() - start, 2)
-            write_json(record, spent, indent=2)
-        if code:
-            print(
-                f"\nquickstart: {command[0]} ended with code {code}; the reason stands above. "
-                "Run the same command again to go on from here.",
-                file=sys.stderr,
-            )
-            return None
-    return {name: spent[name]["seconds"] for name, _, _ in pipeline}
 
 
 def summarize(run: Path, seconds: dict[str, float]) -> dict[str, Any]:

@@ -43,18 +43,3 @@ def test_goes_from_nothing_to_a_summary_and_is_not_done_twice(quickstart, tmp_pa
 
     assert quickstart.main([*common, "--set", *SHORT, "run.seed", "9"]) == 1
     assert "made with other arguments" in capfd.readouterr().err
-
-
-def test_a_stage_that_failed_is_the_one_to_go_on_with(quickstart, tmp_path, monkeypatch, capfd):
-    tool = tmp_path / "tool.py"
-    monkeypatch.setattr(quickstart, "TOOLS", tmp_path)
-    tool.write_text("import sys; sys.exit(len(sys.argv) - 1)")
-    pipeline = [("one", "First.", ["tool.py"]), ("two", "Second.", ["other.py"])]
-    (tmp_path / "other.py").write_text("import sys; sys.exit(3)")
-    record = tmp_path / "stages.json"
-    assert quickstart.run_stages(pipeline, record) is None
-    assert "other.py ended with code 3" in capfd.readouterr().err
-    (tmp_path / "other.py").write_text("")
-    seconds = quickstart.run_stages(pipeline, record)
-    assert seconds.keys() == {"one", "two"}
-    assert "one: done before" in capfd.readouterr().out

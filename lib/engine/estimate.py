@@ -1,0 +1,146 @@
+"""How long the steps from images to masks will take, measured on a few of the images."""
+
+from __future__ import annotations
+
+import itertools
+import tempfile
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from lib.config import Config
+from lib.data.catalog import Dataset
+from lib.data.coco import CocoImages
+from lib.data.images import read_image
+from lib.data.loader import CimDataset
+from lib.engine.inference import read_passes, score_passes
+from lib.engine.setup import build_trainer, share_threads
+from lib.modeling.model_builder import build_model
+from lib.prm.images import SquareImages
+from lib.prm.network import build_prm
+from lib.prm.peaks import class_scores
+from lib.proposals.generate import generate_proposals
+from lib.proposals.store import ProposalStore
+
+SAMPLE = 3
+"""So many images are measured."""
+_START = 6.0
+"""Seconds in which a tool starts and ends."""
+_SHORT = 2.0
+"""What took less is measured a second time, without what only the first time takes."""
+
+
+def estimate_seconds(
+    config: Config, dataset: Dataset, coco: CocoImages, device: str, threads: int | None, cores: int
+) -> dict[str, float]:
+    """Seconds for `proposals`, `prm`, `clusters`, `train` and `masks` on this machine.
+
+    Networks start from their weights as configured, so that weights that cannot be had are known
+    before hours are spent.
+
+    Args:
+        coco: of the data set; at least one image has a label.
+        threads: of PyTorch; None takes its own number.
+        cores: processes that make proposals.
+
+    Raises:
+        FileNotFoundError, ValueError: weights or images cannot be used.
+    """
+    labelled = [n for n, record in enumerate(coco.images) if record.image_labels.any()]
+    sample = labelled[:: max(1, len(labelled) // SAMPLE)][:SAMPLE]
+    prm_update, prm_image = _prm(config, dataset, coco, sample, device, threads)
+    with tempfile.TemporaryDirectory() as folder:
+        store = ProposalStore(folder)
+        start = time.perf_counter()
+        for index in sample:
+            _make_proposals(config, dataset, coco, index, store)
+        proposals = (time.perf_counter() - start) / len(sample)
+        data = CimDataset(coco, dataset.images, store)
+        update, test = _cim(config, data, sample, device, threads)
+    prm_updates = config.prm.epochs * max(1, len(labelled) // config.prm.images_per_update)
+    return {
+        "proposals": _START + proposals * len(coco) / min(cores, len(coco)),
+        "prm": _START + prm_update * prm_updates + prm_image * len(labelled),
+        "clusters": _START + prm_image * len(labelled),
+        "train": _START + update * config.solver.max_iter,
+        "masks": _START + test * len(coco),
+    }
+
+
+def _make_proposals(
+    config: Config, dataset: Dataset, coco: CocoImages, index: int, store: ProposalStore
+) -> None:
+    settings, record = config.proposals, coco.images[index]
+    image = read_image(dataset.images / record.file_name, record.size)
+    regions = generate_proposals(image, settings.max_proposals, **settings.options)
+    store.save(record.file_name, regions)
+
+
+def _prm(
+    config: Config,
+    dataset: Dataset,
+    coco: CocoImages,
+    sample: list[int],
+    device: str,
+    threads: int | None,
+) -> tuple[float, float]:
+    """Seconds of an update, and of an image without training."""
+    share_threads(device, threads, at_most=1)
+    net = build_prm(config.prm, coco.num_classes).to(device).train()
+    size = min(config.prm.images_per_update, len(coco))
+    images = SquareImages([coco.images[n] for n in sample], dataset.images, config.prm.image_size)
+    chosen = [n % len(sample) for n in range(size)]
+    labels = images.image_labels[chosen].to(device)
+
+    def update() -> None:
+        batch = images.batch(chosen, ["none"] * size).to(device)
+        F.multilabel_soft_margin_loss(class_scores(net(batch)), labels).backward()
+
+    def score() -> None:
+        with torch.no_grad():
+            class_scores(net(images.batch([0], ["none"]).to(device))).cpu()
+
+    updating = _seconds(update, device)
+    net.eval()
+    return updating, _seconds(score, device)
+
+
+def _cim(
+    config: Config, data: CimDataset, sample: list[int], device: str, threads: int | None
+) -> tuple[float, float]:
+    """Seconds of an update, and of an image in the test."""
+    solver, scales = config.solver, sorted(config.input.train_scales)
+    # From their weights as configured; those of the PRM are not there yet.
+    weights = "random" if config.model.weights == "prm" else config.model.weights
+    settings = config.model.model_copy(update={"weights": weights})
+    model = build_model(settings, data.coco.num_classes)
+    lanes = share_threads(device, threads, solver.images_per_update)
+    trainer = build_trainer(config, model, device, lanes)
+    places = zip(itertools.cycle(sample), itertools.cycle(scales), strict=False)
+    stream = (data.load(index, scale) for index, scale in places)
+    updating = _seconds(lambda: trainer.update(stream), device)
+
+    lanes = share_threads(device, threads, at_most=4)
+    model.eval()
+    testing = _seconds(
+        lambda: score_passes(
+            model, read_passes(data, sample[0], config.test.scales, config.test.flips)[1], device
+        ),
+        device,
+    )
+    return updating, testing / lanes
+
+
+def _seconds(work: Callable[[], Any], device: str) -> float:
+    for _ in range(2):
+        start = time.perf_counter()
+        work()
+        if torch.device(device).type == "cuda":
+            torch.cuda.synchronize(device)
+        taken = time.perf_counter() - start
+        if taken > _SHORT:
+            break
+    return taken

@@ -1,0 +1,46 @@
+#!/usr/bin/env bash
+# From a folder of images and their labels to a mask for every object (a COCO json) and pages to look
+# at. Says at the start how long it will take, and at every step what is left. Run again with the
+# same variables, it goes on where it was.
+#
+#   bash scripts/label_my_images.sh images=my_images labels=labels.csv output=Outputs/mine
+#   bash scripts/label_my_images.sh images=photos labels=photos     a sub-folder for each class
+#
+# Variables, as arguments or from outside; paths are seen from where you are:
+# images        folder of the images
+# labels        .csv, .txt, COCO .json or folder: see docs/CUSTOM.md; or json= a COCO json as it is
+# output        folder for all that is made (default: Outputs/<name>); the run folder as well
+# name          of the data set (default: that of the folder of images)
+# cfg_file      configuration (default: configs/custom.yaml on a GPU, else configs/custom_small.yaml)
+# iter_time     number of updates of CIM (default: by the number of images)
+# score_thresh  leaves out masks that are scored below (default: 0.3)
+# data_root     where proposals, clusters and networks lie (default: <output>/data)
+# Further arguments override the configuration: ... output=Outputs/mine run.seed 4 prm.epochs 30
+set -euo pipefail
+usage="label_my_images: needs images= and labels=; see the head of ${BASH_SOURCE[0]}"
+while [[ ${1:-} == *=* ]]; do
+    case ${1%%=*} in
+        images | labels | json | output | name | cfg_file | iter_time | score_thresh | data_root)
+            declare "${1%%=*}=${1#*=}" ;;
+        *) echo "label_my_images: no variable is called ${1%%=*}; see the head of ${BASH_SOURCE[0]}" >&2
+            exit 2 ;;
+    esac
+    shift
+done
+if [ -z "${images:-}" ] || [ -z "${labels:-}${json:-}" ]; then echo "$usage" >&2; exit 2; fi
+
+seen_from=$PWD
+from_there() { case $1 in /*) echo "$1" ;; *) echo "$seen_from/$1" ;; esac; }
+paths=()
+add() { if [ -n "$2" ]; then paths+=("$1" "$(from_there "$2")"); fi; }
+add --images "$images"
+add --labels "${labels:-}"
+add --json "${json:-}"
+add --output "${output:-}"
+add --data-root "${data_root:-}"
+if [ -n "${cfg_file:-}" ] && [ -e "$cfg_file" ]; then cfg_file=$(from_there "$cfg_file"); fi
+
+source "$(dirname "${BASH_SOURCE[0]}")/install.sh"
+exec python tools/label_my_images.py "${paths[@]}" ${name:+--name "$name"} \
+    ${cfg_file:+--cfg "$cfg_file"} ${iter_time:+--updates "$iter_time"} \
+    ${score_thresh:+--score-thresh "$score_thresh"} --set "$@"

@@ -1,0 +1,52 @@
+"""Every step is measured on the images themselves, and named as the driver names it."""
+
+from pathlib import Path
+
+import pytest
+
+from lib.config import load_config
+from lib.data.catalog import catalog
+from lib.data.coco import CocoImages
+from lib.data.shapes import make_shapes
+from lib.engine.estimate import estimate_seconds
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    root = tmp_path_factory.mktemp("estimate")
+    make_shapes(root, seed=1, num_images={"train": 5, "val": 1, "test": 1})
+    dataset = catalog(root)["shapes_train"]
+    return dataset, CocoImages(dataset.json)
+
+
+def estimate(data, *overrides):
+    config = load_config(
+        ROOT / "configs/resnet18_shapes.yaml",
+        ["prm.images_per_update", "4", "test.flips", "[none]", *overrides],
+    )
+    return estimate_seconds(config, *data, "cpu", threads=1, cores=2)
+
+
+def test_more_work_takes_longer(data):
+    few = estimate(data, "solver.max_iter", "10", "prm.epochs", "10")
+    assert few.keys() == {"proposals", "prm", "clusters", "train", "masks"}
+    assert min(few.values()) > 0
+    many = estimate(data, "solver.max_iter", "100000", "prm.epochs", "100000")
+    assert many["train"] > 20 * few["train"]
+    assert many["prm"] > 20 * few["prm"]
+
+
+def test_weights_that_are_not_there_are_known_at_once(data):
+    with pytest.raises(FileNotFoundError, match=r"none\.pth"):
+        estimate(data, "prm.weights", "none.pth")
+    with pytest.raises(FileNotFoundError, match=r"none\.pth"):
+        estimate(data, "model.weights", "none.pth")
+
+
+def test_nothing_is_left_in_the_data_root(data):
+    dataset, _ = data
+    before = sorted(dataset.root.rglob("*"))
+    estimate(data)
+    assert sorted(dataset.root.rglob("*")) == before
