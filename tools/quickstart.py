@@ -131,7 +131,7 @@ def stages(
             "Draw what was found beside what is there.",
             ["visualize.py", *of_run, *test, "--compare", "--limit", "24"],
         ),
-        (
+        Stage(
             "gallery",
             "Make a page to browse it all: the worst images first, and what the method saw.",
             ["gallery.py", *of_run, *test],
