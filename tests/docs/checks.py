@@ -247,16 +247,16 @@ def _bash(call: Call) -> Iterator[str]:
     if name.startswith("scripts/"):
         yield from _registered(name)
     read = scripts_text(ROOT / name)
-    for variable in sorted(call.exported - OUTSIDE):
+    for variable in () if call.nested else sorted(call.exported - OUTSIDE):
         if not re.search(rf"\$\{{?{variable}\b", read):
             yield f"{name} does not read the variable {variable}"
 
 
 @cache
 def scripts_text(path: Path) -> str:
-    """A script with those that it sources, without comments."""
+    """A script with those that it sources or calls, without comments."""
     text = re.sub(r"^\s*#.*$", "", path.read_text(), flags=re.MULTILINE)
-    for other in re.findall(r"source .*?(\w+\.sh)", text):
+    for other in re.findall(r"(?:source|bash) .*?(\w+\.sh)", text):
         text += scripts_text(ROOT / "scripts" / other)
     return text
 

@@ -28,7 +28,8 @@ unset IFS
 """
 _PYTHON = """if [ "$1" = -c ]; then echo Outputs/newest; fi
 """
-_BASH = """exec {bash} "$@"
+_BASH = """export INSIDE_A_SCRIPT=yes
+exec {bash} "$@"
 """
 
 
@@ -42,6 +43,8 @@ class Call:
     """What came by a here-document, where the last argument is `-`."""
     exported: frozenset[str]
     """Names of the variables that it was given, beyond those that the rehearsal itself sets."""
+    nested: bool = False
+    """Whether a script started it, which hands on all variables that it was given itself."""
 
     def __str__(self) -> str:
         return " ".join((self.program, *self.arguments))
@@ -102,6 +105,8 @@ class Rehearsal:
             program, *arguments, stdin = words.split("\x1f")
             names = frozenset(exported.split()) - given.keys() - {"PWD", "OLDPWD", "SHLVL", "_"}
             arguments = [word for word in arguments if word not in ("", "...")]
-            calls.append(Call(program, tuple(arguments), stdin, names))
+            nested = "INSIDE_A_SCRIPT" in names
+            names -= {"INSIDE_A_SCRIPT"}
+            calls.append(Call(program, tuple(arguments), stdin, names, nested))
         fault = process.stderr if process.returncode or "not found" in process.stderr else ""
         return calls, fault.strip()
