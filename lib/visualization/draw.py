@@ -20,6 +20,8 @@ Color = tuple[int, int, int]
 
 LONG_SIDE = 512
 """Images are enlarged until their long side has at least this many pixels."""
+MOST_CAPTIONS = 20
+"""Of peaks: more of them would hide the picture."""
 FONT = cv2.FONT_HERSHEY_SIMPLEX
 DARK: Color = (20, 20, 20)
 LIGHT: Color = (250, 250, 250)
@@ -118,7 +120,7 @@ def draw_clusters(
     _check_size(image, regions.size, "clusters")
     canvas = enlarge(image, long_side)
     number, column = np.asarray(clusters.number), np.asarray(clusters.column)
-    taken: list[tuple[int, int, int, int]] = []
+    drawn = []
     for k in np.unique(number[column > 0]).tolist():
         members = number == k
         class_idx = int(column[members][0]) - 1
@@ -126,10 +128,13 @@ def draw_clusters(
         share = cv2.resize(share, canvas.shape[1::-1], interpolation=cv2.INTER_LINEAR)
         color = color_of(class_idx)
         _blend(canvas, color, 0.6 * share)
-        core = share >= 0.5
-        _outline(canvas, core, color)
         name = class_names[class_idx] if class_idx < len(class_names) else str(class_idx)
-        _caption(canvas, f"{name} x{int(members.sum())}", core, color, taken)
+        drawn.append((share >= 0.5, color, f"{name} x{int(members.sum())}"))
+    for core, color, _ in drawn:
+        _outline(canvas, core, color)
+    taken: list[tuple[int, int, int, int]] = []
+    for core, color, text in drawn:  # above all tints, to be read
+        _caption(canvas, text, core, color, taken)
     return canvas
 
 
@@ -147,7 +152,7 @@ def draw_responses(
         responses: (K, h, w) float, each covering the whole image; what is below 0 is dark, the
             highest value of each map is bright.
         class_idx: (K,) class of each map.
-        peaks: are marked and captioned with class and response.
+        peaks: are marked; the strongest are captioned with class and response.
     """
     canvas = _darkened(enlarge(image, long_side))
     height, width = canvas.shape[:2]
@@ -160,7 +165,7 @@ def draw_responses(
     taken: list[tuple[int, int, int, int]] = []
     radius = max(4, round(max(height, width) / 90))
     strongest_first = np.argsort(-peaks.response, kind="stable").tolist()
-    for k in strongest_first:
+    for rank, k in enumerate(strongest_first):
         c = int(peaks.class_idx[k])
         x = round((peaks.x[k] + 0.5) * width / peaks.size[1])
         y = round((peaks.y[k] + 0.5) * height / peaks.size[0])
@@ -168,6 +173,8 @@ def draw_responses(
             cv2.drawMarker(
                 canvas, (x, y), color, cv2.MARKER_CROSS, 3 * size, size // 2, cv2.LINE_AA
             )
+        if rank >= MOST_CAPTIONS:
+            continue
         spot = np.zeros((height, width), bool)
         spot[max(0, y - radius) : y + radius + 1, max(0, x - radius) : x + radius + 1] = True
         name = class_names[c] if c < len(class_names) else str(c)

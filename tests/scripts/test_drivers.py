@@ -234,6 +234,8 @@ def test_pictures(drive):
     assert calls == [f"tools/visualize.py --run Outputs/a {data} --limit 3"]
     _, calls = drive("visual_result_mmcv", output_file="Outputs/a", iter_time="500")
     assert [call.split()[0] for call in calls] == ["tools/test_net.py", "tools/visualize.py"]
+    _, calls = drive("visual_result_mmcv", "--gallery", "--limit", "3", output_file="Outputs/a")
+    assert calls == [f"tools/gallery.py --run Outputs/a {data} --limit 3"]
     _, calls = drive("visual_result_mmcv", "--detections", "some.json", dataset="coco2017val")
     assert calls == [
         "tools/visualize.py --dataset coco2017val --data-root data --detections some.json"

@@ -90,3 +90,6 @@ def test_from_images_to_pictures(tmp_path):
     drive("visual_result_mmcv", "test", "--compare", "--score-thresh", "0")
     pictures = {path.name for path in (run / "visual" / "test").iterdir()}
     assert pictures == {"overview.png", *(f"test_0000{n}.png" for n in (1, 2, 3))}
+
+    drive("visual_result_mmcv", "test", "--gallery", "--details", "1")
+    assert (run / "gallery" / "test" / "index.html").is_file()
