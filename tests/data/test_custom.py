@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from lib.data import custom
+from lib.data import custom, usable
 from lib.data.coco import CocoImages, read_image
 from lib.data.custom import prepare
 from lib.proposals.store import ProposalStore
@@ -131,7 +131,7 @@ def test_alpha_16_bits_and_floats(own):
 
 
 def test_enormous_images_are_shrunk(own, monkeypatch):
-    monkeypatch.setattr(custom, "MAX_PIXELS", 50)
+    monkeypatch.setattr(usable, "MAX_PIXELS", 50)
     save(own.images / "a.jpg", (10, 20))
     coco, images = own("a,x")
     assert coco.images[0].size == (5, 10)
