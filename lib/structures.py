@@ -6,6 +6,7 @@ P x (C+1) and their column 0 is the background.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import Self
 
@@ -73,12 +74,19 @@ class TrainingSample:
     """(3, h, w) float32, normalised."""
 
     def to(self, device: str, non_blocking: bool = False) -> Self:
-        moved = {
-            f.name: value.to(device, non_blocking=non_blocking)
+        return self._with_tensors(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Self:
+        """In memory from which a GPU copies while the program goes on; DataLoader calls it."""
+        return self._with_tensors(Tensor.pin_memory)
+
+    def _with_tensors(self, change: Callable[[Tensor], Tensor]) -> Self:
+        changed = {
+            f.name: change(value)
             for f in fields(self)
             if isinstance(value := getattr(self, f.name), Tensor)
         }
-        return replace(self, **moved)
+        return replace(self, **changed)
 
 
 @dataclass(frozen=True, eq=False)

@@ -111,6 +111,7 @@ def run(args: argparse.Namespace) -> int:
         settings.seed,
         start=trainer.iteration * refine.solver.images_per_update,
         num_workers=refine.input.num_workers,
+        pin_memory=args.device.startswith("cuda"),
     )
     announce(config, data, args.device, folder, trainer.iteration)
     stopped_by = train(

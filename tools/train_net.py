@@ -129,6 +129,7 @@ def run(args: argparse.Namespace, ranks: Ranks) -> int:
         start=trainer.first_sample,
         step=ranks.count,
         num_workers=config.input.num_workers,
+        pin_memory=ranks.device.startswith("cuda"),
     )
     announce(config, coco, args, folder, trainer.iteration, ranks)
     draws = ranks.is_first and settings.image_period > 0 and config.model.num_stages > 0

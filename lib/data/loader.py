@@ -224,6 +224,7 @@ def train_loader(
     start: int = 0,
     num_workers: int = 0,
     step: int = 1,
+    pin_memory: bool = False,
 ) -> Iterator[TrainingSample]:
     """An endless stream of training samples; images without labels are left out.
 
@@ -234,6 +235,7 @@ def train_loader(
         start: how many samples to leave out.
         num_workers: processes that make samples; 0 makes them in this one.
         step: gives every `step`-th sample only, where others take those between.
+        pin_memory: in pinned memory, for copies to a GPU that nothing waits for.
 
     Raises:
         FileNotFoundError, ValueError: when the sample that `dataset.load` raised it for is
@@ -261,6 +263,7 @@ def train_loader(
         sampler=TrainSampler(len(labelled), scales, flips, seed, start, step),
         num_workers=num_workers,
         collate_fn=_as_is,
+        pin_memory=pin_memory,
         worker_init_fn=_init_worker,
         generator=torch.Generator().manual_seed(seed),
     )

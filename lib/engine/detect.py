@@ -46,7 +46,10 @@ class Detector:
 
     def prepare(self, dataset: CimDataset, index: int) -> tuple[ReadImage, list[Sample]]:
         """Reads image `index`, once, for all passes; may run in another thread."""
-        return read_passes(dataset, index, self.scales, self.flips)
+        read, passes = read_passes(dataset, index, self.scales, self.flips)
+        if torch.device(self.device).type == "cuda":
+            passes = [sample.pin_memory() for sample in passes]
+        return read, passes
 
     def __call__(self, read: ReadImage, passes: Sequence[Sample]) -> list[dict[str, Any]]:
         """COCO results of one image, best first; [] without proposals."""

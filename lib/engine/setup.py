@@ -138,10 +138,8 @@ def build_trainer(
     model.to(device, memory_format=_memory_format(runtime)).train()
     model.precision = getattr(torch, runtime.precision)
     model.proposals_chunk = runtime.proposals_chunk
-    if runtime.compile:
-        model.Conv_Body.compile(dynamic=True)
     losses = CIMLosses(CIMCriterion(CIMMiner(**config.mining.model_dump())))
-    return Trainer(
+    trainer = Trainer(
         model=model,
         losses=losses,
         losses_together=losses.together if runtime.images_together else None,
@@ -157,6 +155,10 @@ def build_trainer(
         num_lanes=num_lanes,
         ranks=ranks,
     )
+    if runtime.compile:
+        for net in (model, *trainer.lanes.models[1:]):
+            net.Conv_Body.compile(dynamic=True)
+    return trainer
 
 
 def mining_view(config: Config, data: CimDataset, device: str) -> MiningView:
