@@ -38,6 +38,7 @@ RUN_FOR_REAL = {
     "tools/ablation.py": "tests/tools/test_ablation.py",
     "tools/analyse_instances.py": "tests/tools/test_ablation.py",
     "tools/assign_clusters.py": "tests/prm/test_tools.py",
+    "tools/benchmark.py": "tests/benchmarks/test_frame.py",
     "tools/baseline_proposals.py": "tests/proposals/test_tools.py",
     "tools/check_proposals.py": "tests/tools/test_published_data.py",
     "tools/evaluate.py": "tests/tools/test_evaluate_export.py",
