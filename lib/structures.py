@@ -107,6 +107,18 @@ class Sample(TrainingSample):
     """(P,) int64, see Clusters; all 0 where there are none."""
     cluster_column: Tensor
     """(P,) int64, see Clusters; all -1 where there are none."""
+    present: Tensor | None = None
+    """(N,) int64, the classes of the image, ascending. `to` finds them."""
+    num_pixels: int | None = None
+    """Of the image as stored, the sum of `areas`. `to` finds it."""
+
+    def to(self, device: str, non_blocking: bool = False) -> Self:
+        """Also finds what the host has to know of the content, to wait for no GPU later."""
+        sample = self
+        if self.present is None:
+            present = self.image_labels.nonzero()[:, 0]
+            sample = replace(self, present=present, num_pixels=int(self.areas.sum()))
+        return super(Sample, sample).to(device, non_blocking)
 
 
 @dataclass(frozen=True, eq=False)

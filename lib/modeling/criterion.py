@@ -45,7 +45,7 @@ class CIMLosses:
         return list(map(self._of, scores, samples, generators))
 
     def _of(self, scores: Scores, sample: Sample, generator: torch.Generator) -> dict[str, Tensor]:
-        iou, containment = overlaps(sample.membership, sample.areas)
+        iou, containment = overlaps(sample.membership, sample.areas, sample.num_pixels)
         return self.criterion(scores, sample, iou, containment, generator)
 
 
@@ -104,7 +104,7 @@ class CIMCriterion:
         if num_stages == 0:
             return losses
 
-        present = labels.nonzero()[:, 0]
+        present = labels.nonzero()[:, 0] if sample.present is None else sample.present
         targets = self.miner(*teachers(scores), present, iou, containment, generator)
         bags, classes, integrities = [], [], []
         for s in range(num_stages):

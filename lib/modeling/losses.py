@@ -43,9 +43,14 @@ def pcl_loss(cls_prob: Tensor, number: Tensor, column: Tensor) -> Tensor:
         their cluster, times 12.
     """
     is_member = (number > 0).to(cls_prob.dtype)
-    cluster, size = number.unique(return_inverse=True, return_counts=True)[1:]
-    total = cls_prob.new_zeros((len(size), cls_prob.shape[1])).index_add(0, cluster, cls_prob)
-    mean = (total / size[:, None])[cluster]  # (P, C+1): n members give n terms
+    # Clusters are counted from 0 in ascending order, so that there are at most P. (`unique` does
+    # the same, but waits for a GPU to know the size of its result.)
+    ordered, order = number.sort()
+    is_next = ordered != torch.cat([ordered[:1], ordered[:-1]])
+    cluster = torch.empty_like(number).scatter_(0, order, is_next.cumsum(dim=0))  # (P,)
+    size = torch.zeros_like(is_member).index_add(0, cluster, torch.ones_like(is_member))
+    total = torch.zeros_like(cls_prob).index_add(0, cluster, cls_prob)
+    mean = total[cluster] / size[cluster][:, None]  # (P, C+1): n members give n terms
     prob = torch.where((column == 0)[:, None], cls_prob, mean)
     target = F.one_hot(column.clamp(min=0), cls_prob.shape[1]).to(cls_prob.dtype)
     loss = _cross_entropy(prob, target).mean(dim=1)

@@ -17,31 +17,37 @@ _BLOCK = 256
 """Rows of the symmetric product that are computed at a time on the CPU."""
 
 
-def intersections(membership: Tensor, areas: Tensor) -> Tensor:
+def intersections(membership: Tensor, areas: Tensor, num_pixels: int | None = None) -> Tensor:
     """Pixels that every two proposals share.
 
     Args:
         membership: (P, R) bool, which regions a proposal is made of.
         areas: (R,) pixels of every region.
+        num_pixels: their sum, if it is known; on a GPU asking for it waits for the device.
 
     Returns:
         (P, P) on the same device, whole numbers: float32 where that is exact (areas summing to
         at most 2^24, and full-precision products), otherwise float64. P may be 0.
     """
     full_precision = torch.get_float32_matmul_precision() == "highest"
-    exact = full_precision and int(areas.sum()) <= _EXACT_FLOAT32
+    if num_pixels is None:
+        num_pixels = int(areas.sum())
+    exact = full_precision and num_pixels <= _EXACT_FLOAT32
     dtype = torch.float32 if exact else torch.float64
     with torch.autocast(membership.device.type, enabled=False):
         inside = membership.to(dtype)
         return _symmetric_product(inside * areas.to(dtype), inside)
 
 
-def overlaps(membership: Tensor, areas: Tensor) -> tuple[Tensor, Tensor]:
+def overlaps(
+    membership: Tensor, areas: Tensor, num_pixels: int | None = None
+) -> tuple[Tensor, Tensor]:
     """IoU and containment of all pairs of proposals.
 
     Args:
         membership: (P, R) bool, which regions a proposal is made of.
         areas: (R,) pixels of every region.
+        num_pixels: their sum, as for `intersections`.
 
     Returns:
         iou: (P, P) float32, `[i, j] = |i & j| / |i | j|`, symmetric.
@@ -49,7 +55,7 @@ def overlaps(membership: Tensor, areas: Tensor) -> tuple[Tensor, Tensor]:
             the published code).
         Both diagonals are 1, but 0 for an empty mask, which overlaps nothing.
     """
-    shared = intersections(membership, areas)
+    shared = intersections(membership, areas, num_pixels)
     pixels = shared.diagonal().clone()
     # In this order nothing exceeds the image, and all is exact; in place, because at thousands of
     # proposals new memory takes longer than the arithmetic.

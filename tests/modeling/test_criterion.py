@@ -1,10 +1,14 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from lib.benchmarks.slow_twins import LiteralMiner, pairwise_overlaps
 from lib.modeling.criterion import CIMCriterion
 from lib.modeling.heads import CIMMiner
+from lib.proposals.overlaps import overlaps
 from lib.structures import Scores
 from tests.modeling import literal
 from tests.modeling.cases import (
@@ -86,3 +90,40 @@ def test_a_diverged_network_gives_losses_that_are_not_finite():
     broken = Scores(*(torch.full_like(part, torch.nan) for part in vars(scores).values()))
     losses = CIMCriterion(CIMMiner())(broken, sample, iou, containment, torch.Generator())
     assert not torch.isfinite(losses["bag"]) and not torch.isfinite(losses["pcl"])
+
+
+# -- nothing waits for a GPU ----------------------------------------------------------------------
+
+
+def losses_of(scores, sample):
+    """What a training step does after the network."""
+    generator = torch.Generator().manual_seed(0)
+    pair = overlaps(sample.membership, sample.areas, sample.num_pixels)
+    return CIMCriterion(CIMMiner())(scores, sample, *pair, generator)
+
+
+def test_no_value_is_asked_for_on_the_way():
+    """With tensors of a pretended GPU that hold no values: whatever needs one raises."""
+    scores, sample, _, _ = image(0, num=20)
+    regions = {"membership": torch.ones((20, 6), dtype=torch.bool), "areas": torch.arange(6)}
+    sample = replace(sample, **regions).to("cpu")
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        on_device = Scores(*(part.to("cuda") for part in vars(scores).values()))
+        losses = losses_of(on_device, sample.to("cuda"))
+        assert all(value.device.type == "cuda" for value in losses.values())
+        with pytest.raises(DataDependentOutputException):
+            losses["bag"].item()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_no_synchronisation_with_a_gpu():
+    scores, sample, _, _ = image(0, num=20)
+    regions = {"membership": torch.ones((20, 6), dtype=torch.bool), "areas": torch.arange(6)}
+    sample = replace(sample, **regions).to("cuda")
+    scores = Scores(*(part.cuda().requires_grad_() for part in vars(scores).values()))
+    sum(losses_of(scores, sample).values()).backward()  # makes handles and the like
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        sum(losses_of(scores, sample).values()).backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
