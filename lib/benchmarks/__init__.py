@@ -6,10 +6,11 @@ of lib. A further one is a file in this folder and its line below.
 
 from collections.abc import Callable, Iterator
 
-from lib.benchmarks import inference, loader, memory, mining, overlaps, train
+from lib.benchmarks import evaluation, inference, loader, memory, mining, overlaps, train
 from lib.benchmarks.report import Conditions, Row
 
 BENCHMARKS: dict[str, Callable[[Conditions], Iterator[Row]]] = {
+    "evaluation": evaluation.run,
     "inference": inference.run,
     "loader": loader.run,
     "memory": memory.run,
