@@ -20,6 +20,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 use_run
 
 export dataset output_file cfg_file data_root
+export -n test_dataset test_json test_images  # are not of the other driver
 bash scripts/generate_msrcnn_label.sh "$@"
 step "Training Mask R-CNN on the pseudo labels" \
     python tools/train_mask_rcnn.py --cfg "$cfg_file" "${run_args[@]}" "${data_args[@]}" --set "$@"
