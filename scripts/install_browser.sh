@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Puts in Chromium and its driver, which the tests of the gallery look at the page with, by apt.
-# Debian and Ubuntu, as root. scripts/test.sh calls it on CI machines only (CI=true); elsewhere
+# Debian, as root. scripts/test.sh calls it on CI machines only (CI=true); elsewhere
 # those tests are skipped where there is no Chromium, and whoever wants them calls this.
 set -euo pipefail
 if command -v chromium > /dev/null && command -v chromedriver > /dev/null; then exit 0; fi

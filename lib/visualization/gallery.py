@@ -8,6 +8,7 @@ the last two when they are looked at, so that thousands of images open at once.
 
 from __future__ import annotations
 
+import glob
 import json
 import shutil
 import tempfile
@@ -129,6 +130,8 @@ def write_gallery(
     if folder.exists() and any(folder.iterdir()) and not (folder / _OVERVIEW).is_file():
         raise FileExistsError(f"{folder}: holds files that are no gallery; name another --output")
     folder.parent.mkdir(parents=True, exist_ok=True)
+    for half in folder.parent.glob(f".{glob.escape(folder.name)}.*.part"):  # of a killed process
+        shutil.rmtree(half)
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".part", dir=folder.parent))
     try:
         temporary.chmod(0o755)

@@ -17,11 +17,14 @@ def start_chromium(profile):
     """
     binary = next(filter(None, map(shutil.which, BINARIES)), None)
     driver = shutil.which("chromedriver")
+    without = pytest.fail if os.environ.get("CI") == "true" else pytest.skip
     if binary is None or driver is None:
-        reason = "no chromium and chromedriver on PATH (bash scripts/install_browser.sh)"
-        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(reason)
-    webdriver = pytest.importorskip("selenium.webdriver")
-    from selenium.webdriver.chrome.service import Service
+        without("no chromium and chromedriver on PATH (bash scripts/install_browser.sh)")
+    try:
+        from selenium import webdriver
+        from selenium.webdriver.chrome.service import Service
+    except ModuleNotFoundError:
+        without("selenium is not installed (pip install -r requirements.txt)")
 
     options = webdriver.ChromeOptions()
     options.binary_location = binary

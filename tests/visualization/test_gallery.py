@@ -128,6 +128,7 @@ def test_an_image_that_cannot_be_read_does_not_stop_the_others(place, capsys):
 def test_an_older_gallery_is_replaced_and_other_folders_are_left_alone(place, capsys):
     assert tool("gallery")([*MINE, "--output", "page"]) == 0
     (place / "page/data/chunk-9.js").write_text("old")
+    (place / ".page.killed.part/data").mkdir(parents=True)
     assert tool("gallery")([*MINE, "--output", "page"]) == 0
     assert not (place / "page/data/chunk-9.js").exists()
     assert tool("gallery")([*MINE, "--output", "images"]) == 2
