@@ -55,7 +55,7 @@ def _measure(found: Regions, count: int, conditions: Conditions) -> Iterator[Row
             {
                 "encode": lambda: encode(masks),
                 "from masks": lambda: both(encode(masks)),
-                "from store": lambda: both(store.load("image.png").regions),
+                "from store": lambda: both(store.load_regions("image.png")),
                 "slow": lambda: pairwise_overlaps(masks, range(SLOW_ROWS)),
             },
             seconds=0.1 if conditions.quick else 6,

@@ -67,7 +67,7 @@ def _check_image(store: ProposalStore, file_name: str, size: tuple[int, int]) ->
     path = store.path(file_name)
     num_bytes = path.stat().st_size
     try:
-        regions = store.load(file_name).regions
+        regions = store.load_regions(file_name)
     except ValueError as error:
         return ImageCheck(num_bytes=num_bytes, fault=str(error))
     wrong = None

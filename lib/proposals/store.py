@@ -70,6 +70,10 @@ class ProposalStore:
             np.savez_compressed(file, **content, checksum=_checksum(content))
 
     def load(self, file_name: str, size: tuple[int, int] | None = None) -> Proposals:
+        """As `load_regions`, with what the network pools with."""
+        return proposals_from_regions(self.load_regions(file_name, size))
+
+    def load_regions(self, file_name: str, size: tuple[int, int] | None = None) -> Regions:
         """Reads the proposals of image `file_name`.
 
         Args:
@@ -104,7 +108,7 @@ class ProposalStore:
         fault = _content_fault(regions)
         if fault:
             raise ValueError(f"{path}: {fault}; {_REMEDY}")
-        return proposals_from_regions(regions)
+        return regions
 
 
 def _runs(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
