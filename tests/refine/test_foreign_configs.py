@@ -5,6 +5,7 @@ from __future__ import annotations
 import runpy
 import sys
 import types
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -37,7 +38,8 @@ def test_mmdetection(name, num_classes):
 
 @pytest.mark.parametrize("name", ["voc", "coco"])
 def test_mmdetection_reads_it(name, monkeypatch):
-    pytest.importorskip("mmdet", reason="pip install --no-deps mmdet mmengine addict yapf ...")
+    if find_spec("mmdet") is None:  # only its configurations are needed, not its mmcv
+        pytest.skip("mmdet is not installed")
     config = pytest.importorskip("mmengine.config").Config
     monkeypatch.setenv("CIM_PSEUDO_LABELS", "some/labels.json")
     path = CONFIGS / "mmdet" / f"cim_plus_mask_rcnn_r50_fpn_{name}.py"
