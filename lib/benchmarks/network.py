@@ -52,6 +52,9 @@ def two_networks(conditions: Conditions) -> tuple[PlainNet, CIMNet]:
     """
     torch.manual_seed(conditions.seed)
     model = build_model(SMALL if conditions.quick else FULL, NUM_CLASSES)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):  # as they are, residual blocks double their input
+            nn.init.constant_(module.weight, 0.5)
     shared = {id(parameter): parameter for parameter in model.Box_Head.seg_fc.parameters()}
     plain = PlainNet(copy.deepcopy(model, shared))
     return plain.to(conditions.device), model.to(conditions.device)
