@@ -13,8 +13,8 @@ from lib.structures import Instances
 from lib.visualization.draw import draw_instances, enlarge
 from lib.visualization.panels import side_by_side
 
-AT_MOST = 12
-"""Instances drawn of a stage, those of the highest weight."""
+AT_MOST = 3
+"""Instances drawn of a class: those of the highest weight, which the others would hide."""
 
 
 class MiningView:
@@ -54,7 +54,15 @@ class MiningView:
         class_idx = mined.class_idx[stage].cpu().numpy()
         weight = mined.weight[stage].float().cpu().numpy()
         found = np.flatnonzero(class_idx >= 0)
-        best = found[np.argsort(-weight[found], kind="stable")][:AT_MOST]
+        order = found[np.argsort(-weight[found], kind="stable")]
+        best = np.array(
+            [
+                n
+                for c in np.unique(class_idx[found])
+                for n in order[class_idx[order] == c][:AT_MOST]
+            ],
+            dtype=np.int64,
+        )
         masks = self.read.proposals.regions.masks(best)
         drawn = draw_instances(
             self.read.image, masks, class_idx[best], weight[best], self.class_names
