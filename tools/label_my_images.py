@@ -151,7 +151,7 @@ def plan(
     }
     if remembered.is_file():
         before = read_json(remembered)
-        if before["made_from"] != made_from:
+        if not agree(before["made_from"], made_from):
             raise ValueError(
                 f"{args.output}: was begun with other images, labels or settings; name another "
                 "--output, or remove that folder"
@@ -174,6 +174,13 @@ def plan(
         logger.info("  %-10s about %s", name, duration(value))
     logger.info("  %-10s about %s", "in all", duration(sum(seconds.values())))
     return seconds
+
+
+def agree(before: Any, now: Any) -> bool:
+    """Whether two descriptions are equal in all that both say: a newer version may say more."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        return all(agree(before[key], now[key]) for key in before.keys() & now.keys())
+    return before == now
 
 
 def stages(args: argparse.Namespace, dataset: Dataset, overrides: Sequence[str]) -> list[Stage]:

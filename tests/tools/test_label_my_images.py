@@ -153,3 +153,20 @@ def test_labels_that_tell_nothing_are_named(tool, photos, caplog):
     assert f"every labelled image shows {coco.class_names[1]}: nothing tells it" in caplog.text
     assert f"no image shows {coco.class_names[0]}" in caplog.text
     assert "12 labelled images are few to learn 5 classes from" in caplog.text
+
+
+def test_a_plan_is_that_of_the_same_settings(tool, photos, tmp_path, monkeypatch):
+    monkeypatch.setattr(tool, "estimate_seconds", lambda *_: {"train": 1.0})
+    args = tool.parse(["--images", str(photos), "--labels", str(photos), "--output", f"{tmp_path}"])
+    args.data_root, args.cfg = str(tmp_path / "data"), "c.yaml"
+    dataset = tool.dataset_from_args(args)
+    coco = CocoImages(dataset.json)
+    seconds = tool.plan(args, tool.load_config(), dataset, coco)
+    path = tmp_path / "estimates.json"
+    content = json.loads(path.read_text())
+    del content["made_from"]["config"]["solver"]["momentum"]  # as an older version may have it
+    path.write_text(json.dumps(content))
+    monkeypatch.setattr(tool, "estimate_seconds", None)
+    assert tool.plan(args, tool.load_config(), dataset, coco) == seconds
+    with pytest.raises(ValueError, match="was begun with other images, labels or settings"):
+        tool.plan(args, tool.load_config(None, ["run.seed", "99"]), dataset, coco)
