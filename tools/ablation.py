@@ -21,6 +21,7 @@ from joblib import Parallel, delayed
 
 from lib.command_line import errors_in_a_line
 from lib.config import load_config
+from lib.engine.runs import checkpoint_folder
 from lib.files import read_json, write_json, write_text
 from lib.seed_statistics import Table, comparison_table
 from lib.visualization.dot_plot import Panel, dot_plot
@@ -33,8 +34,8 @@ REFERENCE = "cim"
 VARIANTS: dict[str, list[str]] = {
     "mil": ["model.num_stages", "0", "loss.pcl", "0"],
     "mil_agpl": ["model.num_stages", "0"],
-    "mist": ["mining.labels", "mist"],
     "no_agpl": ["loss.pcl", "0"],
+    "mist": ["mining.labels", "mist"],
     "no_integrity": [
         "model.integrity",
         "false",
@@ -43,7 +44,6 @@ VARIANTS: dict[str, list[str]] = {
         "loss.refine_iou",
         "0",
     ],
-    "no_integrity_loss": ["loss.refine_iou", "0"],
     "no_anti_noise": ["mining.anti_noise", "false"],
     "no_cascade": ["mining.thresh_step", "0"],
     "cim": [],
@@ -160,7 +160,9 @@ def measure(args: argparse.Namespace, training: Training) -> None:
         return
     run, log = run_and_log(args, training)
     train = [*dataset(args, "train"), *intermediate(args, training.seed), "--cfg", args.cfg]
-    run_tool("train_net.py", *train, "--output", run, "--set", *settings(args, training), log=log)
+    if not is_trained(args, training):
+        overrides = settings(args, training)
+        run_tool("train_net.py", *train, "--output", run, "--set", *overrides, log=log)
     test = dataset(args, args.split)
     run_tool("test_net.py", "--run", run, *test, log=log)
     run_tool("evaluate.py", "--detections", metrics.with_name("detections.json"), *test, log=log)
@@ -191,6 +193,13 @@ def settings(args: argparse.Namespace, training: Training) -> list[str | int]:
         steps = [round(step * training.updates / solver.max_iter) for step in solver.steps]
         overrides += ["solver.max_iter", training.updates, "solver.steps", f"{steps}"]
     return overrides
+
+
+def is_trained(args: argparse.Namespace, training: Training) -> bool:
+    """Whether the last checkpoint is there: on another split it only needs to be tested."""
+    run, _ = run_and_log(args, training)
+    updates = training.updates or load_config(args.cfg, args.set).solver.max_iter
+    return (checkpoint_folder(run) / f"model_step{updates}.pth").is_file()
 
 
 def run_and_log(args: argparse.Namespace, training: Training) -> tuple[Path, Path]:

@@ -70,6 +70,12 @@ def test_measures_every_variant_with_every_seed_once(ablation, tmp_path, capsys)
     assert ablation.main([*common, *variants, "--set", *SHORT]) == 0
     assert "train_net.py" not in [tool for tool, _ in ablation.called]
     assert json.loads((output / "val.json").read_text()) == table
+    (output / "mil-2" / "seed2" / "test" / "shapes_val" / "metrics.json").unlink()
+    assert ablation.main([*common, *variants, "--set", *SHORT]) == 0
+    assert [tool for tool, log in ablation.called if log == "mil-2-seed2"] == [
+        "test_net.py",
+        "evaluate.py",
+    ]
 
     assert ablation.main([*common, *variants, "--set", *SHORT, "prm.smooth", "1"]) == 2
     assert "made with another --cfg, --set" in capsys.readouterr().err
