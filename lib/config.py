@@ -216,8 +216,8 @@ class RuntimeConfig(_Section):
     weights are read and whose gradient is written once then; takes the memory of all of them.
     Otherwise the images are worked on one by one and, on a CPU, side by side on its cores."""
     proposals_chunk: AtLeastOne | None = None
-    """MaskFuse takes at most so many proposals at a time and, in training, computes them again for
-    the gradient: less memory, more time. null trains on all of an image at once."""
+    """RoIAlign and MaskFuse's convolution take at most so many proposals at a time and, in
+    training, are computed again for the gradient: less memory, more time. null: all at once."""
 
 
 class RunConfig(_Section):

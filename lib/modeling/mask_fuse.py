@@ -43,6 +43,10 @@ class MaskFuse(nn.Module):
 
     def forward(self, features: Tensor, roi_masks: Tensor) -> Tensor:
         """Pooled features (P, D, 7, 7) and masks (P, 7, 7) in {0, 1} to (P, hidden_dim)."""
+        return self.seg_fc(self.fuse(features, roi_masks))
+
+    def fuse(self, features: Tensor, roi_masks: Tensor) -> Tensor:
+        """The part before the linear layers: (P, channels * 49)."""
         conv, relu = self.mask_branch
-        fused = masked_conv(features, roi_masks, conv.weight, conv.bias)  # (P, fuse, 7, 7)
-        return self.seg_fc(relu(fused).flatten(1))
+        fused = masked_conv(features, roi_masks, conv.weight, conv.bias)  # (P, channels, 7, 7)
+        return relu(fused).flatten(1)

@@ -60,8 +60,8 @@ class CIMNet(nn.Module):
         self.precision = torch.float32
         """Type of the products of backbone and MaskFuse; the heads always compute in float32."""
         self.proposals_chunk: int | None = None
-        """MaskFuse sees at most so many proposals at a time. In training what it keeps for the
-        gradient is then computed again in the backward pass."""
+        """RoIAlign and MaskFuse see at most so many proposals at a time. In training this is true
+        of RoIAlign and the convolution, which are computed again in the backward pass."""
 
     def forward(self, image: Tensor, boxes: Tensor, roi_masks: Tensor) -> Scores:
         """Scores the proposals of one image.
@@ -102,25 +102,35 @@ class CIMNet(nn.Module):
             boxes, masks: the proposals of every image.
         """
         chunks = _chunks([len(b) for b in boxes], self.proposals_chunk)
+        learns = torch.is_grad_enabled()
         parts = []
         for chunk in chunks:
             pieces = [(maps[n], boxes[n][part], masks[n][part]) for n, part in chunk]
-            if len(chunks) > 1 and torch.is_grad_enabled():
-                features = checkpoint(
-                    self._fuse, pieces, use_reentrant=False, preserve_rng_state=False
-                )
+            if not learns:
+                parts.append(self._vectors(self._fuse(pieces)))
+            elif len(chunks) == 1:
+                parts.append(self._fuse(pieces))
             else:
-                features = self._fuse(pieces)
-            parts.append(features)
-        return torch.cat(parts).to(self.cls_iou_model.classifier.weight.dtype)
+                parts.append(
+                    checkpoint(self._fuse, pieces, use_reentrant=False, preserve_rng_state=False)
+                )
+        features = torch.cat(parts) if len(parts) > 1 else parts[0]
+        # The gradient of the linear layers is as large as many proposals: it is made once.
+        features = self._vectors(features) if learns else features
+        return features.to(self.cls_iou_model.classifier.weight.dtype)
 
     def _fuse(self, pieces: Sequence[tuple[Tensor, Tensor, Tensor]]) -> Tensor:
-        """Feature maps with some of their proposals to (proposals of all of them, hidden_dim)."""
+        """Feature maps with some of their proposals to (all these proposals, channels * 49)."""
         scale = 1 / self.Conv_Body.stride
         with self._reduced_precision(pieces[0][0].device):
             pooled = [roi_align(maps, boxes, ROI_SIZE, scale) for maps, boxes, _ in pieces]
             masks = torch.cat([masks for *_, masks in pieces])
-            return self.Box_Head(torch.cat(pooled), masks)  # (P, D, 7, 7) before
+            return self.Box_Head.fuse(torch.cat(pooled), masks)  # (P, D, 7, 7) before
+
+    def _vectors(self, fused: Tensor) -> Tensor:
+        """(P, channels * 49) to (P, hidden_dim)."""
+        with self._reduced_precision(fused.device):
+            return self.Box_Head.seg_fc(fused)
 
     def _reduced_precision(self, device: torch.device) -> AbstractContextManager:
         if self.precision == torch.float32:
