@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.elastic.rendezvous.api import RendezvousError
 from torch.distributed.run import get_args_parser
 from torch.distributed.run import main as torchrun
 
@@ -37,6 +38,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         how = f"was killed by {failure.signal_name()}" if died else f"ended with {failure.exitcode}"
         say_error(f"process {rank} {how} (see above); all others were ended")
         return 128 - failure.exitcode if died else failure.exitcode
+    except RendezvousError as error:
+        say_error(f"the machines do not meet, or have lost each other: {error}")
+        return 1
     except SignalException as error:
         return 128 + error.sigval
     return 0
