@@ -124,6 +124,10 @@ def summing_model(model: nn.Module, ranks: Ranks) -> DistributedDataParallel:
             device_ids=[device.index] if device.type == "cuda" else None,
             broadcast_buffers=False,  # running statistics do not change in training
             gradient_as_bucket_view=True,
+            # Otherwise it waits for gradients that never come. It costs a walk through the graph.
+            find_unused_parameters=any(
+                getattr(part, "has_idle_parameters", False) for part in model.modules()
+            ),
         )
     # Not by its name: torch looks at the annotations of a hook, and does not expect text there.
     parallel.register_comm_hook(None, lambda _, bucket: _sum(bucket))

@@ -35,6 +35,8 @@ class HRNet(Trunk):
         frozen_bn: see Trunk.
     """
 
+    has_idle_parameters = True
+
     def __init__(
         self,
         width: int = 48,

@@ -25,6 +25,9 @@ class Trunk(nn.Module):
             unless a part is frozen as a whole.
     """
 
+    has_idle_parameters = False
+    """Whether there are parameters that count as trainable and never get a gradient."""
+
     def __init__(self, out_channels: int, stride: int, frozen_bn: bool = True) -> None:
         super().__init__()
         self.out_channels = out_channels
