@@ -267,7 +267,8 @@ noted = []
 for number in (signal.SIGINT, signal.SIGTERM):
     signal.signal(number, lambda received, frame: noted.append(received))
 stream = train_loader(dataset_of(Path(sys.argv[1])), (16,), ("none",), seed=0, num_workers=2)
-next(stream)
+for _ in range(2):  # one of each worker: both are on their own then
+    next(stream)
 os.killpg(os.getpgrp(), signal.SIGINT)
 os.killpg(os.getpgrp(), signal.SIGTERM)
 for _ in range(30):
