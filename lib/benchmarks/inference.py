@@ -19,8 +19,8 @@ from lib.engine.inference import proposal_scores, score_passes
 from lib.engine.setup import prepare_for_inference
 from lib.structures import Sample
 
-SCALES = (480, 688)
-"""Long sides, each with its mirror image: two of the five published ones, to be done in time."""
+SCALES = (480, 576, 688, 864, 1200)
+"""Long sides, each with its mirror image: the ten published passes."""
 NUM_PROPOSALS = 100
 GOAL = 3.0
 """On a CPU with bfloat16 products."""
