@@ -212,22 +212,27 @@ class CIMMiner:
         stage, row, rank = place.clamp(min=0).unbind(dim=1)
         outside = self._outside(containment)
         # What may be chosen keeps its integrity, all else falls below zero.
-        value = (integrity - 2 * self._contains_most(outside)).flatten(0, 1).T.contiguous()
-        value = value.index_select(1, stage * integrity.shape[1] + row)  # (P, M)
-        value.sub_(outside.index_select(1, seeds[stage, row, rank]), alpha=2)
-        best, proposal = value.max(dim=0)  # (M,)
+        value = (integrity - 2 * self._contains_most(outside)).flatten(0, 1)  # (S * N, P)
+        value = value.index_select(0, stage * integrity.shape[1] + row)  # (M, P)
+        value.sub_(outside.index_select(0, seeds[stage, row, rank]), alpha=2)
+        best, proposal = value.max(dim=1)  # (M,)
         is_found = (best >= 0) & is_seed
         found = torch.zeros_like(integrity, dtype=torch.int32)
         found.index_put_((stage, row, proposal), is_found.int(), accumulate=True)
         return found > 0
 
     def _outside(self, containment: Tensor) -> Tensor:
-        """(P, P) in {0, 1}: i does not contain j. Not bool: that is slower to make and to sum."""
-        return torch.le(containment, self.containment_thresh, out=torch.empty_like(containment))
+        """(P, P) in {0, 1}, [j, i]: i does not contain j.
+
+        This way round, since what `overlaps` gives lies in memory like that. Not bool, which is
+        slower to make and to sum.
+        """
+        contained = containment.T
+        return torch.le(contained, self.containment_thresh, out=torch.empty_like(contained))
 
     def _contains_most(self, outside: Tensor) -> Tensor:
         num_proposals = len(outside)
-        return num_proposals - outside.sum(dim=1) >= self.oversized_fraction * num_proposals
+        return num_proposals - outside.sum(dim=0) >= self.oversized_fraction * num_proposals
 
     def _thresh(self, first: float, num_stages: int, like: Tensor) -> Tensor:
         """(S, 1): a threshold of the first stage, and what it grows to."""

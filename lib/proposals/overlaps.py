@@ -52,7 +52,8 @@ def overlaps(
     Returns:
         iou: (P, P) float32, `[i, j] = |i & j| / |i | j|`, symmetric.
         containment: (P, P) float32, `[i, j] = |i & j| / |j|`: how much of j lies in i (asy_iou in
-            the published code).
+            the published code). It lies in memory column by column: who contains a proposal is
+            looked up more often than whom it contains.
         Both diagonals are 1, but 0 for an empty mask, which overlaps nothing.
     """
     shared = intersections(membership, areas, num_pixels)
@@ -61,7 +62,7 @@ def overlaps(
     # proposals new memory takes longer than the arithmetic.
     union = torch.sub(pixels[:, None], shared).add_(pixels[None, :]).clamp_(min=1)
     iou = torch.div(shared, union, out=union)
-    containment = shared.div_(pixels.clamp_(min=1))
+    containment = shared.div_(pixels.clamp_(min=1)[:, None]).T  # what is shared is symmetric
     return iou.float(), containment.float()
 
 
