@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-import cv2
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
@@ -255,8 +254,6 @@ def train_loader(
             len(dataset),
             dataset.label_name,
         )
-    if num_workers:
-        end_thread_pools()
     loader = DataLoader(
         _Requests(dataset, labelled),
         batch_size=None,
@@ -291,9 +288,7 @@ class _Requests(Dataset):
 
 def _raise_errors(loader: DataLoader) -> Iterator[TrainingSample]:
     if loader.num_workers:
-        # Here already, not in the workers only: threads that OpenCV has started in this process do
-        # not live on in a forked one, which would wait for them for ever.
-        cv2.setNumThreads(1)
+        end_thread_pools()  # the workers are forked with the first sample
     for item in loader:
         if isinstance(item, Exception):
             raise item
