@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import tempfile
@@ -28,6 +29,12 @@ def atomic_file(path: str | Path) -> Iterator[BinaryIO]:
     except BaseException:
         os.unlink(temporary)
         raise
+
+
+def remove_parts(path: Path) -> None:
+    """Removes what processes that were killed while they wrote `path` have left of it."""
+    for part in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
+        part.unlink(missing_ok=True)
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -3,7 +3,7 @@ import stat
 
 import pytest
 
-from lib.files import atomic_file, read_json, write_json, write_text
+from lib.files import atomic_file, read_json, remove_parts, write_json, write_text
 
 
 def test_write_and_read(tmp_path):
@@ -33,6 +33,16 @@ def test_the_name_appears_only_when_the_file_is_whole(tmp_path):
         file.flush()
         assert not path.exists()
     assert path.read_bytes() == b"1234"
+
+
+def test_what_a_killed_process_left_of_a_file_is_removed(tmp_path):
+    path = tmp_path / "a[1].json"
+    write_json(path, [1])
+    for name in (".a[1].json.x1.part", ".a[1].json.y2.part", ".a1.json.x1.part", ".b.json.x.part"):
+        (tmp_path / name).touch()
+    remove_parts(path)
+    left = {p.name for p in tmp_path.iterdir()}
+    assert left == {path.name, ".a1.json.x1.part", ".b.json.x.part"}
 
 
 def test_permissions_are_those_of_an_ordinary_new_file(tmp_path):

@@ -8,6 +8,7 @@ instead of a traceback, and the exit code of the tool: 143 after SIGTERM, 130 af
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 
@@ -18,6 +19,7 @@ from torch.distributed.run import get_args_parser
 from torch.distributed.run import main as torchrun
 
 from lib.command_line import say_error
+from lib.engine.distributed import LAUNCHER
 
 SECONDS_TO_END = "600"
 """For what ends in order when asked to, an update and its checkpoint, before it is killed."""
@@ -30,6 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv.insert(tool, "--")
     if "--shutdown-timeout" in get_args_parser().format_help():  # not in older versions of torch
         argv = ["--shutdown-timeout", SECONDS_TO_END, *argv]
+    os.environ[LAUNCHER] = str(os.getpid())
     try:
         torchrun(argv)
     except ChildFailedError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -21,7 +22,7 @@ from lib.engine.distributed import ALONE, Ranks
 from lib.engine.inference import map_ahead, read_passes, score_passes
 from lib.engine.journal import Journal
 from lib.evaluation.detections import select_detections, to_coco_results
-from lib.files import atomic_file, read_json, write_json
+from lib.files import atomic_file, read_json, remove_parts, write_json
 from lib.structures import Detections, Sample
 
 logger = logging.getLogger(__name__)
@@ -117,23 +118,31 @@ def detect_dataset(
         Whether there was anything to do.
 
     Raises:
-        FileNotFoundError, ValueError: an image or its proposals cannot be used.
+        FileNotFoundError, ValueError: an image or its proposals cannot be used; the ranks do not
+            see one folder; another process writes to it.
     """
     told = output.with_name(f"{output.stem}.made_from.json")
     complete = output.is_file() and told.is_file() and read_json(told) == made_from
     if ranks.from_first(complete):
+        if ranks.is_first:
+            _tidy(output, told)
         return False
-    own = _journal(output, ranks.rank)
+    those_here = [_journal(output, rank) for rank in range(ranks.count)]
+    own = those_here[ranks.rank]
     detector.model.to(detector.device).eval()
     images = dataset.coco.images
     with Journal(own, made_from) as journal:
         done = set(journal.done)
         if ranks.is_first:  # a test that was interrupted may have had more ranks
-            those_here = [_journal(output, rank) for rank in range(ranks.count)]
-            for path in set(_journals(output)).difference(those_here):
+            for path in _journals(output).difference(those_here):
                 with Journal(path, made_from) as other:
                     done.update(other.done)
         done = set().union(*ranks.gather(done))
+        if not all(ranks.gather(those_here[0].is_file())):
+            raise ValueError(
+                f"{output.parent}: not all processes see the same files there; it must lie on a "
+                "disk that all machines share"
+            )
         if done:
             logger.info("%s: going on after %d images", own, len(done))
         todo = [n for n, record in enumerate(images) if record.image_id not in done]
@@ -150,17 +159,18 @@ def detect_dataset(
         for read, results in bar:
             without += not results
             journal.append(read.record.image_id, results)
+    # Only now, with their journals closed, are the results of other machines sure to be seen.
+    ranks.wait(patiently=True)
     without = sum(ranks.gather(without))
     if ranks.is_first:
-        journals = _journals(output)
+        journals = _journals(output).union(those_here)
         told.unlink(missing_ok=True)
         _write_list(output, _merged(journals, made_from, dataset.coco))
         write_json(told, made_from, indent=2)
-        for path in journals:
-            path.unlink()
+        _tidy(output, told)
         if without:
             logger.warning("%d images have no detections", without)
-    ranks.wait()
+    ranks.wait(patiently=True)
     return True
 
 
@@ -169,13 +179,21 @@ def _journal(output: Path, rank: int) -> Path:
     return output.with_name(f"{output.stem}.journal{number}.jsonl")
 
 
-def _journals(output: Path) -> list[Path]:
+def _journals(output: Path) -> set[Path]:
     """Those that are there, of however many ranks."""
-    return sorted(output.parent.glob(f"{output.stem}.journal*.jsonl"))
+    return set(output.parent.glob(f"{glob.escape(output.stem)}.journal*.jsonl"))
+
+
+def _tidy(output: Path, told: Path) -> None:
+    """Removes what is of no use beside a result that is complete; also what was killed has left."""
+    for path in _journals(output):
+        path.unlink(missing_ok=True)
+    for path in (output, told):
+        remove_parts(path)
 
 
 def _merged(
-    paths: Sequence[Path], made_from: Mapping[str, Any], coco: CocoImages
+    paths: Iterable[Path], made_from: Mapping[str, Any], coco: CocoImages
 ) -> Iterator[dict[str, Any]]:
     """What all journals hold, in the order of the data set."""
     with ExitStack() as stack:

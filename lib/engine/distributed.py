@@ -7,12 +7,16 @@ is a few numbers and names, by gloo.
 
 from __future__ import annotations
 
+import logging
 import os
+import signal
+import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from threading import Thread
 from typing import Any
 
 import torch
@@ -21,9 +25,15 @@ from torch import Tensor, nn
 from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 
+logger = logging.getLogger(__name__)
+
 TIMEOUT = timedelta(minutes=10)
 """Without a word from another rank for so long, a rank gives up. Where a rank has died this is
 noticed at once; it is for those that hang."""
+PATIENCE = timedelta(days=7)
+"""The same after hours of work on their own, which some ranks end long before others."""
+LAUNCHER = "CIM_LAUNCHER"
+"""Environment variable in which tools/launch.py tells its ranks its process id."""
 
 
 class LostRankError(ConnectionError):
@@ -38,6 +48,8 @@ class Ranks:
     count: int = 1
     device: str = "cpu"
     """Of this process."""
+    patient: dist.ProcessGroup | None = None
+    """All ranks, with PATIENCE in place of TIMEOUT."""
 
     @property
     def is_first(self) -> bool:
@@ -64,9 +76,15 @@ class Ranks:
         dist.broadcast_object_list(values)
         return values[0]
 
-    def wait(self) -> None:
-        """Returns when all ranks have come here."""
-        self.gather(None)
+    def wait(self, patiently: bool = False) -> None:
+        """Returns when all ranks have come here.
+
+        Args:
+            patiently: it may take some of them more than TIMEOUT.
+        """
+        if self.count > 1:
+            group = self.patient if patiently else None
+            dist.all_gather_object([None] * self.count, None, group)
 
 
 ALONE = Ranks()
@@ -96,9 +114,11 @@ def joined_ranks(device: str) -> Iterator[Ranks]:
             )
         torch.cuda.set_device(local)
         device, backend = f"cuda:{local}", "cpu:gloo,cuda:nccl"
-    dist.init_process_group(backend, timeout=TIMEOUT)
+    _end_with_the_launcher()
     try:
-        yield Ranks(dist.get_rank(), dist.get_world_size(), device)
+        dist.init_process_group(backend, timeout=TIMEOUT)
+        patient = dist.new_group(timeout=PATIENCE, backend="gloo")
+        yield Ranks(dist.get_rank(), dist.get_world_size(), device, patient)
     except RuntimeError as error:
         # After an error the group is not taken down: that would wait for the ranks that are gone.
         if not isinstance(error, dist.DistError) and "gloo" not in str(error):
@@ -108,6 +128,23 @@ def joined_ranks(device: str) -> Iterator[Ranks]:
             "or torchrun's below, says why"
         ) from error
     dist.destroy_process_group()
+
+
+def _end_with_the_launcher() -> None:
+    """Has this process be sent SIGTERM, as torchrun does it, also when torchrun was killed itself.
+
+    Otherwise ranks would go on without it, beside those that the same command starts again, and
+    those that have not met yet would wait for it until TIMEOUT.
+    """
+    launcher = int(os.environ.get(LAUNCHER, os.getppid()))
+
+    def watch() -> None:
+        while os.getppid() == launcher:
+            time.sleep(1)
+        logger.error("error: torchrun has died, and this process ends as well")
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    Thread(target=watch, daemon=True).start()
 
 
 def summing_model(model: nn.Module, ranks: Ranks) -> DistributedDataParallel:

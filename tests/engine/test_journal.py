@@ -62,6 +62,37 @@ def test_a_file_of_another_kind_is_begun_anew(tmp_path):
     assert set(fill(path, [4])[0]) == {4}
 
 
+def test_what_a_broken_disk_has_spoilt_is_done_again(tmp_path):
+    path = tmp_path / "j.jsonl"
+    fill(path, [5, 3, 4])
+    lines = path.read_bytes().splitlines(keepends=True)
+    for spoilt in (b"\0" * 8 + b"\n", b"7\n", b"{}\n"):
+        path.write_bytes(b"".join([*lines[:2], spoilt, *lines[3:]]))
+        with Journal(path, MADE_FROM) as journal:
+            assert set(journal.done) == {5}
+    assert path.read_bytes() == b"".join(lines[:2])
+
+
+def test_no_two_processes_write_to_one(tmp_path, monkeypatch):
+    path = tmp_path / "j.jsonl"
+    with Journal(path, MADE_FROM):
+        monkeypatch.setattr("lib.engine.journal.SECONDS_TO_LEAVE", 0)
+        with pytest.raises(ValueError, match="another process is writing there"):
+            fill(path, [4])
+
+    # One that ends in time is waited for, and what it removed is begun anew.
+    monkeypatch.setattr("lib.engine.journal.SECONDS_TO_LEAVE", 60)
+    other = Journal(path, MADE_FROM)
+
+    def end(_):
+        path.unlink()
+        other.close()
+
+    monkeypatch.setattr("time.sleep", end)
+    assert set(fill(path, [4])[0]) == {4}
+    assert len(path.read_bytes().splitlines()) == 2
+
+
 def test_nan_is_refused(tmp_path):
     with Journal(tmp_path / "j.jsonl", MADE_FROM) as journal, pytest.raises(ValueError):
         journal.append(1, [float("nan")])

@@ -1,6 +1,7 @@
 """Several processes on one machine, started by tools/launch.py: gloo on the CPU."""
 
 import os
+import random
 import re
 import shutil
 import signal
@@ -96,6 +97,101 @@ def test_a_test_that_ended_in_one_process_goes_on_in_another_number_of_them(plac
     assert 2 <= int(done[1]) <= 4
     assert Path("run/test/mine/detections.json").read_bytes() == Path("whole.json").read_bytes()
     assert len(list(Path("run/test/mine").iterdir())) == 2
+
+
+KILLER = """
+import os, signal, sys, time
+from pathlib import Path
+
+from lib.engine.journal import Journal
+from tests.small_training import tool
+
+who, kind, count = os.environ["KILL"].split()
+rank, passed = int(os.environ["RANK"]), 0
+
+
+def moment(of_kind):
+    global passed
+    if of_kind == "image" and Path("killed").exists():
+        time.sleep(3600)  # unless ended
+    passed += of_kind == kind and rank == 0
+    if passed == int(count) + 1:
+        if who == "torchrun":
+            victims = [os.getppid()]
+        else:
+            victims = map(int, [p.read_text() for p in Path("pids").glob(who)])
+        Path("killed").touch()
+        for victim in sorted(victims, key=os.getpid().__eq__):
+            os.kill(victim, signal.SIGKILL)
+
+
+def before_and_after(owner, name, kind, counts=lambda *_: True):
+    function = getattr(owner, name)
+
+    def replaced(*arguments, **options):
+        if counts(*arguments):
+            moment(kind)
+        result = function(*arguments, **options)
+        if counts(*arguments):
+            moment(kind)
+        return result
+
+    setattr(owner, name, replaced)
+
+
+Path("pids", str(rank)).write_text(str(os.getpid()))
+moment("start")
+before_and_after(Journal, "append", "image")
+before_and_after(os, "replace", "merge")
+before_and_after(Path, "unlink", "merge", lambda path: path.suffix == ".jsonl")
+sys.exit(tool("test_net")(sys.argv[1:]))
+"""
+"""tools/test_net.py that sends SIGKILL to WHO when rank 0 comes to the moment KIND for the COUNT-th
+time, from 0: as it starts, before and after an image, before and after each file that is written or
+removed in the end. Ranks that live on after that do no image more."""
+
+
+def test_a_shared_test_killed_at_random_moments_ends_in_the_same_file(place, monkeypatch, capfd):
+    assert tool("train_net")([*TRAIN, "--output", "run"]) == 0
+    command = ["--run", "run", *DATA, "--threads", "1", "--output"]
+    assert tool("test_net")([*command, "whole.json"]) == 0
+    Path("killer.py").write_text(KILLER)
+    Path("pids").mkdir()
+    results = Path("found/with [1].json")
+
+    def killed(ranks, who, moment):
+        monkeypatch.setenv("KILL", f"{who} {moment}")
+        Path("killed").unlink(missing_ok=True)
+        process = start(Path("killer").absolute(), *command, results, count=ranks)
+        told = process.communicate(timeout=PATIENCE)[1]  # when the last rank has ended
+        assert Path("killed").exists(), told
+        assert process.returncode != 0, told
+        assert "Traceback" not in told
+        if who == "torchrun":
+            assert "torchrun has died, and this process ends as well" in told
+        else:
+            assert re.search("process . was killed by SIGKILL .see above.; all others", told), told
+
+    def done():
+        lines = [p.read_bytes().split(b"\n") for p in results.parent.glob("*.jsonl")]
+        return sum(len(of_rank) - 2 for of_rank in lines)
+
+    rng = random.Random(time.time())
+    killed(2, "torchrun", rng.choice(["start 0", "image 0", "image 1", "image 2"]))
+    before = done()
+    killed(3, rng.choice("012?"), rng.choice(["image 0", "image 1"]))
+    assert before <= done()
+    killed(2, rng.choice("01?"), f"merge {rng.randrange(6)}")
+    capfd.readouterr()
+    before = done()
+    assert tool("test_net")([*command, str(results)]) == 0
+    told = capfd.readouterr().err
+    assert f"going on after {before} images" in told or "complete already" in told
+    assert results.read_bytes() == Path("whole.json").read_bytes()
+    assert {p.name for p in results.parent.iterdir()} == {
+        "with [1].json",
+        "with [1].made_from.json",
+    }
 
 
 def test_a_signal_to_all_and_the_death_of_one(place):
