@@ -90,13 +90,23 @@ class TrainingSample:
 
 
 @dataclass(frozen=True, eq=False)
-class Sample(TrainingSample):
-    """An image with its proposals and its image-level labels: what CIM is trained on."""
+class View(TrainingSample):
+    """An image and its proposals: all that the network looks at."""
 
     boxes: Tensor
     """(P, 4) float32 in pixels of `image`."""
     roi_masks: Tensor
     """(P, 7, 7) float32 in {0, 1}."""
+
+    def view(self) -> View:
+        """No more than this, to be sent to a device."""
+        return View(**{field.name: getattr(self, field.name) for field in fields(View)})
+
+
+@dataclass(frozen=True, eq=False)
+class Sample(View):
+    """An image with its proposals and its image-level labels: what CIM is trained on."""
+
     membership: Tensor
     """(P, R) bool, see Regions."""
     areas: Tensor

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import resource
-import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 
@@ -13,6 +11,7 @@ import torch
 from lib.benchmarks.network import FULL, NUM_CLASSES, SMALL, draw_sample
 from lib.benchmarks.report import Conditions, Row
 from lib.config import Config, RuntimeConfig
+from lib.engine.record import peak_memory
 from lib.engine.setup import build_trainer
 from lib.modeling.model_builder import build_model
 
@@ -50,7 +49,4 @@ def peak_bytes(
     sample = draw_sample(long_side, num_proposals).to(conditions.device)
     generator = torch.Generator().manual_seed(conditions.seed)
     sum(trainer.losses(model, sample, generator).values()).backward()
-    if conditions.device.type == "cuda":
-        return torch.cuda.max_memory_allocated()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else 1024 * peak
+    return peak_memory(conditions.device)

@@ -23,7 +23,7 @@ from lib.engine.inference import map_ahead, read_passes, score_passes
 from lib.engine.journal import Journal
 from lib.evaluation.detections import select_detections, to_coco_results
 from lib.files import atomic_file, read_json, remove_parts, write_json
-from lib.structures import Detections, Sample
+from lib.structures import Detections, View
 
 logger = logging.getLogger(__name__)
 
@@ -45,14 +45,15 @@ class Detector:
     """Detect only the classes that an image is labelled with."""
     device: torch.device | str = "cpu"
 
-    def prepare(self, dataset: CimDataset, index: int) -> tuple[ReadImage, list[Sample]]:
+    def prepare(self, dataset: CimDataset, index: int) -> tuple[ReadImage, list[View]]:
         """Reads image `index`, once, for all passes; may run in another thread."""
         read, passes = read_passes(dataset, index, self.scales, self.flips)
+        views = [sample.view() for sample in passes]
         if torch.device(self.device).type == "cuda":
-            passes = [sample.pin_memory() for sample in passes]
-        return read, passes
+            views = [view.pin_memory() for view in views]
+        return read, views
 
-    def __call__(self, read: ReadImage, passes: Sequence[Sample]) -> list[dict[str, Any]]:
+    def __call__(self, read: ReadImage, passes: Sequence[View]) -> list[dict[str, Any]]:
         """COCO results of one image, best first; [] without proposals."""
         if not len(read.proposals):
             return []
@@ -63,7 +64,7 @@ class Detector:
             self.category_ids,
         )
 
-    def select(self, read: ReadImage, passes: Sequence[Sample]) -> Detections:
+    def select(self, read: ReadImage, passes: Sequence[View]) -> Detections:
         """Detections of one image, which has proposals, best first."""
         return select_detections(
             score_passes(self.model, passes, self.device).numpy(),

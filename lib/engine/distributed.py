@@ -101,11 +101,14 @@ def joined_ranks(device: str) -> Iterator[Ranks]:
         ValueError: the machine has fewer GPUs than ranks.
         LostRankError: another rank has ended while this one needed it.
     """
+    where = torch.device(device)
     if not dist.is_torchelastic_launched():
+        if where.index is not None and where.type == "cuda":
+            torch.cuda.set_device(where)  # for what asks for no device, such as pinned memory
         yield Ranks(device=device)
         return
     backend = "gloo"
-    if torch.device(device).type == "cuda":
+    if where.type == "cuda":
         local, there = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
         if local >= there:
             raise ValueError(

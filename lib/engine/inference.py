@@ -13,7 +13,7 @@ from torch import Tensor
 from lib.data.loader import CimDataset, ReadImage
 from lib.data.transforms import Flip
 from lib.modeling.model_builder import CIMNet
-from lib.structures import Sample, Scores
+from lib.structures import Sample, Scores, View
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
@@ -33,7 +33,7 @@ def proposal_scores(scores: Scores) -> Tensor:
 
 
 @torch.inference_mode()
-def score_passes(model: CIMNet, passes: Sequence[Sample], device: torch.device | str) -> Tensor:
+def score_passes(model: CIMNet, passes: Sequence[View], device: torch.device | str) -> Tensor:
     """Mean of `proposal_scores` over several views of one image.
 
     Args:
@@ -49,7 +49,8 @@ def score_passes(model: CIMNet, passes: Sequence[Sample], device: torch.device |
     """
     if not passes:
         raise ValueError("there is no pass to score; test.scales and test.flips must not be empty")
-    views = [sample.to(device, non_blocking=True) for sample in passes]
+    # Memberships and clusters stay here: they can be larger than the image.
+    views = [each.view().to(device, non_blocking=True) for each in passes]
     return torch.stack([proposal_scores(s) for s in model.score_views(views)]).mean(dim=0).cpu()
 
 

@@ -32,10 +32,11 @@ class Profile:
     def __init__(self, folder: Path, ranks: Ranks, wanted: bool) -> None:
         self.folder = folder
         self.rank = ranks.rank
+        self.on_gpu = torch.device(ranks.device).type == "cuda"
         self._profiler = None
         if wanted:
             activities = [ProfilerActivity.CPU]
-            if torch.device(ranks.device).type == "cuda":
+            if self.on_gpu:
                 activities.append(ProfilerActivity.CUDA)
             self._profiler = profile(
                 activities=activities,
@@ -53,7 +54,7 @@ class Profile:
         self.folder.mkdir(parents=True, exist_ok=True)
         trace = self.folder / f"trace_rank{self.rank}.json"
         profiler.export_chrome_trace(str(trace))
-        by = "self_cuda_time_total" if profiler.use_device == "cuda" else "self_cpu_time_total"
+        by = f"self_{'device' if self.on_gpu else 'cpu'}_time_total"
         table = profiler.key_averages().table(sort_by=by, row_limit=_ROWS)
         trace.with_name(f"operations_rank{self.rank}.txt").write_text(table)
         logger.info("profile of %d updates: %s", TRACED, trace)

@@ -25,7 +25,7 @@ def random_state() -> dict[str, Any]:
         "numpy": [kind, keys.tolist(), *rest],
         "python": random.getstate(),
     }
-    if torch.cuda.is_available():
+    if torch.cuda.is_initialized():  # asking would make a context, also for a training on the CPU
         state["cuda"] = torch.cuda.get_rng_state_all()
     return state
 

@@ -21,6 +21,7 @@ from lib.engine.runs import History
 from lib.visualization.panels import save_png
 
 Numbers = Mapping[str, float]
+_CPU = torch.device("cpu")
 
 
 class Record:
@@ -31,14 +32,23 @@ class Record:
         start: updates done before; what an interrupted run wrote of later ones is forgotten.
         max_iter: updates at the end.
         bar_shows: names of the numbers beside the bar.
+        device: that is trained on.
     """
 
-    def __init__(self, run: Path, start: int, max_iter: int, bar_shows: tuple[str, ...]) -> None:
+    def __init__(
+        self,
+        run: Path,
+        start: int,
+        max_iter: int,
+        bar_shows: tuple[str, ...],
+        device: torch.device = _CPU,
+    ) -> None:
         self.run = run
         self.history = History(run / "history.jsonl", start)
         self.board = Board(run / "tensorboard", purge_step=start + 1)
         self.bar = tqdm(total=max_iter, initial=start, desc="training", unit="update")
         self.bar_shows = bar_shows
+        self.device = device
         self.averages = Averages()
 
     def add(self, values: Numbers) -> None:
@@ -50,7 +60,7 @@ class Record:
         """Writes the means since the last time, as of `iteration`."""
         means = self.averages.take()
         means["images_per_s"] = images_per_update / means["seconds"]
-        means["memory_gb"] = peak_memory() / 2**30
+        means["memory_gb"] = peak_memory(self.device) / 2**30
         self.history.append(iteration, means)
         for name, value in means.items():
             self.board.add(summary.scalar(f"train/{name}", value), iteration)
@@ -115,9 +125,9 @@ class Averages:
         return means
 
 
-def peak_memory() -> int:
-    """The most bytes that were in use at once so far: on the GPU, or by this process."""
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
-        return torch.cuda.max_memory_allocated()
+def peak_memory(device: torch.device = _CPU) -> int:
+    """The most bytes that were in use at once so far: on a GPU, or else by this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else 1024 * peak

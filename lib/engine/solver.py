@@ -78,3 +78,16 @@ def set_learning_rate(optimizer: torch.optim.SGD, rate: float) -> None:
             buffer = optimizer.state[parameter].get("momentum_buffer")
             if buffer is not None:
                 buffer.mul_(group["lr"] / before)
+
+
+def lay_out_momentum(optimizer: torch.optim.SGD) -> None:
+    """Gives loaded momentum the memory layout of its parameters.
+
+    A checkpoint keeps that of the training that wrote it, contiguous or channels_last. The fused
+    step takes both for equal: with another one it fails on CUDA, and on a CPU adds up what does not
+    belong together.
+    """
+    for parameter, state in optimizer.state.items():
+        buffer = state.get("momentum_buffer")
+        if buffer is not None and buffer.stride() != parameter.stride():
+            state["momentum_buffer"] = torch.empty_like(parameter).copy_(buffer)

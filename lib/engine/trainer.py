@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from lib.engine.distributed import ALONE, Ranks, summing_model
 from lib.engine.lanes import Lanes
 from lib.engine.randomness import random_state, set_random_state
-from lib.engine.solver import LearningRate, set_learning_rate
+from lib.engine.solver import LearningRate, lay_out_momentum, set_learning_rate
 from lib.structures import TrainingSample
 
 Numbers = dict[str, float]
@@ -220,6 +220,7 @@ class Trainer:
         """Takes over what `state_dict` gave."""
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
+        lay_out_momentum(self.optimizer)
         self.iteration = state["step"]
         set_random_state(state["rng"])
 

@@ -63,7 +63,9 @@ def train(
         record = None
         if ranks.is_first:
             shown = ("total", *trainer.loss_weights)
-            record = stack.enter_context(Record(run, trainer.iteration, max_iter, shown))
+            record = stack.enter_context(
+                Record(run, trainer.iteration, max_iter, shown, trainer.device)
+            )
         stop = stack.enter_context(StopSignals(second_ends=ranks.count == 1))
         profiler = stack.enter_context(Profile(run / "profile", ranks, profile))
         while trainer.iteration < max_iter:

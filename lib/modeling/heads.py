@@ -218,8 +218,10 @@ class CIMMiner:
         proposal = _first_highest(value)  # (M,)
         best = value.gather(1, proposal[:, None]).squeeze(1)
         is_found = (best >= 0) & is_seed
-        found = torch.zeros_like(integrity, dtype=torch.int32)
-        found.index_put_((stage, row, proposal), is_found.int(), accumulate=True)
+        # Added up: a proposal may be found twice, or be what a place beyond the last points at.
+        found = torch.zeros(integrity.shape, dtype=torch.int32, device=integrity.device)
+        place = (stage * integrity.shape[1] + row) * integrity.shape[2] + proposal
+        found.view(-1).scatter_add_(0, place, is_found.int())
         return found > 0
 
     def _outside(self, containment: Tensor) -> Tensor:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from itertools import accumulate, groupby
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -16,20 +15,9 @@ from lib.modeling.backbones import Trunk, build_backbone, read_state_dict
 from lib.modeling.heads import Heads
 from lib.modeling.mask_fuse import MaskFuse
 from lib.modeling.roi_align import roi_align
-from lib.structures import Scores
+from lib.structures import Scores, View
 
 ROI_SIZE = 7
-
-
-class View(Protocol):
-    """An image and its proposals; lib.structures.Sample is one."""
-
-    image: Tensor
-    """(3, h, w) float32, normalised."""
-    boxes: Tensor
-    """(P, 4) xyxy in pixels of `image`."""
-    roi_masks: Tensor
-    """(P, 7, 7) float32 in {0, 1}."""
 
 
 class CIMNet(nn.Module):

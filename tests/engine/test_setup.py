@@ -42,6 +42,23 @@ def test_images_together_are_the_sum_of_images_one_by_one():
         torch.testing.assert_close(weight, weights[name], rtol=1e-4, atol=1e-6)
 
 
+def test_a_training_goes_on_in_another_memory_layout():
+    """The momentum of a checkpoint comes in the layout of the training that wrote it."""
+    before, _ = trained(channels_last=False)
+    state = copy.deepcopy(before.state_dict())
+    after, _ = trained(updates=0, channels_last=True)
+    after.load_state_dict(state)
+    for trainer in (before, after):
+        trainer.update(iter(samples()))
+    weights = dict(before.model.named_parameters())
+    assert any(p.stride() != weights[n].stride() for n, p in after.model.named_parameters())
+    for name, weight in after.model.named_parameters():
+        torch.testing.assert_close(weight, weights[name], rtol=1e-4, atol=1e-6)
+        if weight.requires_grad:
+            momentum = after.optimizer.state[weight]["momentum_buffer"]
+            assert momentum.stride() == weight.stride(), name
+
+
 def test_images_together_give_the_same_bits_again():
     first, second = (trained(images_together=True)[0].model.state_dict() for _ in range(2))
     assert all(torch.equal(first[name], second[name]) for name in first)
