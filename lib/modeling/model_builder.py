@@ -5,17 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from itertools import accumulate, groupby
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from lib.config import ModelConfig
 from lib.modeling.backbones import Trunk, build_backbone, read_state_dict
 from lib.modeling.heads import Heads
 from lib.modeling.mask_fuse import MaskFuse
 from lib.modeling.roi_align import roi_align
 from lib.structures import Scores, View
+
+if TYPE_CHECKING:
+    from lib.config import ModelConfig
 
 ROI_SIZE = 7
 

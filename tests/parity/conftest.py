@@ -6,6 +6,9 @@ or its sub-folders. A test says which files it is about and runs once for each o
     @pytest.mark.golden("heads_*.npz")
     def test_something(golden):
         golden.check("loss_total", total, rtol=1e-6)    # compares with the entry of that name
+
+`--device cuda` computes heads and whole networks on a GPU, in float32 without TF32. Tolerances are
+GPU_TOLERANCE times as wide there; what is to be equal stays so.
 """
 
 from __future__ import annotations
@@ -17,9 +20,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 DEFAULT = Path(__file__).parents[1] / "golden"
 CHECKED = pytest.StashKey[dict]()
+GPU_TOLERANCE = 50
 
 
 class Golden:
@@ -41,6 +46,14 @@ class Golden:
         return self.data[name]
 
     @property
+    def device(self):
+        return self.config.getoption("--device", "cpu")
+
+    def tensor(self, name):
+        """An array on the device of the run."""
+        return torch.from_numpy(self[name]).to(self.device)
+
+    @property
     def kind(self):
         """heads, prm, agpl; of a backbone's files model, state_dict, train_step, tta."""
         for kind in ("state_dict", "train_step", "model", "tta"):
@@ -56,6 +69,10 @@ class Golden:
     def check(self, name, actual, rtol=0.0, atol=0.0, expected=None):
         """Compares with the entry `name` (or with `expected` of it) and counts it."""
         expected = self[name] if expected is None else expected
+        if isinstance(actual, torch.Tensor):
+            actual = actual.detach().cpu()
+        if self.device != "cpu":
+            rtol, atol = GPU_TOLERANCE * rtol, GPU_TOLERANCE * atol
         np.testing.assert_allclose(
             np.asarray(actual),
             np.asarray(expected),
@@ -79,11 +96,14 @@ def pytest_addoption(parser):
         metavar="DIR",
         help="folder of golden vectors (default: tests/golden)",
     )
+    parser.addoption("--device", default="cpu", help="of heads and networks (default: cpu)")
 
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "golden(pattern): runs once for every golden file like it")
     config.stash[CHECKED] = defaultdict(set)
+    if config.getoption("--device", "cpu") != "cpu":
+        torch.backends.cudnn.allow_tf32 = False
     folder = config.getoption("--golden", DEFAULT)
     if not folder.is_dir():
         raise pytest.UsageError(f"--golden {folder}: no such folder")

@@ -31,19 +31,19 @@ def proposals(golden):
 @pytest.fixture
 def scores(golden):
     names = ("predict_cls", "predict_det", "refine_cls", "refine_iou")
-    return Scores(*(torch.from_numpy(golden[name]) for name in names))
+    return Scores(*map(golden.tensor, names))
 
 
 @pytest.fixture
 def image(golden):
     """present classes, iou, containment"""
-    present = torch.from_numpy(golden["labels"][0]).nonzero()[:, 0]
-    return present, torch.from_numpy(golden["iou"]), torch.from_numpy(golden["containment"])
+    present = golden.tensor("labels")[0].nonzero()[:, 0]
+    return present, golden.tensor("iou"), golden.tensor("containment")
 
 
 def sample_of(golden):
     """What training knows of the image; the rest of the sample does not matter here."""
-    cluster_matrix = torch.from_numpy(golden["cluster_matrix"]).long()
+    cluster_matrix = golden.tensor("cluster_matrix").long()
     number, column = cluster_matrix.max(dim=1)
     return Sample(
         image_id=0,
@@ -53,7 +53,7 @@ def sample_of(golden):
         roi_masks=None,
         membership=None,
         areas=None,
-        image_labels=torch.from_numpy(golden["labels"][0]),
+        image_labels=golden.tensor("labels")[0],
         cluster_number=number,
         cluster_column=column.where(number > 0, -1),
     )
@@ -68,8 +68,9 @@ def check_targets(golden, prefix, targets, s):
 
 
 def test_overlaps(golden, proposals):
-    membership = torch.from_numpy(proposals.regions.membership)
-    iou, containment = overlaps(membership, torch.from_numpy(proposals.regions.areas))
+    regions = proposals.regions
+    tensors = (torch.from_numpy(t).to(golden.device) for t in (regions.membership, regions.areas))
+    iou, containment = overlaps(*tensors)
     golden.check("iou", iou)
     golden.check("containment", containment)
     height, width = proposals.regions.size
@@ -128,9 +129,7 @@ def test_anti_noise_samples(golden, scores, image):
     for s in STAGES:
         row = Instances(instances.class_idx[s : s + 1], instances.weight[s : s + 1])
         weight = row.weight[0]
-        is_drawn = (row.class_idx[0] >= 0) & torch.isin(
-            weight, torch.from_numpy(golden[f"s{s}_an_weight"])
-        )
+        is_drawn = (row.class_idx[0] >= 0) & torch.isin(weight, golden.tensor(f"s{s}_an_weight"))
         drawn = Instances(row.class_idx.where(is_drawn, -1), row.weight.where(is_drawn, 0.0))
         targets = CIMMiner(
             thresh_step=0, cls_thresh=0.25 + 0.1 * s, iou_thresh=0.5 + 0.1 * s

@@ -66,7 +66,7 @@ def network(backbone, num_columns):
 
 
 @functools.cache
-def step(backbone, inputs):
+def step(backbone, inputs, device="cpu"):
     """What one training step on the inputs of a *_model.npz, without sampling, comes to.
 
     Returns:
@@ -74,8 +74,9 @@ def step(backbone, inputs):
         every gradient (None without gradient); nothing of the network itself.
     """
     data = np.load(inputs)
-    tensors = {name: torch.from_numpy(data[name]) for name in ("image", "rois", "masks", "iou")}
-    number, column = torch.from_numpy(data["cluster_matrix"]).long().max(dim=1)
+    names = ("image", "rois", "masks", "iou", "containment", "labels", "cluster_matrix")
+    tensors = {name: torch.from_numpy(data[name]).to(device) for name in names}
+    number, column = tensors["cluster_matrix"].long().max(dim=1)
     sample = Sample(
         image_id=0,
         file_name="",
@@ -84,11 +85,11 @@ def step(backbone, inputs):
         roi_masks=tensors["masks"],
         membership=None,
         areas=None,
-        image_labels=torch.from_numpy(data["labels"][0]),
+        image_labels=tensors["labels"][0],
         cluster_number=number,
         cluster_column=column.where(number > 0, -1),
     )
-    model = network(backbone, data["cluster_matrix"].shape[1])
+    model = network(backbone, data["cluster_matrix"].shape[1]).to(device)
     features = []
     model.Conv_Body.register_forward_hook(lambda *args: features.append(args[-1].detach()))
     # oneDNN rounds otherwise than the convolutions of the golden numbers. It puts one activation
@@ -97,8 +98,7 @@ def step(backbone, inputs):
         patch.setattr(torch.backends.mkldnn, "enabled", False)
         scores = model(sample.image[None], sample.boxes, sample.roi_masks)
         criterion = CIMCriterion(CIMMiner(anti_noise=False))
-        containment = torch.from_numpy(data["containment"])
-        losses = criterion(scores, sample, tensors["iou"], containment)
+        losses = criterion(scores, sample, tensors["iou"], tensors["containment"])
         (sum(losses.values()) + 2 * losses["refine_iou"]).backward()
     grads = {
         name: None
@@ -134,7 +134,7 @@ def test_names_shapes_and_what_trains(golden):
 
 @pytest.mark.golden("*_model.npz")
 def test_features_scores_and_losses(golden):
-    score, losses, (mean, shape), _ = step(backbone_of(golden), golden.path)
+    score, losses, (mean, shape), _ = step(backbone_of(golden), golden.path, golden.device)
     golden.check("feature_shape", shape)
     golden.check("feature_mean", mean, rtol=1e-4, atol=1e-6)
     golden.check("refine_score", score, rtol=2e-5)
@@ -148,7 +148,7 @@ def test_losses_and_gradients_of_a_step(golden):
     inputs = golden.sibling(f"{backbone}_model.npz") or golden.sibling("resnet50_model.npz")
     if inputs is None:
         pytest.skip(f"no golden file {backbone}_model.npz with the inputs of this step")
-    _, losses, _, grads = step(backbone, inputs.path)
+    _, losses, _, grads = step(backbone, inputs.path, golden.device)
     for name, value in losses.items():
         golden.check(f"losses {name}", value, rtol=2e-6, expected=golden["losses"][name])
     assert {name for name, grad in grads.items() if grad is None} == set(golden["no_grad"])
