@@ -46,6 +46,12 @@ def write_json(path: str | Path, content: Any, indent: int | None = None) -> Non
     write_text(path, json.dumps(content, indent=indent, allow_nan=False))
 
 
+def file_state(path: Path) -> dict[str, str | int]:
+    """By which it is known later whether a file is still the same."""
+    status = path.stat()
+    return {"file": str(path), "bytes": status.st_size, "changed": status.st_mtime_ns}
+
+
 def read_json(path: str | Path) -> Any:
     """Reads JSON; a missing or broken file raises an error that names it and says what to do."""
     path = Path(path)

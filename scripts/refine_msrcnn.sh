@@ -13,6 +13,8 @@
 # cfg_file       configuration, of which the section `refine` counts (default: the run's own)
 # score_thresh   leaves out pseudo labels scored below (default: 0.3)
 # data_root      where data sets and proposals lie (default: data)
+# gpus           processes that work together in every step, each on a GPU of its own (default: 1)
+# nnodes, rdzv   several machines, as for train_CIM.sh; proposals must have been made
 # Arguments override the configuration: bash scripts/refine_msrcnn.sh refine.solver.max_iter 1000
 set -euo pipefail
 dataset=${dataset:-shapes_train}
@@ -23,7 +25,7 @@ export dataset output_file cfg_file data_root
 export -n test_dataset test_json test_images  # are not of the other driver
 bash scripts/generate_msrcnn_label.sh "$@"
 step "Training Mask R-CNN on the pseudo labels" \
-    python tools/train_mask_rcnn.py --cfg "$cfg_file" "${run_args[@]}" "${data_args[@]}" --set "$@"
+    "${launch[@]}" tools/train_mask_rcnn.py --cfg "$cfg_file" "${run_args[@]}" "${data_args[@]}" --set "$@"
 
 refined=(--run "$output_file/mask_rcnn")
 if [ -n "${test_json:-}" ]; then
@@ -35,7 +37,7 @@ else
 fi
 data_args+=(--data-root "$data_root")
 step "Masks for $test_dataset" \
-    python tools/test_mask_rcnn.py --cfg "$cfg_file" "${refined[@]}" "${data_args[@]}" --set "$@"
+    "${launch[@]}" tools/test_mask_rcnn.py --cfg "$cfg_file" "${refined[@]}" "${data_args[@]}" --set "$@"
 if [ "$test_dataset" = coco2017test ]; then
     echo "The annotations of $test_dataset are not public: send the detections to COCO's server."
     exit 0

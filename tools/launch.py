@@ -9,11 +9,12 @@ instead of a traceback, and the exit code of the tool: 143 after SIGTERM, 130 af
 from __future__ import annotations
 
 import os
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from torch.distributed.elastic.multiprocessing.api import SignalException
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from torch.distributed.elastic.rendezvous.api import RendezvousError
 from torch.distributed.run import get_args_parser
 from torch.distributed.run import main as torchrun
@@ -36,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         torchrun(argv)
     except ChildFailedError as error:
-        rank, failure = error.get_first_failure()
+        rank, failure = cause(error.failures)
         died = failure.exitcode < 0
         how = f"was killed by {failure.signal_name()}" if died else f"ended with {failure.exitcode}"
         say_error(f"process {rank} {how} (see above); all others were ended")
@@ -47,6 +48,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SignalException as error:
         return 128 + error.sigval
     return 0
+
+
+def cause(failures: Mapping[int, ProcessFailure]) -> tuple[int, ProcessFailure]:
+    """The rank that failed first, and how.
+
+    One that is killed makes others fail, with an error, before torchrun has looked at any.
+    """
+    first = min(failure.timestamp for failure in failures.values())
+    at_once = {r: f for r, f in failures.items() if f.timestamp <= first + 1}  # whole seconds
+    killed = {r: f for r, f in at_once.items() if f.exitcode < 0 and f.exitcode != -signal.SIGTERM}
+    return min((killed or at_once).items(), key=lambda of_rank: of_rank[1].timestamp)
 
 
 if __name__ == "__main__":

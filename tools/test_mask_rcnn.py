@@ -16,8 +16,10 @@ from lib.data.catalog import add_dataset_arguments, dataset_from_args
 from lib.data.coco import CocoImages
 from lib.engine.checkpoint import CheckpointError, load_checkpoint, load_model
 from lib.engine.detect import detect_dataset
+from lib.engine.distributed import Ranks, joined_ranks
 from lib.engine.runs import checkpoint_at, newest_checkpoint, newest_run, start_logging
-from lib.engine.setup import share_threads
+from lib.engine.setup import images_ahead
+from lib.files import file_state
 from lib.refine.data import InstanceDataset
 from lib.refine.detect import MaskRCNNDetector
 from lib.refine.network import build_mask_rcnn
@@ -29,14 +31,17 @@ logger = logging.getLogger("test_mask_rcnn")
 @errors_in_a_line
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
-    start_logging()
-    run(args)
+    with joined_ranks(args.device) as ranks:
+        start_logging(rank=ranks.rank)
+        run(args, ranks)
     return 0
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description=__doc__, epilog="Interrupted and run again, it goes on where it was."
+        description=__doc__,
+        epilog="Interrupted and run again, it goes on where it was. By tools/launch.py (torchrun) "
+        "several processes share the images.",
     )
     parser.add_argument(
         "--run", type=Path, metavar="DIR", help="default: mask_rcnn in the newest run"
@@ -54,7 +59,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def run(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace, ranks: Ranks) -> None:
     dataset = dataset_from_args(args)
     folder = args.run if args.run is not None else newest_run(args.outputs) / "mask_rcnn"
     checkpoint = newest_checkpoint(folder)
@@ -74,28 +79,25 @@ def run(args: argparse.Namespace) -> None:
     logger.info("network: %s after %s updates", checkpoint, state.get("step", "?"))
     logger.info("data: %s, %d images", coco.path, len(coco))
     detector = MaskRCNNDetector(
-        model, coco.category_ids, refine.input.test_scale, refine.test.mask_thresh, args.device
+        model, coco.category_ids, refine.input.test_scale, refine.test.mask_thresh, ranks.device
     )
-    lanes = share_threads(args.device, args.threads, at_most=4)
-    ahead = lanes if lanes > 1 else 0
-    if args.device.startswith("cuda"):
-        ahead = refine.input.num_workers
+    ahead = images_ahead(args.device, args.threads, refine.input.num_workers)
     made_from = {
-        "checkpoint": _described(checkpoint),
-        "json": _described(coco.path),
+        "checkpoint": file_state(checkpoint),
+        "json": file_state(coco.path),
         "scale": refine.input.test_scale,
         "test": refine.test.model_dump(mode="json"),
     }
     done = detect_dataset(
-        detector, InstanceDataset(coco, dataset.images, {}), output, made_from, ahead
+        detector,
+        InstanceDataset(coco, dataset.images, {}),
+        output,
+        ranks.from_first(made_from),
+        ahead,
+        ranks,
     )
     logger.info("%s: %s", "written" if done else "complete already, nothing to do", output)
     logger.info("next: python tools/evaluate.py --detections %s on the same data set", output)
-
-
-def _described(path: Path) -> dict[str, str | int]:
-    status = path.stat()
-    return {"file": str(path), "bytes": status.st_size, "changed": status.st_mtime_ns}
 
 
 if __name__ == "__main__":

@@ -19,7 +19,8 @@ from lib.engine.checkpoint import load_checkpoint
 from lib.engine.detect import detect_dataset
 from lib.engine.distributed import Ranks, joined_ranks
 from lib.engine.runs import checkpoint_at, newest_checkpoint, newest_run, start_logging
-from lib.engine.setup import build_detector, open_test_data, share_threads, trained_model
+from lib.engine.setup import build_detector, images_ahead, open_test_data, trained_model
+from lib.files import file_state
 
 logger = logging.getLogger("test_net")
 
@@ -91,10 +92,7 @@ def run(args: argparse.Namespace, ranks: Ranks) -> None:
     logger.info("network: %s after %s updates", checkpoint, state.get("step", "?"))
     logger.info("data: %s, %d images, %d passes over each", coco.path, len(coco), passes)
     made_from = ranks.from_first(what_detections_depend_on(config, checkpoint, coco, args))
-    lanes = share_threads(args.device, args.threads, at_most=4)
-    ahead = lanes if lanes > 1 else 0
-    if args.device.startswith("cuda"):
-        ahead = config.input.num_workers
+    ahead = images_ahead(args.device, args.threads, config.input.num_workers)
     done = detect_dataset(detector, data, output, made_from, ahead, ranks)
     logger.info("%s: %s", "written" if done else "complete already, nothing to do", output)
     if coco.without_labels == len(coco):
@@ -122,13 +120,9 @@ def find_checkpoint(args: argparse.Namespace) -> tuple[Path, Path]:
 def what_detections_depend_on(
     config: Config, checkpoint: Path, coco: CocoImages, args: argparse.Namespace
 ) -> dict[str, Any]:
-    def file(path: Path) -> dict[str, Any]:
-        status = path.stat()
-        return {"file": str(path), "bytes": status.st_size, "changed": status.st_mtime_ns}
-
     return {
-        "checkpoint": file(checkpoint),
-        "json": file(coco.path),
+        "checkpoint": file_state(checkpoint),
+        "json": file_state(coco.path),
         "test": config.test.model_dump(mode="json"),
         "precision": config.runtime.precision,
         "tta": args.tta,

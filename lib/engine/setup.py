@@ -237,6 +237,19 @@ def share_threads(device: str, threads: int | None, at_most: int) -> int:
     return lanes
 
 
+def images_ahead(device: str, threads: int | None, num_workers: int) -> int:
+    """The `num_threads` of `detect_dataset`; gives each its share of PyTorch's threads.
+
+    Args:
+        threads: of the processor, as for `share_threads`.
+        num_workers: that read images for a GPU.
+    """
+    lanes = share_threads(device, threads, at_most=4)
+    if torch.device(device).type == "cuda":
+        return num_workers
+    return lanes if lanes > 1 else 0
+
+
 def training_depends_on(config: Config, dataset: Dataset, coco: CocoImages) -> dict[str, Any]:
     """What must be the same for a training to be gone on with, as plain values."""
     content = config.model_dump(mode="json")

@@ -13,6 +13,7 @@ from torchvision.models.detection import MaskRCNN
 
 from lib.config import Config
 from lib.data.coco import CocoImages
+from lib.engine.distributed import ALONE, Ranks
 from lib.engine.setup import learning_rate
 from lib.engine.solver import build_optimizer
 from lib.engine.trainer import Trainer
@@ -31,7 +32,8 @@ def mask_rcnn_losses(
         model: from `build_mask_rcnn`, in training mode.
         generator: draws the anchors and regions that the losses look at.
     """
-    for part in (model.rpn, model.roi_heads):
+    network = getattr(model, "module", model)  # which DistributedDataParallel may stand around
+    for part in (network.rpn, network.roi_heads):
         part.fg_bg_sampler.generator = generator
     target = {"boxes": sample.boxes, "labels": sample.class_idx + 1, "masks": sample.masks}
     losses = model([sample.image], [target])
@@ -39,12 +41,12 @@ def mask_rcnn_losses(
 
 
 def build_refine_trainer(
-    config: Config, model: MaskRCNN, device: str, num_lanes: int = 1
+    config: Config, model: MaskRCNN, device: str, num_lanes: int = 1, ranks: Ranks = ALONE
 ) -> Trainer:
     """A trainer that has made no update yet.
 
     Args:
-        num_lanes: images worked on at the same time.
+        num_lanes: images worked on at the same time, by a process that is alone.
     """
     solver = config.refine.solver
     model.to(device).train()
@@ -61,6 +63,7 @@ def build_refine_trainer(
         clip_grad_norm=solver.clip_grad_norm,
         device=torch.device(device),
         num_lanes=num_lanes,
+        ranks=ranks,
     )
 
 

@@ -116,6 +116,9 @@ def test_several_gpus(drive):
         _, calls = drive(script, gpus="4", output_file="Outputs/a")
         assert [c for c in calls if "launch.py" in c] == [calls[-2]]
         assert calls[-2].startswith(f"{launch} tools/test_net.py ")
+    _, calls = drive("refine_msrcnn", gpus="4", output_file="Outputs/a")
+    together = [call.removeprefix(launch).split()[0] for call in calls if call.startswith(launch)]
+    assert together == [f"tools/{n}.py" for n in ("test_net", "train_mask_rcnn", "test_mask_rcnn")]
 
 
 def test_several_machines(drive):
@@ -138,6 +141,14 @@ def test_several_machines(drive):
     assert calls[-1].startswith("tools/assign_clusters.py")
     _, calls = drive("eval_CIM", **meet, output_file="Outputs/a")
     assert [c.split(" --")[0] for c in calls] == ["tools/launch.py", "tools/evaluate.py"]
+    _, calls = drive("refine_msrcnn", **meet, output_file="Outputs/a")
+    assert [c.split(" --")[0].removeprefix("tools/") for c in calls] == [
+        "launch.py",
+        "generate_pseudo_labels.py",
+        "launch.py",
+        "launch.py",
+        "evaluate.py",
+    ]
 
 
 def test_own_data(drive):

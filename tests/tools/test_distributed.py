@@ -5,45 +5,26 @@ import random
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from lib.engine.checkpoint import load_checkpoint
 from lib.engine.runs import read_lines
-from tests.small_training import DATA, TOOLS, make_place, tool
+from tests.processes import finished, launch, start, wait_for
+from tests.small_training import DATA, make_place, tool
 
 FOUR_IMAGES = ["--set", "solver.images_per_update", "4", "run.checkpoint_period", "10"]
 TRAIN = ["--cfg", "small.yaml", *DATA]
-PATIENCE = 300
-"""Seconds, on a busy machine."""
 
 
 @pytest.fixture
 def place(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     make_place()
-
-
-def start(name, *options, count=2):
-    command = [sys.executable, str(TOOLS / "launch.py"), "--standalone"]
-    return subprocess.Popen(
-        [*command, "--nproc-per-node", str(count), str(TOOLS / f"{name}.py"), *options],
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(TOOLS.parent)},
-    )
-
-
-def launch(name, *options):
-    process = start(name, *options)
-    told = process.communicate(timeout=PATIENCE)[1]
-    assert process.returncode == 0, told
-    return told
 
 
 def assert_close(run, other):
@@ -84,8 +65,8 @@ def test_a_test_that_ended_in_one_process_goes_on_in_another_number_of_them(plac
     image = Path("images/e.png")
     content = image.read_bytes()
     image.write_bytes(content[:500])
-    process = start("test_net", *command)
-    told = process.communicate(timeout=PATIENCE)[1]
+    process = start("test_net", *command, ranks=2)
+    told = finished(process)
     assert process.returncode == 2, told
     assert "e.png: the image is truncated" in told and "all others were ended" in told
     assert not Path("run/test/mine/detections.json").exists()
@@ -162,8 +143,8 @@ def test_a_shared_test_killed_at_random_moments_ends_in_the_same_file(place, mon
     def killed(ranks, who, moment):
         monkeypatch.setenv("KILL", f"{who} {moment}")
         Path("killed").unlink(missing_ok=True)
-        process = start(Path("killer").absolute(), *command, results, count=ranks)
-        told = process.communicate(timeout=PATIENCE)[1]  # when the last rank has ended
+        process = start(Path("killer").absolute(), *command, results, ranks=ranks)
+        told = finished(process)  # when the last rank has ended
         assert Path("killed").exists(), told
         assert process.returncode != 0, told
         assert "Traceback" not in told
@@ -196,31 +177,36 @@ def test_a_shared_test_killed_at_random_moments_ends_in_the_same_file(place, mon
 
 def test_a_signal_to_all_and_the_death_of_one(place):
     long = [*TRAIN, "--output", "run", "--set", "solver.max_iter", "1000000"]
-    process = start("train_net", *long)
+    process = start("train_net", *long, ranks=2)
     wait_for(process, lambda: read_lines(Path("run/history.jsonl")))
     process.send_signal(signal.SIGTERM)
-    told = process.communicate(timeout=PATIENCE)[1]
+    told = finished(process)
     assert process.returncode == 143, told
     assert told.count("stopped by SIGTERM; go on with --output run") == 1
     done = read_lines(Path("run/history.jsonl"))[-1]["iteration"]
     assert load_checkpoint(Path(f"run/ckpt/model_step{done}.pth"))["step"] == done
 
-    process = start("train_net", *long)
+    process = start("train_net", *long, ranks=2)
     wait_for(process, lambda: read_lines(Path("run/history.jsonl"))[-1]["iteration"] > done)
     os.kill(rank_of(process, 1), signal.SIGKILL)
-    told = process.communicate(timeout=PATIENCE)[1]
+    told = finished(process)
     assert process.returncode not in (0, 143), told
     assert f"going on after {done} updates" in told
     assert "another process of this training or test has failed or was killed" in told
     assert "all others were ended" in told
 
 
-def wait_for(process, condition):
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert process.poll() is None, process.communicate()[1]
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+def test_the_death_of_a_process_is_told_and_not_the_errors_that_follow():
+    cause = tool("launch").__globals__["cause"]
+
+    def told(*failures):
+        return cause({n: SimpleNamespace(exitcode=e, timestamp=t) for n, (e, t) in failures})[0]
+
+    assert told((0, (2, 100)), (1, (-9, 100)), (2, (-15, 100))) == 1
+    assert told((0, (2, 100)), (1, (-9, 101)), (2, (2, 100))) == 1
+    # What did not end when asked to is killed in the end, and has not begun it.
+    assert told((1, (2, 100)), (0, (-15, 100)), (2, (-9, 700))) == 1
+    assert told((1, (2, 101)), (0, (-15, 102)), (2, (1, 100))) == 2
 
 
 def rank_of(launcher, rank):

@@ -1,11 +1,8 @@
 """Training and testing that are killed, or run out of disk, at any moment."""
 
-import os
 import random
 import resource
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -15,10 +12,9 @@ import torch
 from lib.engine.checkpoint import checkpoint_step, list_checkpoints, load_checkpoint
 from lib.engine.runs import read_lines
 from lib.engine.trainer import Trainer
-from tests.small_training import DATA, TOOLS, make_place, tool
+from tests.processes import PATIENCE, finished, start
+from tests.small_training import DATA, make_place, tool
 
-PATIENCE = 300
-"""Seconds, on a busy machine."""
 TRAIN = ["--cfg", "small.yaml", *DATA, "--threads", "1"]
 
 
@@ -28,15 +24,6 @@ def place(tmp_path, monkeypatch):
     make_place()
 
 
-def start(name, *options):
-    return subprocess.Popen(
-        [sys.executable, str(TOOLS / f"{name}.py"), *options],
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(TOOLS.parent)},
-    )
-
-
 def kill_when(process, condition, pause=0.0):
     deadline = time.monotonic() + PATIENCE
     while not condition() and process.poll() is None:
@@ -44,7 +31,7 @@ def kill_when(process, condition, pause=0.0):
         time.sleep(0.005)
     time.sleep(pause)
     process.kill()
-    told = process.communicate(timeout=PATIENCE)[1]
+    told = finished(process)
     return process.returncode, told
 
 
@@ -77,7 +64,7 @@ def test_killed_at_random_moments_training_ends_in_the_same_bits(place):
         done = len(read_lines(history))
         process = start("train_net", *options, "--output", "killed")
         if kills == 3:
-            told = process.communicate(timeout=PATIENCE)[1]
+            told = finished(process)
             assert process.returncode == 0, told
             break
         more = done + rng.randint(1, 8)
@@ -112,7 +99,7 @@ def test_killed_testing_ends_in_the_same_file(place):
     done = journal.read_bytes().count(b"\n") - 1
     assert 2 <= done < 5
     process = start("test_net", *command)
-    told = process.communicate(timeout=PATIENCE)[1]
+    told = finished(process)
     assert f"going on after {done} images" in told
     assert results.read_bytes() == whole
 

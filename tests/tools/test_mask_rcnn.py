@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import os
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import cv2
@@ -20,8 +15,9 @@ from lib.engine.checkpoint import load_checkpoint, save_checkpoint
 from lib.engine.runs import newest_run, read_lines
 from lib.evaluation import rle
 from lib.modeling.backbones import build_backbone
+from tests.processes import finished, launch, start, wait_for
+from tests.small_training import DATA, tool
 
-TOOLS = Path(__file__).parents[2] / "tools"
 SIZE = (40, 56)
 NAMES = ["sub/a.png", "b.png", "c.png", "d.png"]
 SETTINGS = """
@@ -46,14 +42,6 @@ refine:
   test: {score_thresh: 0.0, detections_per_image: 5}
 run: {checkpoint_period: 2, log_period: 1}
 """
-DATA = ["--json", "mine.json", "--images", "images"]
-
-
-def tool(name):
-    spec = importlib.util.spec_from_file_location(name, TOOLS / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.main
 
 
 def mask(number):
@@ -177,25 +165,40 @@ def test_going_on_is_bit_identical(place):
 
 
 def test_a_signal_saves_and_the_same_command_goes_on(place):
-    command = [sys.executable, str(TOOLS / "train_mask_rcnn.py"), *DATA, "--threads", "1"]
     settings = ["refine.solver.max_iter", "20", "run.checkpoint_period", "100"]
-    process = subprocess.Popen(
-        [*command, "--output", "parts", "--set", *settings],
-        env={**os.environ, "PYTHONPATH": str(TOOLS.parent)},
-        stderr=subprocess.PIPE,
-    )
-    history = Path("parts/history.jsonl")
-    deadline = time.monotonic() + 300
-    while not (history.is_file() and history.read_text().count("\n") >= 3):
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.05)
+    options = ["--threads", "1", "--output", "parts", "--set", *settings]
+    process = start("train_mask_rcnn", *DATA, *options)
+    wait_for(process, lambda: len(read_lines(Path("parts/history.jsonl"))) >= 3)
     process.send_signal(signal.SIGTERM)
-    _, told = process.communicate(timeout=300)
+    told = finished(process)
     assert process.returncode == 128 + signal.SIGTERM
-    assert b"stopped by SIGTERM; the same command goes on from here" in told
-    assert train("--output", "parts", "--threads", "1", "--set", *settings) == 0
+    assert "stopped by SIGTERM; go on with --output parts and the same options" in told
+    assert train(*options) == 0
     assert train("--output", "whole", "--threads", "1", "--set", *settings) == 0
     assert_same(weights_at("whole", 20), weights_at("parts", 20))
+
+
+def test_two_processes_train_and_test_as_one(place):
+    options = ["--set", "refine.solver.images_per_update", "4", "refine.solver.max_iter", "8"]
+    assert train("--output", "one", "--threads", "1", *options) == 0
+    told = launch("train_mask_rcnn", *DATA, "--output", "two", *options)
+    assert "8 updates of 4 images" in told and "on 2 x cpu" in told
+    assert told.count("trained: two") == 1  # by the first process alone
+    torch.testing.assert_close(weights_at("two", 8), weights_at("one", 8), rtol=1e-4, atol=1e-5)
+    ones, twos = (read_lines(Path(run, "history.jsonl")) for run in ("one", "two"))
+    for one, two in zip(ones, twos, strict=True):
+        for name in ("total", "mask", "objectness", "lr", "grad_norm"):
+            assert two[name] == pytest.approx(one[name], rel=1e-3), name
+
+    # What two have begun, one can finish.
+    Path("two/ckpt/model_step8.pth").unlink()
+    assert train("--output", "two", "--threads", "1", *options) == 0
+    torch.testing.assert_close(weights_at("two", 8), weights_at("one", 8), rtol=1e-4, atol=1e-5)
+
+    assert test("--run", "one", "--output", "one.json", "--threads", "1") == 0
+    launch("test_mask_rcnn", *DATA, "--run", "one")
+    assert Path("one/test/mine/detections.json").read_bytes() == Path("one.json").read_bytes()
+    assert len(list(Path("one/test/mine").iterdir())) == 2  # no journal is left
 
 
 def test_other_pseudo_labels_are_another_training(place, capfd):
