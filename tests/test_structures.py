@@ -1,7 +1,7 @@
 import torch
 from torch import Tensor
 
-from lib.benchmarks.network import draw_sample
+from lib.benchmarks.drawn import draw_sample
 
 
 def test_all_tensors_of_a_sample_are_pinned(monkeypatch):

@@ -12,7 +12,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from lib.benchmarks.network import NUM_CLASSES, two_networks
+from lib.benchmarks.drawn import NUM_CLASSES
+from lib.benchmarks.network import two_networks
 from lib.benchmarks.overlaps import draw_image
 from lib.benchmarks.report import Conditions, Row
 from lib.benchmarks.timing import time_together

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 
 import torch
 
-from lib.benchmarks.network import FULL, NUM_CLASSES, SMALL, draw_sample
+from lib.benchmarks.drawn import NUM_CLASSES, draw_sample
+from lib.benchmarks.network import FULL, SMALL
 from lib.benchmarks.report import Conditions, Row
 from lib.config import Config, RuntimeConfig
 from lib.engine.record import peak_memory
@@ -21,18 +23,23 @@ CHUNK = 500
 
 
 def run(conditions: Conditions) -> Iterator[Row]:
-    """Weights, their gradient, and all that the gradient of one image needs; each in a process of
-    its own, whose peak is what the operating system has counted (on CUDA: what PyTorch has)."""
+    """Weights, their gradient, and all that the gradient of one image needs.
+
+    As the operating system has counted it for a process; on CUDA, as PyTorch has.
+    """
     counts, chunk = ((20, 40), 10) if conditions.quick else (COUNTS, CHUNK)
     for count in counts:
         for at_once in (None, chunk):
             how = "at once" if at_once is None else f"chunks of {at_once}"
-            # A process counts its peak over its whole life: a new one for each.
-            context = multiprocessing.get_context("spawn")
-            with ProcessPoolExecutor(1, mp_context=context) as pool:
-                peak = pool.submit(
-                    peak_bytes, count, at_once, torch.get_num_threads(), conditions
-                ).result()
+            arguments = (count, at_once, torch.get_num_threads(), conditions)
+            if conditions.device.type == "cuda":
+                gc.collect()  # what the last one has left
+                torch.cuda.reset_peak_memory_stats(conditions.device)
+                peak = peak_bytes(*arguments)
+            else:  # a process counts its peak over its whole life: a new one for each
+                context = multiprocessing.get_context("spawn")
+                with ProcessPoolExecutor(1, mp_context=context) as pool:
+                    peak = pool.submit(peak_bytes, *arguments).result()
             yield Row(f"P={count}, {how}", peak / 2**30, "GiB")
 
 

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from lib.benchmarks import inference, memory, train
-from lib.benchmarks.network import NUM_CLASSES, draw_sample, two_networks
+from lib.benchmarks.drawn import NUM_CLASSES, draw_sample
+from lib.benchmarks.network import two_networks
 from lib.benchmarks.report import Conditions
 
 QUICK = Conditions(quick=True)

@@ -47,6 +47,7 @@ RUN_FOR_REAL = {
     "tools/generate_pseudo_labels.py": "tests/tools/test_evaluate_export.py",
     "tools/import_clusters.py": "tests/tools/test_published_data.py",
     "tools/import_proposals.py": "tests/tools/test_published_data.py",
+    "tools/gpu_check.py": "tests/tools/test_gpu_check.py",
     "tools/label_my_images.py": "tests/tools/test_label_my_images.py",
     "tools/launch.py": "tests/tools/test_distributed.py",
     "tools/make_proposals.py": "tests/proposals/test_tools.py",
@@ -115,7 +116,7 @@ def _python(call: Call) -> Iterator[str]:
             yield f"unknown module {rest[0]}; {REGISTER}"
         elif rest[0] in PROGRAMS:
             yield from PROGRAMS[rest[0]](Call(rest[0], tuple(rest[1:]), "", call.exported))
-    else:
+    elif first != "setup.py" or rest[-2:] != ["build_ext", "--inplace"]:
         yield from _script(first, rest)
 
 

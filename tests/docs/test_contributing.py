@@ -2,6 +2,7 @@
 
 import importlib.util
 import re
+import sys
 from pathlib import Path
 
 import cv2
@@ -34,7 +35,8 @@ def put_in_place(path, names):
     module = importlib.util.module_from_spec(importlib.util.spec_from_loader(Path(path).stem, None))
     exec(compile(EXAMPLES[path], path, "exec"), module.__dict__)
     ((name, line),) = [(n, v) for n, v in LINES.items() if n == names]
-    return eval(line, {**module.__dict__, Path(path).stem: module})
+    sys.modules[path.removesuffix(".py").replace("/", ".")] = module
+    return eval(line, {**vars(benchmarks), **module.__dict__, Path(path).stem: module})
 
 
 def test_a_backbone(monkeypatch):

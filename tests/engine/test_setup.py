@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from lib.benchmarks.network import SMALL, draw_sample
+from lib.benchmarks.drawn import draw_sample
+from lib.benchmarks.network import SMALL
 from lib.config import Config, RuntimeConfig, SolverConfig
 from lib.engine.inference import score_passes
 from lib.engine.setup import build_trainer, prepare_for_inference

@@ -1,0 +1,354 @@
+"""What a first run on a GPU has to show, in checks that `tools/gpu_check.py` runs one by one.
+
+On a CPU they run at small sizes, which shows only that they run. Most need nothing but PyTorch,
+torchvision and NumPy: a machine that is lent for minutes may have no more.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields, replace
+from functools import partial
+from itertools import cycle
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from lib.benchmarks import BENCHMARKS
+from lib.benchmarks.drawn import NUM_CLASSES, Product, draw_sample
+from lib.benchmarks.report import Conditions, Row
+from lib.benchmarks.timing import time_together
+from lib.engine.checkpoint import load_checkpoint, save_checkpoint
+from lib.engine.distributed import Ranks, summing_model
+from lib.engine.inference import score_passes
+from lib.engine.profile import SKIPPED, TRACED, WARM_UP, Profile
+from lib.engine.solver import LearningRate, build_optimizer
+from lib.engine.trainer import Trainer
+from lib.modeling.backbones import build_backbone
+from lib.modeling.criterion import CIMCriterion, CIMLosses
+from lib.modeling.heads import CIMMiner
+from lib.modeling.model_builder import CIMNet
+from lib.proposals.overlaps import overlaps
+from lib.structures import Targets
+
+ROOT = Path(__file__).resolve().parents[2]
+LOSS_WEIGHTS = {"bag": 1.0, "pcl": 1.0, "refine_bag": 1.0, "refine_cls": 1.0, "refine_iou": 3.0}
+FLOAT32_TOLERANCE, BFLOAT16_TOLERANCE = 1e-3, 2e-2
+"""Relative, of losses and scores, to those of the CPU in float32; convolutions without TF32."""
+
+
+@dataclass(frozen=True)
+class Check:
+    run: Callable[[Conditions], Iterator[Row]]
+    """Raises where something is wrong; a row may miss its goal."""
+    seconds: int
+    """After which it is ended, on a GPU."""
+    needs: tuple[str, ...] = ()
+    """Packages beside PyTorch, torchvision, NumPy, OpenCV, joblib and tqdm."""
+    only_gpu: bool = False
+
+
+def speed(conditions: Conditions) -> Iterator[Row]:
+    """What the machine can do, and whether copies from pinned memory go on by themselves."""
+    products = {str(p)[6:]: Product(p, conditions) for p in (torch.float32, torch.bfloat16)}
+    for name, timing in time_together(products, seconds=1).items():
+        yield Row(f"matrix product, {name}", products[name].tflops(timing), "TFLOP/s")
+    if conditions.device.type != "cuda":
+        return
+    there = torch.rand(2**28, device=conditions.device)  # 1 GiB
+    pageable = torch.rand(2**26)
+    pinned, target = pageable.pin_memory(), torch.empty(2**26, device=conditions.device)
+    times = time_together(
+        {
+            "on the device, read and written": there.clone,
+            "from pinned memory": lambda: target.copy_(pinned, non_blocking=True),
+            "from other memory": lambda: target.copy_(pageable, non_blocking=True),
+        },
+        seconds=1,
+    )
+    for (name, timing), gib in zip(times.items(), (2, 0.25, 0.25), strict=True):
+        yield Row(f"copies {name}", gib * 2**30 / 1e9 / timing.best, "GB/s")
+    begun = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
+    begun[0].record()
+    target.copy_(pinned, non_blocking=True)
+    begun[1].record()
+    done = begun[1].query()
+    torch.cuda.synchronize()
+    yield Row("copies from pinned memory that the host waited for", float(done), "", at_most=0)
+
+
+def same_overlaps(conditions: Conditions) -> Iterator[Row]:
+    """The maps of the CPU, bit for bit: whole numbers up to 2^24 in float32, others in float64."""
+    generator = torch.Generator().manual_seed(conditions.seed)
+    for count in (20,) if conditions.quick else (100, 700, 1500):
+        for largest in (1_000, 10_000_000):
+            membership = torch.rand(count, 8 * count, generator=generator) < 0.2
+            membership[count // 2] = False  # an empty mask
+            areas = torch.randint(1, largest, (8 * count,), generator=generator)
+            pixels = int(areas.sum())
+            expected = overlaps(membership, areas, pixels)
+            tensors = (membership.to(conditions.device), areas.to(conditions.device))
+            found = overlaps(*tensors, pixels)
+            kind = "float32" if pixels <= 2**24 else "float64"
+            unlike = sum(int((f.cpu() != e).sum()) for f, e in zip(found, expected, strict=True))
+            yield Row(f"P={count}, {kind}: pairs unlike the CPU's", unlike, "", at_most=0)
+            timing = time_together({"": lambda t=tensors, n=pixels: overlaps(*t, n)}, 0.2)[""]
+            yield Row(f"P={count}, {kind}: both maps", timing.best_ms, "ms")
+
+
+def same_targets(conditions: Conditions) -> Iterator[Row]:
+    """The targets of the CPU, also where scores tie, and the same draws against noise."""
+    unlike = cases = 0
+    sizes = (1, 7, 30) if conditions.quick else (1, 7, 30, 100, 300, 500, 1000)
+    for count in sizes:
+        for seed in range(2 if conditions.quick else 6):
+            sample = draw_sample(240, count, seed=seed)
+            scores, pair = _scores(count, seed), overlaps(sample.membership, sample.areas)
+            arguments = (*scores, sample.image_labels.nonzero()[:, 0], *pair)
+            for options in ({}, {"labels": "mist"}, {"anti_noise": False}):
+                expected = _targets(options, arguments, seed)
+                found = _targets(options, [t.to(conditions.device) for t in arguments], seed)
+                unlike += sum(
+                    int((getattr(found, f.name).cpu() != getattr(expected, f.name)).sum())
+                    for f in fields(Targets)
+                )
+                cases += 1
+    yield Row(f"targets unlike the CPU's, in {cases} cases", unlike, "", at_most=0)
+    arguments = [t.to(conditions.device) for t in arguments]
+    timing = time_together({"": lambda: _targets({}, arguments, 0)}, seconds=0.5)[""]
+    yield Row(f"P={count}: targets of three stages", timing.best_ms, "ms")
+
+
+def _scores(count: int, seed: int) -> Tensor:
+    """(2, 3, P, C+1): class probabilities and integrity of three teachers, with many ties."""
+    generator = torch.Generator().manual_seed(seed)
+    levels = 5 if seed % 2 else 10_000
+    drawn = torch.rand(2, 3, count, NUM_CLASSES + 1, generator=generator)
+    return (drawn * levels).floor() / levels
+
+
+def _targets(options: dict, arguments: list[Tensor], seed: int) -> Targets:
+    return CIMMiner(**options)(*arguments, torch.Generator().manual_seed(seed))
+
+
+def no_waiting(conditions: Conditions) -> Iterator[Row]:
+    """Whole updates but for telling the losses; PyTorch raises where one waits for the GPU."""
+    samples = [draw_sample(320, 60, seed=n).pin_memory() for n in range(2)]
+    for precision in (torch.float32, torch.bfloat16):
+        for together in (False, True):
+            trainer = make_trainer(conditions, precision, together, chunk=50)
+            told = trainer.update(cycle(samples))  # makes handles, plans and the momentum
+            values = ([dict.fromkeys(told, 0.0)], 0.0)
+            trainer._finite = lambda *_, values=values: values
+            torch.cuda.set_sync_debug_mode("error")
+            try:
+                trainer.update(cycle(samples))
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+            how = "images together" if together else "one by one"
+            yield Row(f"updates without waiting, {str(precision)[6:]}, {how}", 1, "")
+
+
+def same_losses(conditions: Conditions) -> Iterator[Row]:
+    """An update in every way of computing it beside the CPU's; a checkpoint is gone on with."""
+    if conditions.device.type == "cuda":
+        torch.backends.cudnn.allow_tf32 = False
+    cpu = Conditions(quick=conditions.quick)
+    samples = [draw_sample(64 if conditions.quick else 320, 30, seed=n) for n in range(2)]
+    expected = make_trainer(cpu, torch.float32).update(cycle(samples))
+    ways = {
+        "one by one": {},
+        "in chunks": {"chunk": 7},
+        "together": {"together": True},
+        "all": {"together": True, "chunk": 40},
+    }
+    for precision, tolerance in (
+        (torch.float32, FLOAT32_TOLERANCE),
+        (torch.bfloat16, BFLOAT16_TOLERANCE),
+    ):
+        for name, options in ways.items():
+            trainer = make_trainer(conditions, precision, **options)
+            told = trainer.update(cycle(samples))
+            # What is mined may differ after rounding; of these two losses it is no part.
+            error = max(abs(told[n] - expected[n]) / expected[n] for n in ("bag", "pcl"))
+            what = f"{str(precision)[6:]}, {name}: losses beside the CPU's in float32"
+            yield Row(what, error, "relative", at_most=tolerance)
+    with tempfile.TemporaryDirectory() as folder:
+        path = save_checkpoint(Path(folder), trainer.state_dict())
+        resumed = make_trainer(conditions, torch.bfloat16, **options)
+        resumed.load_state_dict(load_checkpoint(path))
+    went_on, again = (t.update(cycle(samples))["total"] for t in (trainer, resumed))
+    error = abs(went_on - again) / went_on
+    yield Row("loss after a checkpoint beside going on", error, "relative", at_most=1e-2)
+
+
+def same_scores(conditions: Conditions) -> Iterator[Row]:
+    """Scores of several views of an image beside the CPU's."""
+    if conditions.device.type == "cuda":
+        torch.backends.cudnn.allow_tf32 = False
+    views = [draw_sample(side, 50) for side in ((48, 48, 64) if conditions.quick else (240, 320))]
+    expected = score_passes(make_network(Conditions(quick=conditions.quick)).eval(), views, "cpu")
+    model = make_network(conditions).eval()
+    if conditions.device.type == "cuda":
+        views = [view.view().pin_memory() for view in views]
+    for precision, tolerance in (
+        (torch.float32, FLOAT32_TOLERANCE),
+        (torch.bfloat16, BFLOAT16_TOLERANCE),
+    ):
+        model.precision = precision
+        scores = score_passes(model, views, conditions.device)
+        error = float((scores - expected).abs().max() / expected.abs().max())
+        yield Row(f"{str(precision)[6:]}: scores", error, "of the largest", at_most=tolerance)
+
+
+def one_rank(conditions: Conditions) -> Iterator[Row]:
+    """Gradients through DistributedDataParallel (NCCL on a GPU) in a group of one process."""
+    gpu = conditions.device.type == "cuda"
+    backend = "cpu:gloo,cuda:nccl" if gpu else "gloo"
+    device = torch.device("cuda", torch.cuda.current_device()) if gpu else conditions.device
+    dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    model, losses = make_network(conditions).train(), make_losses()
+    samples = [draw_sample(96, 20, seed=n).to(device) for n in range(2)]
+    gradients = []
+    for network in (model, summing_model(model, Ranks(0, 1, str(device)))):
+        model.zero_grad(set_to_none=True)
+        for sample in samples:
+            sum(losses(network, sample, torch.Generator().manual_seed(0)).values()).backward()
+        # Two backward passes without no_sync: the sum of the first is summed again, over one rank.
+        gradients.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
+    names: list = [None]
+    dist.all_gather_object(names, backend)
+    dist.destroy_process_group()
+    error = max(
+        float((a - b).norm() / a.norm().clamp(min=1e-12))
+        for a, b in zip(*gradients, strict=True)
+        if a.norm() > 1e-6  # the detector's bias has no gradient but for rounding
+    )
+    yield Row(f"gradients through {names[0]}", error, "relative", at_most=1e-3)
+
+
+def trace(conditions: Conditions) -> Iterator[Row]:
+    """What `--profile` writes: on a GPU its kernels must be in it."""
+    trainer = make_trainer(conditions, torch.bfloat16)
+    samples = cycle([draw_sample(96, 20)])
+    with tempfile.TemporaryDirectory() as folder:
+        with Profile(Path(folder), Ranks(device=str(conditions.device)), True) as profiler:
+            for _ in range(SKIPPED + WARM_UP + TRACED + 1):
+                trainer.update(samples)
+                profiler.step()
+        events = json.loads((Path(folder) / "trace_rank0.json").read_text())["traceEvents"]
+        table = (Path(folder) / "operations_rank0.txt").read_text()
+    kind = "kernel" if conditions.device.type == "cuda" else "cpu_op"
+    found = sum(event.get("cat") == kind for event in events)
+    yield Row(f"events of the kind {kind} in the trace", found, "", at_least=100)
+    yield Row("lines of the table", len(table.splitlines()), "", at_least=20)
+
+
+def golden(conditions: Conditions) -> Iterator[Row]:
+    """The published numbers (tests/parity): heads, and whole networks unless quick."""
+    files = [f"tests/parity/test_{name}.py" for name in ("heads", "model")]
+    command = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "--device", str(conditions.device)]
+    _run([*command, *(files[:1] if conditions.quick else files)])
+    yield Row("runs of the golden tests that failed", 0, "", at_most=0)
+
+
+def training(conditions: Conditions) -> Iterator[Row]:
+    """The quickstart in short, in bfloat16, by the tools themselves; they find the GPU."""
+    few = conditions.quick
+    settings = {
+        "runtime.precision": "bfloat16",
+        "runtime.images_together": "true",
+        "solver.max_iter": "2" if few else "100",
+        "solver.steps": "[1]" if few else "[90]",
+        "solver.warmup_iters": "0" if few else "20",
+        "prm.epochs": "1" if few else "6",
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        place = ["--output", f"{folder}/run", "--data-root", f"{folder}/data"]
+        images = ["--images", *(("6", "4") if few else ("80", "20"))]
+        words = [word for pair in settings.items() for word in pair]
+        _run([str(ROOT / "tools" / "quickstart.py"), *place, *images, "--set", *words])
+        summary = json.loads(Path(folder, "run", "summary.json").read_text())
+        told = Path(folder, "run", "history.jsonl").read_text().splitlines()
+    yield Row("AP25 after a short training", 100 * summary["metrics"]["ap25"], "%")
+    yield Row("last loss that was told", json.loads(told[-1])["total"], "")
+    yield Row("memory at its peak", json.loads(told[-1])["memory_gb"], "GiB")
+
+
+def benchmark(name: str, conditions: Conditions) -> Iterator[Row]:
+    """`tools/benchmark.py`; its goals are not meant for small sizes."""
+    for row in BENCHMARKS[name](conditions):
+        yield replace(row, at_least=None, at_most=None) if conditions.quick else row
+
+
+def _run(command: list[str]) -> None:
+    """A Python command; raises with the end of what it said where it fails."""
+    done = subprocess.run(
+        [sys.executable, *command], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    if done.returncode:
+        raise RuntimeError(done.stdout.decode(errors="replace")[-3000:])
+
+
+def make_network(conditions: Conditions) -> CIMNet:
+    """ResNet-50, or a small trunk, with narrow layers; always the same weights."""
+    torch.manual_seed(0)
+    if conditions.quick:
+        trunk = build_backbone("resnet18", widths=(16, 32), depths=(1, 1), strides=(1, 2))
+    else:
+        trunk = build_backbone("resnet50")
+    for module in trunk.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.constant_(module.weight, 0.5)  # else every block doubles its input
+    network = CIMNet(trunk, NUM_CLASSES, fuse_channels=64, hidden_dim=128)
+    return network.to(conditions.device, memory_format=torch.channels_last)
+
+
+def make_losses() -> CIMLosses:
+    return CIMLosses(CIMCriterion(CIMMiner()))
+
+
+def make_trainer(
+    conditions: Conditions,
+    precision: torch.dtype,
+    together: bool = False,
+    chunk: int | None = None,
+) -> Trainer:
+    model, losses = make_network(conditions).train(), make_losses()
+    model.precision, model.proposals_chunk = precision, chunk
+    return Trainer(
+        model=model,
+        losses=losses,
+        losses_together=losses.together if together else None,
+        optimizer=build_optimizer(model),
+        learning_rate=LearningRate(1e-6),
+        loss_weights=LOSS_WEIGHTS,
+        images_per_update=2,
+        clip_grad_norm=10.0,
+        device=conditions.device,
+    )
+
+
+_PROJECT = ("pydantic", "omegaconf", "pycocotools", "hotcoco")
+
+CHECKS = {
+    "speed": Check(speed, 40),
+    "overlaps": Check(same_overlaps, 40),
+    "mining": Check(same_targets, 60),
+    "waiting": Check(no_waiting, 60, only_gpu=True),
+    "losses": Check(same_losses, 60),
+    "scores": Check(same_scores, 40),
+    "nccl": Check(one_rank, 60),
+    "trace": Check(trace, 60),
+    "train": Check(partial(benchmark, "train"), 120, _PROJECT),
+    "inference": Check(partial(benchmark, "inference"), 60, _PROJECT),
+    "memory": Check(partial(benchmark, "memory"), 60, (*_PROJECT, "tensorboardX")),
+    "golden": Check(golden, 120, ("pytest", "PIL")),
+    "training": Check(training, 120, (*_PROJECT, "tensorboardX", "skimage")),
+}
