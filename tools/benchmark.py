@@ -17,6 +17,7 @@ from lib.benchmarks import BENCHMARKS, Conditions
 from lib.benchmarks.report import cores, describe_machine, machine_text, table_text, write_numbers
 from lib.benchmarks.timing import processor_time
 from lib.command_line import errors_in_a_line
+from lib.engine.distributed import make_current
 
 
 @errors_in_a_line
@@ -55,6 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(args: argparse.Namespace) -> int:
     conditions = Conditions(torch.device(args.device), args.seed, args.quick)
+    make_current(conditions.device)
     machine = describe_machine()
     machine["processor_time"] = args.processor_time
     clock = ", processor time" if args.processor_time else ""

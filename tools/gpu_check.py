@@ -24,6 +24,7 @@ import torch
 from lib.benchmarks.gpu_checks import CHECKS, Check
 from lib.benchmarks.report import Conditions, Row, describe_machine, machine_text, table_text
 from lib.command_line import errors_in_a_line
+from lib.engine.distributed import make_current
 from lib.files import read_json, write_json
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -52,6 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"no GPU here: torch {torch.__version__} (built for CUDA {torch.version.cuda}) sees "
             "none; --device cpu tries the checks without one"
         )
+    make_current(device)
     conditions = Conditions(device, quick=args.quick or device.type == "cpu")
     names = [name for name in CHECKS if name in args.names or not args.names]
     if args.within:

@@ -7,6 +7,7 @@ torchvision and NumPy: a machine that is lent for minutes may have no more.
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -212,7 +213,8 @@ def one_rank(conditions: Conditions) -> Iterator[Row]:
     gpu = conditions.device.type == "cuda"
     backend = "cpu:gloo,cuda:nccl" if gpu else "gloo"
     device = torch.device("cuda", torch.cuda.current_device()) if gpu else conditions.device
-    dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    store = dist.TCPStore("localhost", 0, world_size=1, is_master=True)
+    dist.init_process_group(backend, store=store, rank=0, world_size=1)
     model, losses = make_network(conditions).train(), make_losses()
     samples = [draw_sample(96, 20, seed=n).to(device) for n in range(2)]
     gradients = []
@@ -273,7 +275,8 @@ def training(conditions: Conditions) -> Iterator[Row]:
         place = ["--output", f"{folder}/run", "--data-root", f"{folder}/data"]
         images = ["--images", *(("6", "4") if few else ("80", "20"))]
         words = [word for pair in settings.items() for word in pair]
-        _run([str(ROOT / "tools" / "quickstart.py"), *place, *images, "--set", *words])
+        hidden = {} if conditions.device.type == "cuda" else {"CUDA_VISIBLE_DEVICES": ""}
+        _run([str(ROOT / "tools" / "quickstart.py"), *place, *images, "--set", *words], **hidden)
         summary = json.loads(Path(folder, "run", "summary.json").read_text())
         told = Path(folder, "run", "history.jsonl").read_text().splitlines()
     yield Row("AP25 after a short training", 100 * summary["metrics"]["ap25"], "%")
@@ -287,10 +290,14 @@ def benchmark(name: str, conditions: Conditions) -> Iterator[Row]:
         yield replace(row, at_least=None, at_most=None) if conditions.quick else row
 
 
-def _run(command: list[str]) -> None:
+def _run(command: list[str], **environment: str) -> None:
     """A Python command; raises with the end of what it said where it fails."""
     done = subprocess.run(
-        [sys.executable, *command], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        [sys.executable, *command],
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
     )
     if done.returncode:
         raise RuntimeError(done.stdout.decode(errors="replace")[-3000:])

@@ -51,7 +51,14 @@ def run(conditions: Conditions) -> Iterator[Row]:
         for scale in scales:
             yield Row(f"{case}: sample, long side {scale}", times[f"load {scale}"].best_ms, "ms")
 
-        samples = train_loader(dataset, scales, ("none", "horizontal"), 0, num_workers=num_workers)
+        samples = train_loader(
+            dataset,
+            scales,
+            ("none", "horizontal"),
+            seed=0,
+            num_workers=num_workers,
+            pin_memory=conditions.device.type == "cuda",
+        )
         seconds, taken = _take(samples, 8 if conditions.quick else 200)
         yield Row(f"{case}: samples of {num_workers} workers", taken / seconds, "samples/s")
         yield from _share_of_waiting(samples, conditions)

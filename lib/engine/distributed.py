@@ -103,8 +103,7 @@ def joined_ranks(device: str) -> Iterator[Ranks]:
     """
     where = torch.device(device)
     if not dist.is_torchelastic_launched():
-        if where.index is not None and where.type == "cuda":
-            torch.cuda.set_device(where)  # for what asks for no device, such as pinned memory
+        make_current(where)
         yield Ranks(device=device)
         return
     backend = "gloo"
@@ -131,6 +130,12 @@ def joined_ranks(device: str) -> Iterator[Ranks]:
             "or torchrun's below, says why"
         ) from error
     dist.destroy_process_group()
+
+
+def make_current(device: torch.device) -> None:
+    """Has all that names no device, such as pinned memory and waiting, take this GPU."""
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)
 
 
 def _end_with_the_launcher() -> None:
