@@ -123,16 +123,16 @@ def detect_dataset(
             see one folder; another process writes to it.
     """
     told = output.with_name(f"{output.stem}.made_from.json")
-    complete = output.is_file() and told.is_file() and read_json(told) == made_from
-    if ranks.from_first(complete):
-        if ranks.is_first:
-            _tidy(output, told)
+    if _is_complete(output, told, made_from, ranks):
         return False
     those_here = [_journal(output, rank) for rank in range(ranks.count)]
     own = those_here[ranks.rank]
     detector.model.to(detector.device).eval()
     images = dataset.coco.images
     with Journal(own, made_from) as journal:
+        # It may have been waited for until another process had finished.
+        if _is_complete(output, told, made_from, ranks):
+            return False
         done = set(journal.done)
         if ranks.is_first:  # a test that was interrupted may have had more ranks
             for path in _journals(output).difference(those_here):
@@ -173,6 +173,15 @@ def detect_dataset(
             logger.warning("%d images have no detections", without)
     ranks.wait(patiently=True)
     return True
+
+
+def _is_complete(output: Path, told: Path, made_from: Mapping[str, Any], ranks: Ranks) -> bool:
+    """Whether the result is there, as rank 0 sees it; if so, nothing else is left beside it."""
+    complete = output.is_file() and told.is_file() and read_json(told) == made_from
+    complete = ranks.gather(complete)[0]
+    if complete and ranks.is_first:
+        _tidy(output, told)
+    return complete
 
 
 def _journal(output: Path, rank: int) -> Path:

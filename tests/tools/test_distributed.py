@@ -175,7 +175,7 @@ def test_a_shared_test_killed_at_random_moments_ends_in_the_same_file(place, mon
     }
 
 
-def test_a_signal_to_all_and_the_death_of_one(place):
+def test_a_signal_to_all_and_the_death_of_one_or_of_torchrun(place):
     long = [*TRAIN, "--output", "run", "--set", "solver.max_iter", "1000000"]
     process = start("train_net", *long, ranks=2)
     wait_for(process, lambda: read_lines(Path("run/history.jsonl")))
@@ -194,6 +194,18 @@ def test_a_signal_to_all_and_the_death_of_one(place):
     assert f"going on after {done} updates" in told
     assert "another process of this training or test has failed or was killed" in told
     assert "all others were ended" in told
+
+    def last():
+        return read_lines(Path("run/history.jsonl"))[-1]["iteration"]
+
+    before = last()
+    process = start("train_net", *long, ranks=2)
+    wait_for(process, lambda: last() not in (done, before))
+    process.kill()  # torchrun
+    told = finished(process)
+    assert "torchrun has died, and this process ends as well" in told
+    assert told.count("stopped by SIGTERM; go on with --output run") == 1
+    assert load_checkpoint(Path(f"run/ckpt/model_step{last()}.pth"))["step"] == last()
 
 
 def test_the_death_of_a_process_is_told_and_not_the_errors_that_follow():

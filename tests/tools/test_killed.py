@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from lib.engine import detect
 from lib.engine.checkpoint import checkpoint_step, list_checkpoints, load_checkpoint
+from lib.engine.journal import Journal
 from lib.engine.runs import read_lines
 from lib.engine.trainer import Trainer
 from tests.processes import PATIENCE, finished, start
@@ -102,6 +104,27 @@ def test_killed_testing_ends_in_the_same_file(place):
     told = finished(process)
     assert f"going on after {done} images" in told
     assert results.read_bytes() == whole
+
+
+def test_what_another_process_finished_meanwhile_is_not_done_again(place, monkeypatch, capfd):
+    assert tool("train_net")([*TRAIN, "--output", "run"]) == 0
+    command = ["--run", "run", *DATA, "--threads", "1"]
+    assert tool("test_net")(command) == 0
+    there = {path: path.read_bytes() for path in Path("run/test/mine").iterdir()}
+    for path in there:
+        path.unlink()
+
+    class OpenedAtLast(Journal):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            for path, content in there.items():
+                path.write_bytes(content)
+
+    monkeypatch.setattr(detect, "Journal", OpenedAtLast)
+    capfd.readouterr()
+    assert tool("test_net")(command) == 0
+    assert "complete already" in capfd.readouterr().err
+    assert {path: path.read_bytes() for path in Path("run/test/mine").iterdir()} == there
 
 
 @pytest.fixture
