@@ -46,6 +46,8 @@ class Watch(TorchDispatchMode):
         super().__init__()
         self.host = set(host)
         self.faults = []
+        self.sent = 0
+        """Tensors that went to the GPU."""
         self.operations = set()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
@@ -59,6 +61,7 @@ class Watch(TorchDispatchMode):
         taken, given = _devices(args, kwargs), _devices(result)
         if _on_cpu(result) and name not in self.host:
             self.faults.append(f"{name} makes a tensor on the CPU")
+        self.sent += name == "aten::_to_copy" and "cpu" in taken and CUDA in given
         if {"cpu", CUDA} <= taken | given and not _is_async(func, args, kwargs):
             self.faults.append(f"{name} waits for a copy between CPU and GPU")
         if name in _WAITING or "index_put" in name and _by_mask(args[1]):

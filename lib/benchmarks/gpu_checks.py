@@ -357,5 +357,5 @@ CHECKS = {
     "inference": Check(partial(benchmark, "inference"), 60, _PROJECT),
     "memory": Check(partial(benchmark, "memory"), 60, (*_PROJECT, "tensorboardX")),
     "golden": Check(golden, 120, ("pytest", "PIL")),
-    "training": Check(training, 120, (*_PROJECT, "tensorboardX", "skimage")),
+    "training": Check(training, 150, (*_PROJECT, "tensorboardX", "skimage")),
 }

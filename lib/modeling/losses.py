@@ -106,6 +106,8 @@ def refine_bag_loss(
     target = _with_background(image_labels)
     is_present = target > 0
     score = _clamp(cls_prob) * _clamp(iou)
+    if not len(score):
+        return score.sum()  # there is no best of no proposals
     columns = torch.arange(score.shape[1], device=score.device)
     competes = (column[:, None] == columns) | ~is_present  # (P, C+1)
     # PARITY: where nothing competes, all are 0 and proposal 0 wins: -log(1e-6) times its weight.

@@ -1,6 +1,8 @@
 """The section `runtime` in use: other ways to compute the same training and the same scores."""
 
 import copy
+import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -58,6 +60,25 @@ def test_a_training_goes_on_in_another_memory_layout():
         if weight.requires_grad:
             momentum = after.optimizer.state[weight]["momentum_buffer"]
             assert momentum.stride() == weight.stride(), name
+
+
+@pytest.mark.parametrize(
+    "runtime", [{}, {"images_together": True}, {"proposals_chunk": 5}], ids=str
+)
+def test_an_image_without_proposals_is_trained_past(runtime):
+    """Imported proposals can be none: such an image has constant losses, and moves no weight."""
+    trainer, _ = trained(updates=0, **runtime)
+    *others, last = samples()
+    per_proposal = ("boxes", "roi_masks", "membership", "cluster_number", "cluster_column")
+    none = replace(last, **{name: getattr(last, name)[:0] for name in per_proposal})
+    values = trainer.update(iter([*others, none]))
+    assert all(map(math.isfinite, values.values())) and values["grad_norm"] > 0
+
+    before = copy.deepcopy(trainer.model.state_dict())
+    for group in trainer.optimizer.param_groups:
+        group["weight_decay"] = group["momentum"] = 0.0
+    assert trainer.update(iter([none] * 4))["grad_norm"] == 0
+    assert all(torch.equal(before[n], t) for n, t in trainer.model.state_dict().items())
 
 
 def test_images_together_give_the_same_bits_again():

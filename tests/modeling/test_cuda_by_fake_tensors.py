@@ -120,6 +120,7 @@ def test_inference_brings_one_tensor_back(backbone, precision):
         # Pretended tensors do not know the inference mode that score_passes puts itself in.
         with Watch() as watch, torch.no_grad():
             scores = score_passes.__wrapped__(model, views, "cuda")
+    assert watch.sent == 3 * len(views)  # images, boxes and masks, nothing else
     assert scores.shape == (9, NUM_CLASSES) and scores.device.type == "cpu"
     assert watch.faults == [
         "aten::_to_copy makes a tensor on the CPU",
