@@ -46,5 +46,6 @@ setup(
     ],
     extras_require={
         "dask": ["distributed>=2025.1"],
+        "ray": ["ray>=2.50,<3"],
     },
 )

@@ -21,14 +21,10 @@ from distributed import Client, WorkerPlugin
 from distributed.scheduler import KilledWorker
 from joblib._dask import DaskDistributedBackend
 
-CONNECT_SECONDS = 15.0
-PATIENCE_SECONDS = 60.0
-"""So long a cluster may be without any worker."""
+from lib import cluster
+from lib.cluster import ClusterError, failed_images, first_line
+
 _PLUGIN = "cim-folder"
-
-
-class ClusterError(ConnectionError):
-    """The cluster cannot do the work any more; what it finished is kept."""
 
 
 @contextmanager
@@ -44,10 +40,10 @@ def dask_workers(address: str) -> Iterator[None]:
         ClusterError: there is no scheduler, it has no worker, or either is set up differently.
     """
     try:
-        client = Client(address, timeout=CONNECT_SECONDS, set_as_default=False)
+        client = Client(address, timeout=cluster.CONNECT_SECONDS, set_as_default=False)
     except (OSError, ValueError) as error:
         raise ClusterError(
-            f"{address}: no dask scheduler answers ({_first_line(error)}); start one with "
+            f"{address}: no dask scheduler answers ({first_line(error)}); start one with "
             "`dask scheduler` and give the address that it prints"
         ) from None
     for name in ("distributed.client", "distributed.utils"):
@@ -66,7 +62,7 @@ def dask_workers(address: str) -> Iterator[None]:
 
 def _prepare(client: Client, address: str) -> None:
     try:
-        client.wait_for_workers(1, timeout=CONNECT_SECONDS)
+        client.wait_for_workers(1, timeout=cluster.CONNECT_SECONDS)
     except TimeoutError:
         raise ClusterError(
             f"{address}: the scheduler has no workers; start some with `dask worker {address}`"
@@ -78,23 +74,19 @@ def _prepare(client: Client, address: str) -> None:
     except Exception as error:
         raise ClusterError(
             f"{address}: its scheduler or a worker cannot import this project "
-            f"({_first_line(error)}); start them in the same environment (`pip install -e .`)"
+            f"({first_line(error)}); start them in the same environment (`pip install -e .`)"
         ) from None
     try:
         client.register_plugin(_WorkIn(os.getcwd()), _PLUGIN)
     except OSError as error:
         raise ClusterError(
-            f"{address}: a worker does not see this folder ({_first_line(error)}); the files must "
+            f"{address}: a worker does not see this folder ({first_line(error)}); the files must "
             "lie under the same path everywhere"
         ) from None
 
 
 def _find_package() -> str:
     return __file__
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 class _WorkIn(WorkerPlugin):
@@ -126,14 +118,12 @@ class _Backend(DaskDistributedBackend):
         return max(2, super().effective_n_jobs(n_jobs))  # for 1 joblib works in this process
 
     def submit(self, func: Any, callback: Callable[[Any], None] | None = None) -> Future:
-        names = [arguments[1] for _, arguments, _ in func.items]
-
         def tell(done: Future) -> None:
             error = done.exception()  # joblib's backend calls back only where there is none
             if isinstance(error, ClusterError):
                 callback(error)
             elif error is not None:
-                callback([(name, None, _reason(error)) for name in names])
+                callback(failed_images(func, _reason(error)))
 
         future = super().submit(func, callback)
         future.add_done_callback(tell)
@@ -150,27 +140,20 @@ class _Backend(DaskDistributedBackend):
         """Fails what is pending when there has been no worker for a while."""
         seen = time.monotonic()
         while self._continue:
-            await asyncio.sleep(min(1.0, PATIENCE_SECONDS / 4))
+            await asyncio.sleep(min(1.0, cluster.PATIENCE_SECONDS / 4))
             try:
                 if await self.client.scheduler.ncores():
                     seen = time.monotonic()
             except OSError:
                 pass  # nor is there a scheduler
-            if time.monotonic() - seen > PATIENCE_SECONDS:
-                error = ClusterError(
-                    f"the cluster has had no worker for {PATIENCE_SECONDS:g} s; run again with "
-                    "workers"
-                )
+            if time.monotonic() - seen > cluster.PATIENCE_SECONDS:
                 for future in list(self._results.values()):
                     if not future.done():
-                        future.set_exception(error)
+                        future.set_exception(cluster.no_worker())
                 return
 
 
 def _reason(error: BaseException) -> str:
     if isinstance(error, KilledWorker):
-        return (
-            "the workers that had it died (out of memory?), of this image or of another one that "
-            "they had with it; run again"
-        )
-    return f"{type(error).__name__}: {_first_line(error)}"
+        return cluster.WORKERS_DIED
+    return f"{type(error).__name__}: {first_line(error)}"

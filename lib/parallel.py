@@ -5,11 +5,15 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
+from importlib import import_module
 from typing import Any
 
 import cv2
 from joblib import Parallel, delayed
 from tqdm import tqdm
+
+_CLUSTERS = {"dask": "distributed", "ray": "ray"}
+"""The package that each kind of cluster needs; lib/NAME_cluster.py has its `NAME_workers`."""
 
 
 def for_each(
@@ -59,38 +63,44 @@ def add_parallel_arguments(
     )
     group.add_argument(
         "--backend",
-        choices=("local", "dask"),
+        choices=("local", *_CLUSTERS),
         default="local",
-        help="processes of this machine, or the workers of a dask cluster (docs/cluster.md)",
+        help="processes of this machine, or the workers of a cluster (docs/cluster.md)",
     )
-    group.add_argument("--scheduler", metavar="ADDRESS", help="of dask, such as tcp://host:8786")
+    group.add_argument(
+        "--scheduler",
+        metavar="ADDRESS",
+        help="of the cluster: for dask such as tcp://host:8786; for ray such as host:6379 "
+        "(default: RAY_ADDRESS, else the cluster of this machine, else one is started)",
+    )
 
 
 def workers_from_args(args: argparse.Namespace) -> AbstractContextManager[None]:
     """Where `for_each` works inside this block, as a command line says.
 
     Raises:
-        ValueError: options that do not go together, or dask is not installed.
+        ValueError: options that do not go together, or what the backend needs is not installed.
         ConnectionError: the cluster cannot be used.
     """
     if args.backend == "local":
         if args.scheduler is not None:
-            raise ValueError("--scheduler goes with --backend dask")
+            raise ValueError(f"--scheduler goes with --backend {' or '.join(_CLUSTERS)}")
         return nullcontext()
-    if args.scheduler is None:
+    if args.backend == "dask" and args.scheduler is None:
         raise ValueError(
             "--backend dask needs --scheduler, the address that `dask scheduler` prints"
         )
+    package = _CLUSTERS[args.backend]
     try:
-        from lib.dask_cluster import dask_workers
+        module = import_module(f"lib.{args.backend}_cluster")
     except ModuleNotFoundError as error:
-        if error.name != "distributed":
+        if error.name != package:
             raise
         raise ValueError(
-            "--backend dask needs the package distributed, which is not installed; "
-            "pip install -e '.[dask]' in the project's folder"
+            f"--backend {args.backend} needs the package {package}, which is not installed; "
+            f"pip install -e '.[{args.backend}]' in the project's folder"
         ) from None
-    return dask_workers(args.scheduler)
+    return getattr(module, f"{args.backend}_workers")(args.scheduler)
 
 
 def end_thread_pools() -> None:

@@ -1,7 +1,21 @@
-"""What the workers of tests/test_dask_cluster.py do; it imports little, so that they start fast."""
+"""A tool whose images fail or kill their worker, for the tests of clusters; what it must say.
 
+It imports little, so that the workers, which get its functions, start fast.
+"""
+
+import argparse
+import json
 import os
+import sys
 import time
+from pathlib import Path
+
+from lib import cluster
+from lib.command_line import errors_in_a_line
+from lib.parallel import add_parallel_arguments, failures_text, for_each, workers_from_args
+from lib.proposals.store import ProposalStore
+
+PLACE = ("--json", "squares.json", "--images", "images", "--proposals", "store")
 
 
 def folder_or_death(number):
@@ -13,4 +27,57 @@ def folder_or_death(number):
 
 
 def wait_long(number):
+    Path(f"{number} begins").touch()
     time.sleep(600)
+
+
+@errors_in_a_line
+def main(argv=None):
+    parser = argparse.ArgumentParser()
+    parser.add_argument("work", choices=("folder_or_death", "wait_long"))
+    parser.add_argument("--patience", type=float, default=cluster.PATIENCE_SECONDS)
+    parser.add_argument("--head-patience", type=float, default=60.0)
+    add_parallel_arguments(parser)
+    args = parser.parse_args(argv)
+    cluster.PATIENCE_SECONDS = args.patience
+    if args.backend == "ray":
+        from lib import ray_cluster
+
+        ray_cluster.HEAD_SECONDS = args.head_patience
+        ray_cluster.LEAVE_SECONDS = 1.0
+        ray_cluster.RETRIES = 1
+    with workers_from_args(args):
+        tasks = ((f"image {n}", (n,)) for n in range(8))
+        results, failures = for_each(globals()[args.work], tasks, 8)
+    print(json.dumps([results, failures]))
+    if failures:
+        print(failures_text(failures, 8), file=sys.stderr)
+    return 1 if failures else 0
+
+
+def check_a_tool(run, data):
+    """`run(*arguments)` of make_proposals works in `data`, returns (exit code, stdout, stderr)."""
+    (data / "images" / "a" / "2.png").write_bytes(b"no image")
+    code, _, err = run(*PLACE)
+    assert code == 1 and "1 of 3 images failed" in err and "a/2.png" in err
+    store = ProposalStore(data / "store")
+    assert store.has("a/1.png") and store.has("b/1.png") and not store.has("a/2.png")
+
+
+def check_the_dead_are_named(code, out, folder):
+    """Of `folder_or_death`, started in `folder`."""
+    assert code == 1
+    results, failures = json.loads(out)
+    assert failures.pop("image 5") == "five is bad"
+    # Images that were with the workers at the same time may count as failed too.
+    assert "image 3" in failures and all("died" in reason for reason in failures.values())
+    assert results.keys().isdisjoint(failures) and len(results) + len(failures) == 7
+    pids, folders = zip(*results.values(), strict=True)
+    assert os.getpid() not in pids and set(folders) == {str(folder)}
+
+
+if __name__ == "__main__":
+    # By its importable name, for functions of a script travel as they are.
+    from tests import cluster_work
+
+    sys.exit(cluster_work.main())

@@ -1,11 +1,13 @@
 """One failing image does not stop the others; a dead worker is an error and no hang."""
 
+import argparse
 import os
+import sys
 
 import pytest
 from joblib.externals.loky.process_executor import TerminatedWorkerError
 
-from lib.parallel import failures_text, for_each
+from lib.parallel import add_parallel_arguments, failures_text, for_each, workers_from_args
 
 
 def square(number):
@@ -49,3 +51,24 @@ def test_failures_as_text():
     assert lines[0] == "5 of 9 images failed:" and lines[1] == "  0.jpg: why"
     assert len(lines) == 5 and lines[-1] == "  ... and 2 more"
     assert len(failures_text(failures, 9).splitlines()) == 6
+
+
+def workers(*argv):
+    parser = argparse.ArgumentParser()
+    add_parallel_arguments(parser)
+    return workers_from_args(parser.parse_args(argv))
+
+
+def test_options_that_do_not_go_together():
+    with pytest.raises(ValueError, match="dask needs --scheduler"):
+        workers("--backend", "dask")
+    with pytest.raises(ValueError, match="goes with --backend dask or ray"):
+        workers("--scheduler", "tcp://127.0.0.1:1")
+
+
+@pytest.mark.parametrize(("backend", "package"), [("dask", "distributed"), ("ray", "ray")])
+def test_without_the_extra(backend, package, monkeypatch):
+    monkeypatch.delitem(sys.modules, f"lib.{backend}_cluster", raising=False)
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(ValueError, match=rf"{package}, .*pip install -e '\.\[{backend}\]'"):
+        workers("--backend", backend, "--scheduler", "tcp://127.0.0.1:9")

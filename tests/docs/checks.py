@@ -78,7 +78,7 @@ OUTSIDE = {
 }
 
 # Options on our pages that are another program's.
-OUTSIDE_OPTIONS = {"--convert-to-rle", "--nthreads"}
+OUTSIDE_OPTIONS = {"--address", "--convert-to-rle", "--nthreads", "--num-cpus"}
 
 _MODULES = {"pip", "pytest", "venv", "http.server", "nbconvert", "jupyter", "pre_commit", "build"}
 
@@ -320,6 +320,7 @@ PROGRAMS: dict[str, Callable[[Call], Iterator[str]]] = {
     "pytest": _pytest,
     "python": _python,
     "python3": _python,
+    "ray": _anything,
     "ruff": _anything,
     "shellcheck": _anything,
     "tensorboard": _anything,
