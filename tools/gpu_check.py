@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -109,8 +110,7 @@ def run_check(name: str, check: Check, conditions: Conditions, left: float) -> d
         if code is None:
             return _outcome("failed", f"not done after {limit:.0f} s", seconds, said=said)
         if code != 0:
-            why = (said.strip() or f"ended with code {code}").splitlines()[-1]
-            return _outcome("failed", why, seconds, said=said)
+            return _outcome("failed", _why(said) or f"ended with code {code}", seconds, said=said)
         rows = read_json(path)
     missed = [row["what"] for row in rows if Row(**row).met is False]
     return _outcome("missed" if missed else "ok", "; ".join(missed), seconds, rows, said)
@@ -134,6 +134,13 @@ def _ended(command: Sequence[str], limit: float) -> tuple[int | None, str]:
                 process.wait()
         output.seek(0)
         return code, output.read()[-_SAID:]
+
+
+def _why(said: str) -> str:
+    """The line that names the last error; CUDA's and pytest's have more to say below it."""
+    lines = [line.removeprefix("E ").strip() for line in said.strip().splitlines()] or [""]
+    named = [line for line in lines if re.match(r"[\w.]*(Error|Exception)\b", line)]
+    return (named or lines)[-1]
 
 
 def _outcome(

@@ -88,6 +88,11 @@ def test_what_becomes_of_a_check(module, monkeypatch):
         "failed",
         "RuntimeError: CUDA error",
     )
+    cuda = "Traceback\ntorch.AcceleratorError: CUDA error: assert\nCompile with DSA\n"
+    assert of((1, cuda)) == ("failed", "torch.AcceleratorError: CUDA error: assert")
+    golden = "E       AssertionError: unlike\n=====\nFAILED tests/a.py::b\n"
+    assert of((1, golden)) == ("failed", "AssertionError: unlike")
+    assert of((1, "Killed")) == ("failed", "Killed")
     assert of((-11, "")) == ("failed", "ended with code -11")
     assert of((None, "")) == ("failed", "not done after 50 s")
     assert of((None, ""), left=20) == ("failed", "not done after 20 s")
