@@ -26,7 +26,7 @@ def pretended_gpu():
     with FakeTensorMode(allow_non_fake_inputs=True), pytest.MonkeyPatch.context() as patch:
         # What autocast asks before it does anything.
         patch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
-        patch.setattr(torch.cuda, "is_bf16_supported", lambda *_: True)
+        patch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
         patch.setattr(torch.Tensor, "backward", _backward)
         patch.setattr(nn.Module, "to", _to)
         patch.setattr(FakeTensor, "__deepcopy__", _deepcopy, raising=False)

@@ -131,10 +131,11 @@ def build_trainer(
         ranks: the processes that share the images of an update.
 
     Raises:
-        ValueError: the images of an update cannot be shared evenly.
+        ValueError: the images of an update cannot be shared evenly, or the GPU lacks the precision.
     """
     solver = config.solver
     runtime = config.runtime
+    check_precision(runtime, device)
     model.to(device, memory_format=_memory_format(runtime)).train()
     model.precision = getattr(torch, runtime.precision)
     model.proposals_chunk = runtime.proposals_chunk
@@ -188,8 +189,12 @@ def build_detector(
         model: is made ready for inference in place and cannot be trained or saved any more.
         augment: False makes one pass, at the largest scale and not mirrored.
         only_image_labels: detect only what an image is labelled with, and as much as there is.
+
+    Raises:
+        ValueError: the GPU lacks the precision.
     """
     test = config.test
+    check_precision(config.runtime, device)
     prepare_for_inference(model, config.runtime)
     return Detector(
         model=model,
@@ -215,6 +220,18 @@ def prepare_for_inference(model: CIMNet, runtime: RuntimeConfig) -> None:
     model.proposals_chunk = runtime.proposals_chunk or PROPOSALS_TOGETHER
     if runtime.compile:
         model.Conv_Body.compile(dynamic=True)
+
+
+def check_precision(runtime: RuntimeConfig, device: str) -> None:
+    """Raises ValueError where a GPU has no products of that type; those of a CPU may be slow."""
+    where = torch.device(device)
+    if where.type != "cuda" or runtime.precision != "bfloat16":
+        return
+    if not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise ValueError(
+            f"runtime.precision is bfloat16, which {torch.cuda.get_device_name(where)} does not "
+            "compute; set it to float32"
+        )
 
 
 def _memory_format(runtime: RuntimeConfig) -> torch.memory_format:

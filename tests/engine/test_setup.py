@@ -12,7 +12,7 @@ from lib.benchmarks.drawn import draw_sample
 from lib.benchmarks.network import SMALL
 from lib.config import Config, RuntimeConfig, SolverConfig
 from lib.engine.inference import score_passes
-from lib.engine.setup import build_trainer, prepare_for_inference
+from lib.engine.setup import build_trainer, check_precision, prepare_for_inference
 from lib.modeling.model_builder import build_model
 
 NUM_CLASSES = 5
@@ -60,6 +60,15 @@ def test_a_training_goes_on_in_another_memory_layout():
         if weight.requires_grad:
             momentum = after.optimizer.state[weight]["momentum_buffer"]
             assert momentum.stride() == weight.stride(), name
+
+
+def test_a_gpu_without_bfloat16_is_told_at_the_start(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Old GPU")
+    with pytest.raises(ValueError, match="bfloat16, which Old GPU does not compute; set it to"):
+        check_precision(RuntimeConfig(precision="bfloat16"), "cuda")
+    check_precision(RuntimeConfig(precision="float32"), "cuda")
+    check_precision(RuntimeConfig(precision="bfloat16"), "cpu")
 
 
 @pytest.mark.parametrize(
