@@ -137,12 +137,13 @@ def test_a_shared_test_killed_at_random_moments_ends_in_the_same_file(place, mon
     command = ["--run", "run", *DATA, "--threads", "1", "--output"]
     assert tool("test_net")([*command, "whole.json"]) == 0
     Path("killer.py").write_text(KILLER)
-    Path("pids").mkdir()
     results = Path("found/with [1].json")
 
     def killed(ranks, who, moment):
         monkeypatch.setenv("KILL", f"{who} {moment}")
         Path("killed").unlink(missing_ok=True)
+        shutil.rmtree("pids", ignore_errors=True)  # they may be those of other processes by now
+        Path("pids").mkdir()
         process = start(Path("killer").absolute(), *command, results, ranks=ranks)
         told = finished(process)  # when the last rank has ended
         assert Path("killed").exists(), told
