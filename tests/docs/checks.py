@@ -78,7 +78,7 @@ OUTSIDE = {
 }
 
 # Options on our pages that are another program's.
-OUTSIDE_OPTIONS = {"--address", "--convert-to-rle", "--nthreads", "--num-cpus"}
+OUTSIDE_OPTIONS = {"--convert-to-rle", "--disable-usage-stats", "--nthreads", "--num-cpus"}
 
 _MODULES = {"pip", "pytest", "venv", "http.server", "nbconvert", "jupyter", "pre_commit", "build"}
 
