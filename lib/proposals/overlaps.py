@@ -29,14 +29,20 @@ def intersections(membership: Tensor, areas: Tensor, num_pixels: int | None = No
         (P, P) on the same device, whole numbers: float32 where that is exact (areas summing to
         at most 2^24, and full-precision products), otherwise float64. P may be 0.
     """
-    full_precision = torch.get_float32_matmul_precision() == "highest"
     if num_pixels is None:
         num_pixels = int(areas.sum())
-    exact = full_precision and num_pixels <= _EXACT_FLOAT32
+    exact = num_pixels <= _EXACT_FLOAT32 and _full_precision(membership.device)
     dtype = torch.float32 if exact else torch.float64
     with torch.autocast(membership.device.type, enabled=False):
         inside = membership.to(dtype)
         return _symmetric_product(inside * areas.to(dtype), inside)
+
+
+def _full_precision(device: torch.device) -> bool:
+    """Whether float32 products are that, and not of TF32 or bfloat16, by whichever of PyTorch's
+    settings; `torch.get_float32_matmul_precision` raises where the newer ones were used."""
+    backend = torch.backends.cuda if device.type == "cuda" else torch.backends.mkldnn
+    return backend.matmul.fp32_precision in ("none", "ieee")
 
 
 def overlaps(

@@ -128,6 +128,20 @@ def test_exact_under_reduced_precision_and_autocast(device):
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.parametrize("device", DEVICES)
+def test_exact_under_the_newer_settings_of_precision(device):
+    few = torch.ones((1, 1), dtype=torch.bool, device=device)
+    products = (torch.backends.cuda if device == "cuda" else torch.backends.mkldnn).matmul
+    for place in (products, torch.backends):
+        place.fp32_precision = "tf32"
+        try:
+            shared = intersections(few, torch.tensor([3], device=device))
+        finally:
+            place.fp32_precision = "none"
+        assert shared.dtype == torch.float64
+        assert intersections(few, torch.tensor([3], device=device)).dtype == torch.float32
+
+
 def test_overlaps_with_other_masks():
     rng = np.random.default_rng(1)
     masks, others = rng.random((6, 9, 14)) < 0.5, rng.random((3, 9, 14)) < 0.5
