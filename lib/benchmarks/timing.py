@@ -51,6 +51,7 @@ def time_together(
     seconds: float = 2.0,
     min_rounds: int = 3,
     max_rounds: int = 1000,
+    in_a_row: float = 0.0,
 ) -> dict[str, Timing]:
     """Times functions in turn, after a call of each to warm up.
 
@@ -58,6 +59,9 @@ def time_together(
         functions: by name, called without arguments.
         seconds: rounds are begun until so much time has been measured in all.
         min_rounds: but at least so many.
+        in_a_row: seconds; a function that takes less is called again and again so long in every
+            round, and the mean counts. 0 is one call, which finds the processor's caches full of
+            what the others do.
 
     Returns:
         Timings by name, of equally many rounds. Work left on a GPU counts to the call that gave
@@ -69,10 +73,12 @@ def time_together(
     total, rounds = 0.0, 0
     while rounds < min_rounds or (total < seconds and rounds < max_rounds):
         for name, function in functions.items():
-            start = _clock()
-            function()
-            taken[name].append(_clock() - start)
-            total += taken[name][-1]
+            start, calls, passed = _clock(), 0, 0.0
+            while calls == 0 or passed < in_a_row:
+                function()
+                calls, passed = calls + 1, _clock() - start
+            taken[name].append(passed / calls)
+            total += passed
         rounds += 1
     return {name: Timing(tuple(values)) for name, values in taken.items()}
 

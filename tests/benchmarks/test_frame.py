@@ -67,6 +67,18 @@ def test_timing_goes_on_for_the_given_time():
     assert len(few["x"].seconds) == 5
 
 
+def test_calls_in_a_row_count_by_their_mean():
+    calls = []
+
+    def costly_at_first():
+        calls.append(1)
+        time.sleep(0.05 if len(calls) == 2 else 0.001)  # the first call warms up
+
+    times = time_together({"x": costly_at_first}, seconds=0, min_rounds=1, in_a_row=0.1)["x"]
+    assert len(times.seconds) == 1 and len(calls) > 3
+    assert times.best * (len(calls) - 1) >= 0.1 and times.best < 0.05
+
+
 def test_ratios_are_taken_round_by_round():
     # The machine was busy in the second round: both took ten times as long.
     fast, slow = Timing((1.0, 10.0, 1.0)), Timing((5.0, 50.0, 7.0))
