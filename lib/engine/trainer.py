@@ -75,7 +75,7 @@ class Trainer:
                 raise ValueError(
                     f"the {self.images_per_update} images of an update cannot be shared evenly by "
                     f"{self.ranks.count} processes; start a number of them (gpus=, nnodes=) that "
-                    f"divides solver.images_per_update"
+                    "divides images_per_update, of the section solver or refine.solver"
                 )
             self._shared, self.num_lanes = summing_model(self.model, self.ranks), 1
         self._own_images = self.images_per_update // self.ranks.count
