@@ -210,7 +210,7 @@ class RuntimeConfig(_Section):
     channels_last: bool = True
     """Memory layout of images and feature maps."""
     compile: bool = False
-    """Compiles the backbone with torch.compile, which takes minutes at the start."""
+    """Compiles the backbone with torch.compile, which takes up to a minute at the start."""
     images_together: bool = False
     """One process trains on all images of an update in one pass: for wide networks, whose many
     weights are read and whose gradient is written once then; takes the memory of all of them.
