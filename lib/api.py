@@ -22,6 +22,7 @@ from lib.config import Config, ConfigError, load_config
 from lib.data.coco import ImageRecord
 from lib.data.images import read_image
 from lib.data.loader import CimDataset, ReadImage
+from lib.data.transforms import mask_boxes
 from lib.engine.checkpoint import CheckpointError, load_checkpoint, load_model
 from lib.engine.inference import score_passes
 from lib.engine.runs import checkpoint_at, newest_checkpoint
@@ -193,7 +194,7 @@ class CIM:
         masks = ready.regions.masks(found.proposal_idx)
         return Prediction(
             image=pixels,
-            boxes=_tight_boxes(masks),
+            boxes=mask_boxes(torch.from_numpy(masks)).numpy(),
             labels=found.class_idx,
             scores=found.scores,
             masks=masks,
@@ -215,7 +216,7 @@ class CIM:
         )
         scales = test.scales if tta else (max(test.scales),)
         flips = test.flips if tta else ("none",)
-        passes = (CimDataset.view(read, scale, flip) for scale in scales for flip in flips)
+        passes = [CimDataset.view(read, scale, flip) for scale in scales for flip in flips]
         return score_passes(self.model, passes, self.device).numpy()
 
     def _image_labels(self, wanted: Sequence[str | int] | None) -> np.ndarray:
@@ -299,13 +300,3 @@ def _num_classes(model: Mapping[str, torch.Tensor], source: Path) -> int:
     if head is None:
         raise CheckpointError(f"{source}: has no cls_iou_model.*; it is no checkpoint of CIM")
     return len(head) - 1
-
-
-def _tight_boxes(masks: np.ndarray) -> np.ndarray:
-    """(K, 4) float32 xyxy around every mask; none is empty."""
-    boxes = np.zeros((len(masks), 4), np.float32)
-    for side, axis in ((0, 1), (1, 2)):
-        inside = masks.any(axis=axis)  # (K, W), then (K, H)
-        boxes[:, side] = inside.argmax(axis=1)
-        boxes[:, side + 2] = inside.shape[1] - inside[:, ::-1].argmax(axis=1)
-    return boxes

@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,9 +33,12 @@ def atomic_file(path: str | Path) -> Iterator[BinaryIO]:
 
 
 def remove_parts(path: Path) -> None:
-    """Removes what processes that were killed while they wrote `path` have left of it."""
+    """Removes what processes that were killed while they wrote `path`, a file or a folder, left."""
     for part in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
-        part.unlink(missing_ok=True)
+        if part.is_dir():
+            shutil.rmtree(part)
+        else:
+            part.unlink(missing_ok=True)
 
 
 def write_text(path: str | Path, text: str) -> None:

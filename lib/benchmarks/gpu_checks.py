@@ -40,7 +40,7 @@ from lib.structures import Targets
 
 ROOT = Path(__file__).resolve().parents[2]
 LOSS_WEIGHTS = {"bag": 1.0, "pcl": 1.0, "refine_bag": 1.0, "refine_cls": 1.0, "refine_iou": 3.0}
-FLOAT32_TOLERANCE, BFLOAT16_TOLERANCE = 1e-3, 2e-2
+TOLERANCES = {torch.float32: 1e-3, torch.bfloat16: 2e-2}
 """Relative, of losses and scores, to those of the CPU in float32; convolutions without TF32."""
 
 
@@ -169,10 +169,7 @@ def same_losses(conditions: Conditions) -> Iterator[Row]:
         "together": {"together": True},
         "all": {"together": True, "chunk": 40},
     }
-    for precision, tolerance in (
-        (torch.float32, FLOAT32_TOLERANCE),
-        (torch.bfloat16, BFLOAT16_TOLERANCE),
-    ):
+    for precision, tolerance in TOLERANCES.items():
         for name, options in ways.items():
             trainer = make_trainer(conditions, precision, **options)
             told = trainer.update(cycle(samples))
@@ -198,10 +195,7 @@ def same_scores(conditions: Conditions) -> Iterator[Row]:
     model = make_network(conditions).eval()
     if conditions.device.type == "cuda":
         views = [view.view().pin_memory() for view in views]
-    for precision, tolerance in (
-        (torch.float32, FLOAT32_TOLERANCE),
-        (torch.bfloat16, BFLOAT16_TOLERANCE),
-    ):
+    for precision, tolerance in TOLERANCES.items():
         model.precision = precision
         scores = score_passes(model, views, conditions.device)
         error = float((scores - expected).abs().max() / expected.abs().max())

@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 import torch
 from torch import Tensor
+from torchvision.ops import masks_to_boxes
 
 Flip = Literal["none", "horizontal", "vertical", "both"]
 FLIPS: tuple[Flip, ...] = ("none", "horizontal", "vertical", "both")
@@ -50,6 +51,18 @@ def normalise(image: np.ndarray) -> Tensor:
     mean = torch.tensor(IMAGENET_MEAN).view(3, 1, 1)
     std = torch.tensor(IMAGENET_STD).view(3, 1, 1)
     return ((scaled - mean) / std).contiguous()
+
+
+def mask_boxes(masks: Tensor) -> Tensor:
+    """Tight boxes around masks: a mask of one pixel (x, y) has (x, y, x + 1, y + 1).
+
+    Args:
+        masks: (N, h, w), none of them empty.
+
+    Returns:
+        (N, 4) float32 xyxy in pixels.
+    """
+    return masks_to_boxes(masks) + torch.tensor([0.0, 0.0, 1.0, 1.0])
 
 
 def mirror_image(image: np.ndarray, flip: Flip) -> np.ndarray:

@@ -178,7 +178,7 @@ def detect_dataset(
 def _is_complete(output: Path, told: Path, made_from: Mapping[str, Any], ranks: Ranks) -> bool:
     """Whether the result is there, as rank 0 sees it; if so, nothing else is left beside it."""
     complete = output.is_file() and told.is_file() and read_json(told) == made_from
-    complete = ranks.gather(complete)[0]
+    complete = ranks.gather(complete)[0]  # when all have come here: none opens a journal later
     if complete and ranks.is_first:
         _tidy(output, told)
     return complete

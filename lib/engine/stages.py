@@ -58,7 +58,9 @@ def run_stages(
         if entry["done"]:
             logger.info("%s: done before, in %s", title, duration(entry["seconds"]))
             continue
-        left = "" if estimates is None else _left(pipeline, spent, estimates)
+        left = ""
+        if estimates is not None:
+            left = f" (about {duration(seconds_left(pipeline, spent, estimates))} left in all)"
         logger.info("\n%s: %s%s", title, why, left)
         start = time.monotonic()
         try:
@@ -103,14 +105,6 @@ def duration(seconds: float) -> str:
             value = seconds / unit
             return f"{value:.1f} {name}" if name == "hours" else f"{max(1, round(value))} {name}"
     return f"{seconds / 86400:.1f} days"
-
-
-def _left(
-    pipeline: Sequence[Stage],
-    spent: Mapping[str, Mapping[str, Any]],
-    estimates: Mapping[str, float],
-) -> str:
-    return f" (about {duration(seconds_left(pipeline, spent, estimates))} left in all)"
 
 
 def _run(command: Sequence[str]) -> int:

@@ -10,11 +10,11 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
-from torchvision.ops import masks_to_boxes
 
 from lib.data.coco import CocoImages, ImageRecord, read_image
 from lib.data.transforms import (
     Flip,
+    mask_boxes,
     mirror_image,
     mirror_roi_masks,
     normalise,
@@ -112,12 +112,11 @@ class InstanceDataset:
         masks = _resize_masks(mirror_roi_masks(read.masks, flip), image.shape[:2])
         there = masks.any(axis=(1, 2))
         masks = torch.from_numpy(masks[there])  # (N, h, w)
-        one_past = torch.tensor([0.0, 0.0, 1.0, 1.0])
         return InstanceSample(
             image_id=read.record.image_id,
             file_name=read.record.file_name,
             image=normalise(image),
-            boxes=masks_to_boxes(masks) + one_past,
+            boxes=mask_boxes(masks),
             class_idx=torch.from_numpy(read.class_idx[there]),
             masks=masks,
         )

@@ -8,7 +8,6 @@ the last two when they are looked at, so that thousands of images open at once.
 
 from __future__ import annotations
 
-import glob
 import json
 import shutil
 import tempfile
@@ -24,7 +23,7 @@ import numpy as np
 from lib.data.coco import ImageRecord
 from lib.data.images import read_image
 from lib.evaluation.coco_eval import percent
-from lib.files import write_text
+from lib.files import remove_parts, write_text
 from lib.parallel import for_each
 from lib.visualization.draw import color_of
 from lib.visualization.outlines import rle_outlines, tolerance_for
@@ -130,8 +129,7 @@ def write_gallery(
     if folder.exists() and any(folder.iterdir()) and not (folder / _OVERVIEW).is_file():
         raise FileExistsError(f"{folder}: holds files that are no gallery; name another --output")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    for half in folder.parent.glob(f".{glob.escape(folder.name)}.*.part"):  # of a killed process
-        shutil.rmtree(half)
+    remove_parts(folder)
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".part", dir=folder.parent))
     try:
         temporary.chmod(0o755)
