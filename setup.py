@@ -46,6 +46,5 @@ setup(
     ],
     extras_require={
         "dask": ["distributed>=2025.1"],
-        "ray": ["ray>=2.50,<3"],
     },
 )

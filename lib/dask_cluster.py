@@ -1,88 +1,130 @@
-"""The work of `lib.parallel.for_each` on a dask cluster; needs the extra `dask`.
-
-joblib's own backend does the work. What is added here is that it ends: by itself it waits forever
-for a task that no worker can finish, and for a cluster that is gone.
-"""
+"""Runs the tasks of `lib.parallel.for_each` on a dask cluster; needs the extra `dask`."""
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import CancelledError
+from contextlib import contextmanager, suppress
+from itertools import islice
 from typing import Any
 
 import distributed
-import joblib
-from distributed import Client, WorkerPlugin
+from distributed import Client, Future, WorkerPlugin
 from distributed.scheduler import KilledWorker
-from joblib._dask import DaskDistributedBackend
 
-from lib import cluster
-from lib.cluster import ClusterError, failed_images, first_line
-
+CONNECT_SECONDS = 15.0
+PATIENCE_SECONDS = 60.0  # without any worker
 _PLUGIN = "cim-folder"
+_LOST = "the connection to the scheduler is lost; run again when it is up"
+
+
+class ClusterError(ConnectionError):
+    """The cluster cannot finish the work; finished results are kept."""
 
 
 @contextmanager
-def dask_workers(address: str) -> Iterator[None]:
-    """Makes the workers of a scheduler those of joblib.
-
-    The tasks run in this process's current folder, which the workers must see under the same path.
-
-    Args:
-        address: as `dask scheduler` prints it, such as tcp://host:8786.
+def dask_client(address: str) -> Iterator[Client]:
+    """Connects to the scheduler at an address such as tcp://host:8786.
 
     Raises:
-        ClusterError: there is no scheduler, it has no worker, or either is set up differently.
+        ClusterError: no scheduler answers, it has no worker, or a worker cannot import this
+            project or does not see the current folder.
     """
-    try:
-        client = Client(address, timeout=cluster.CONNECT_SECONDS, set_as_default=False)
-    except (OSError, ValueError) as error:
-        raise ClusterError(
-            f"{address}: no dask scheduler answers ({first_line(error)}); start one with "
-            "`dask scheduler` and give the address that it prints"
-        ) from None
     for name in ("distributed.client", "distributed.utils"):
         # A lost connection ends in an error of one line, not in tracebacks.
         logging.getLogger(name).setLevel(logging.CRITICAL)
+    try:
+        client = Client(address, timeout=CONNECT_SECONDS)
+    except (OSError, ValueError) as error:
+        raise ClusterError(
+            f"{address}: no dask scheduler answers ({_first_line(error)}); `dask scheduler` starts "
+            "one and prints its address"
+        ) from None
     with client:
         _prepare(client, address)
         try:
-            joblib.register_parallel_backend("cim-dask", _Backend)
-            with joblib.parallel_config("cim-dask", client=client):
-                yield
+            yield client
         finally:
             if client.status == "running":
                 client.unregister_worker_plugin(_PLUGIN)
 
 
+def run_tasks(
+    client: Client,
+    function: Callable[..., tuple[str, Any, str | None]],
+    tasks: Iterable[tuple[Any, ...]],
+) -> Iterator[tuple[str, Any, str | None]]:
+    """Yields the results of `function(*task)` as they finish.
+
+    dask gives the tasks of a dead worker to others; one that kills too many of them
+    (`distributed.scheduler.allowed-failures`) yields (its name, None, the reason).
+
+    Args:
+        function: returns (name, result, reason of failure).
+        tasks: its arguments, the second of which is the name; two a thread are in flight.
+
+    Raises:
+        ClusterError: the cluster had no worker for a while, or the scheduler is gone.
+    """
+    tasks = iter(tasks)
+    pending: dict[Future, str] = {}
+    last_seen = time.monotonic()
+    try:
+        while True:
+            try:
+                threads = sum(client.ncores().values())
+            except OSError:
+                raise ClusterError(_LOST) from None
+            for task in islice(tasks, max(2 * threads - len(pending), 0)):
+                pending[client.submit(function, *task, pure=False)] = task[1]
+            if threads:
+                last_seen = time.monotonic()
+                if not pending:
+                    return
+            elif time.monotonic() - last_seen > PATIENCE_SECONDS:
+                raise ClusterError(
+                    f"no worker in the cluster for {PATIENCE_SECONDS:g} s; run again with workers"
+                )
+            for future in _finished(pending):
+                yield _outcome(future, pending.pop(future))
+    finally:
+        for future in pending:
+            future.release()  # what no worker has begun is forgotten
+
+
+def _finished(pending: dict[Future, str]) -> list[Future]:
+    """Waits for at least one future, at most for a second."""
+    with suppress(TimeoutError, CancelledError):
+        distributed.wait(list(pending), timeout=1, return_when="FIRST_COMPLETED")
+    return [future for future in pending if future.done()]
+
+
+def _outcome(future: Future, name: str) -> tuple[str, Any, str | None]:
+    if future.cancelled():
+        raise ClusterError(_LOST)
+    error = future.exception()
+    if isinstance(error, KilledWorker):
+        return name, None, "the workers that had it died (out of memory?); run again"
+    return future.result() if error is None else (name, None, _first_line(error))
+
+
 def _prepare(client: Client, address: str) -> None:
+    remedy = f"the scheduler has no workers; start some with `dask worker {address}`"
     try:
-        client.wait_for_workers(1, timeout=cluster.CONNECT_SECONDS)
-    except TimeoutError:
-        raise ClusterError(
-            f"{address}: the scheduler has no workers; start some with `dask worker {address}`"
-        ) from None
-    try:
-        # They get functions of this package to unpickle: better to know now than image by image.
+        client.wait_for_workers(1, timeout=CONNECT_SECONDS)
+        remedy = (
+            "its scheduler or a worker cannot import this project; start them in the same "
+            "environment (`pip install -e .`)"
+        )
         client.run_on_scheduler(_find_package)
         client.run(_find_package)
-    except Exception as error:
-        raise ClusterError(
-            f"{address}: its scheduler or a worker cannot import this project "
-            f"({first_line(error)}); start them in the same environment (`pip install -e .`)"
-        ) from None
-    try:
+        remedy = "a worker does not see this folder; files must lie under the same path everywhere"
         client.register_plugin(_WorkIn(os.getcwd()), _PLUGIN)
-    except OSError as error:
-        raise ClusterError(
-            f"{address}: a worker does not see this folder ({first_line(error)}); the files must "
-            "lie under the same path everywhere"
-        ) from None
+    except Exception as error:
+        raise ClusterError(f"{address}: {remedy} ({_first_line(error)})") from None
 
 
 def _find_package() -> str:
@@ -90,7 +132,7 @@ def _find_package() -> str:
 
 
 class _WorkIn(WorkerPlugin):
-    """Workers, also those that come later, work in the given folder."""
+    """Makes workers, also those that come later, work in the given folder."""
 
     def __init__(self, folder: str) -> None:
         self.folder = folder
@@ -103,57 +145,5 @@ class _WorkIn(WorkerPlugin):
         os.chdir(self.before)
 
 
-class _Backend(DaskDistributedBackend):
-    """joblib's, for calls of `lib.parallel._attempt`.
-
-    A task that fails outside of its function, which takes the death of its worker as often as the
-    scheduler allows, counts as the failure of its images.
-    """
-
-    def start_call(self) -> None:
-        super().start_call()
-        self.client.loop.add_callback(self._watch)
-
-    def effective_n_jobs(self, n_jobs: int) -> int:
-        return max(2, super().effective_n_jobs(n_jobs))  # for 1 joblib works in this process
-
-    def submit(self, func: Any, callback: Callable[[Any], None] | None = None) -> Future:
-        def tell(done: Future) -> None:
-            error = done.exception()  # joblib's backend calls back only where there is none
-            if isinstance(error, ClusterError):
-                callback(error)
-            elif error is not None:
-                callback(failed_images(func, _reason(error)))
-
-        future = super().submit(func, callback)
-        future.add_done_callback(tell)
-        return future
-
-    def retrieve_result_callback(self, out: Any) -> Any:
-        if isinstance(out, ClusterError):
-            raise out
-        if isinstance(out, BaseException):  # of a future that was cancelled
-            raise ClusterError("the connection to the scheduler is lost; run again when it is up")
-        return super().retrieve_result_callback(out)
-
-    async def _watch(self) -> None:
-        """Fails what is pending when there has been no worker for a while."""
-        seen = time.monotonic()
-        while self._continue:
-            await asyncio.sleep(min(1.0, cluster.PATIENCE_SECONDS / 4))
-            try:
-                if await self.client.scheduler.ncores():
-                    seen = time.monotonic()
-            except OSError:
-                pass  # nor is there a scheduler
-            if time.monotonic() - seen > cluster.PATIENCE_SECONDS:
-                for future in list(self._results.values()):
-                    if not future.done():
-                        future.set_exception(cluster.no_worker())
-                return
-
-
-def _reason(error: BaseException) -> str:
-    if isinstance(error, KilledWorker):
-        return cluster.WORKERS_DIED
-    return f"{type(error).__name__}: {first_line(error)}"
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

@@ -1,19 +1,19 @@
-"""The same work for every image, on all cores, where one failing image does not stop the others."""
+"""Parallel work on images, on all cores or a cluster; one failing image does not stop the rest."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext
-from importlib import import_module
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import cv2
 from joblib import Parallel, delayed
 from tqdm import tqdm
 
-_CLUSTERS = {"dask": "distributed", "ray": "ray"}
-"""The package that each kind of cluster needs; lib/NAME_cluster.py has its `NAME_workers`."""
+_client: ContextVar[Any] = ContextVar("client", default=None)
+"""The dask client of `workers_from_args`; None works on this machine."""
 
 
 def for_each(
@@ -42,15 +42,28 @@ def for_each(
         ConnectionError: the cluster is gone. (Where an image kills its worker there, that is the
             image's failure.)
     """
-    calls = (delayed(_attempt)(function, name, arguments) for name, arguments in tasks)
-    outcomes = Parallel(n_jobs=jobs, return_as="generator")(calls)
+    names: list[str] = []
+
+    def calls() -> Iterator[tuple[Any, ...]]:
+        for name, arguments in tasks:
+            names.append(name)
+            yield function, name, arguments
+
+    if _client.get() is None:
+        run = Parallel(n_jobs=jobs, return_as="generator")
+        outcomes = run(delayed(_attempt)(*call) for call in calls())
+    else:
+        from lib.dask_cluster import run_tasks
+
+        outcomes = run_tasks(_client.get(), _attempt, calls())
     results, failures = {}, {}
     for name, result, reason in tqdm(outcomes, total=total, desc=title, unit="image"):
         if reason is None:
             results[name] = result
         else:
             failures[name] = reason
-    return results, failures
+    in_order = {name: results[name] for name in names if name in results}
+    return in_order, {name: failures[name] for name in names if name in failures}
 
 
 def add_parallel_arguments(
@@ -63,44 +76,44 @@ def add_parallel_arguments(
     )
     group.add_argument(
         "--backend",
-        choices=("local", *_CLUSTERS),
+        choices=("local", "dask"),
         default="local",
-        help="processes of this machine, or the workers of a cluster (docs/cluster.md)",
+        help="processes of this machine, or the workers of a dask cluster (docs/cluster.md)",
     )
-    group.add_argument(
-        "--scheduler",
-        metavar="ADDRESS",
-        help="of the cluster: for dask such as tcp://host:8786; for ray such as host:6379 "
-        "(default: RAY_ADDRESS, else the cluster of this machine, else one is started)",
-    )
+    group.add_argument("--scheduler", metavar="ADDRESS", help="of dask, such as tcp://host:8786")
 
 
-def workers_from_args(args: argparse.Namespace) -> AbstractContextManager[None]:
-    """Where `for_each` works inside this block, as a command line says.
+@contextmanager
+def workers_from_args(args: argparse.Namespace) -> Iterator[None]:
+    """Has `for_each` work where a command line says, inside this block.
 
     Raises:
-        ValueError: options that do not go together, or what the backend needs is not installed.
+        ValueError: options that do not go together, or dask is not installed.
         ConnectionError: the cluster cannot be used.
     """
-    if args.backend == "local":
-        if args.scheduler is not None:
-            raise ValueError(f"--scheduler goes with --backend {' or '.join(_CLUSTERS)}")
-        return nullcontext()
-    if args.backend == "dask" and args.scheduler is None:
+    if (args.backend == "dask") != (args.scheduler is not None):
         raise ValueError(
-            "--backend dask needs --scheduler, the address that `dask scheduler` prints"
+            "--backend dask and --scheduler ADDRESS go together; `dask scheduler` prints the "
+            "address"
         )
-    package = _CLUSTERS[args.backend]
+    if args.backend == "local":
+        yield
+        return
     try:
-        module = import_module(f"lib.{args.backend}_cluster")
+        from lib.dask_cluster import dask_client
     except ModuleNotFoundError as error:
-        if error.name != package:
+        if error.name != "distributed":
             raise
         raise ValueError(
-            f"--backend {args.backend} needs the package {package}, which is not installed; "
-            f"pip install -e '.[{args.backend}]' in the project's folder"
+            "--backend dask needs the package distributed, which is not installed; "
+            "pip install -e '.[dask]' in the project's folder"
         ) from None
-    return getattr(module, f"{args.backend}_workers")(args.scheduler)
+    with dask_client(args.scheduler) as client:
+        token = _client.set(client)
+        try:
+            yield
+        finally:
+            _client.reset(token)
 
 
 def end_thread_pools() -> None:

@@ -10,7 +10,7 @@ import sys
 import time
 from pathlib import Path
 
-from lib import cluster
+from lib import dask_cluster
 from lib.command_line import errors_in_a_line
 from lib.parallel import add_parallel_arguments, failures_text, for_each, workers_from_args
 from lib.proposals.store import ProposalStore
@@ -35,17 +35,10 @@ def wait_long(number):
 def main(argv=None):
     parser = argparse.ArgumentParser()
     parser.add_argument("work", choices=("folder_or_death", "wait_long"))
-    parser.add_argument("--patience", type=float, default=cluster.PATIENCE_SECONDS)
-    parser.add_argument("--head-patience", type=float, default=60.0)
+    parser.add_argument("--patience", type=float, default=dask_cluster.PATIENCE_SECONDS)
     add_parallel_arguments(parser)
     args = parser.parse_args(argv)
-    cluster.PATIENCE_SECONDS = args.patience
-    if args.backend == "ray":
-        from lib import ray_cluster
-
-        ray_cluster.HEAD_SECONDS = args.head_patience
-        ray_cluster.LEAVE_SECONDS = 1.0
-        ray_cluster.RETRIES = 1
+    dask_cluster.PATIENCE_SECONDS = args.patience
     with workers_from_args(args):
         tasks = ((f"image {n}", (n,)) for n in range(8))
         results, failures = for_each(globals()[args.work], tasks, 8)
@@ -59,7 +52,7 @@ def check_a_tool(run, data):
     """`run(*arguments)` of make_proposals works in `data`, returns (exit code, stdout, stderr)."""
     (data / "images" / "a" / "2.png").write_bytes(b"no image")
     code, _, err = run(*PLACE)
-    assert code == 1 and "1 of 3 images failed" in err and "a/2.png" in err
+    assert code == 1 and "1 of 3 images failed" in err and "a/2.png" in err, err
     store = ProposalStore(data / "store")
     assert store.has("a/1.png") and store.has("b/1.png") and not store.has("a/2.png")
 

@@ -1,7 +1,13 @@
 """The tools on a dask cluster of two workers: its dead are reported, and nothing waits forever."""
 
+import argparse
+import json
 import logging
+import os
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -10,11 +16,10 @@ pytest.importorskip("distributed", reason="needs the extra `dask`")
 import dask
 from distributed import LocalCluster
 
-from lib import cluster as clusters
-from lib.cluster import ClusterError
+from lib import dask_cluster
 from lib.command_line import errors_in_a_line
-from lib.dask_cluster import dask_workers
-from lib.parallel import for_each
+from lib.dask_cluster import ClusterError, dask_client
+from lib.parallel import add_parallel_arguments, for_each, workers_from_args
 from tests import cluster_work
 from tests.proposals.test_tools import data  # noqa: F401 (a fixture)
 from tools import check_proposals, make_proposals
@@ -59,22 +64,71 @@ def test_an_image_that_kills_its_workers_is_named(run, tmp_path, monkeypatch):
 
 
 def test_a_cluster_without_workers_is_an_error(cluster, monkeypatch, capsys):
-    monkeypatch.setattr(clusters, "PATIENCE_SECONDS", 1.0)
+    monkeypatch.setattr(dask_cluster, "PATIENCE_SECONDS", 1.0)
 
     @errors_in_a_line
     def main(argv=None):
-        with dask_workers(cluster.scheduler_address):
+        parser = argparse.ArgumentParser()
+        add_parallel_arguments(parser)
+        with workers_from_args(parser.parse_args(argv)):
             cluster.scale(0)
             for_each(cluster_work.wait_long, [(str(n), (n,)) for n in range(4)], 4)
         return 0
 
-    assert main() == 2
-    assert "had no worker for 1 s" in capsys.readouterr().err
+    arguments = ("--backend", "dask", "--scheduler", cluster.scheduler_address)
+    assert main(arguments) == 2
+    assert "no worker in the cluster for 1 s" in capsys.readouterr().err
 
 
 def test_no_scheduler_answers(monkeypatch):
-    monkeypatch.setattr(clusters, "CONNECT_SECONDS", 0.5)
+    monkeypatch.setattr(dask_cluster, "CONNECT_SECONDS", 0.5)
     started = time.monotonic()
     with pytest.raises(ClusterError, match="tcp://127.0.0.1:9: no dask scheduler answers"):
-        dask_workers("tcp://127.0.0.1:9").__enter__()
+        dask_client("tcp://127.0.0.1:9").__enter__()
     assert time.monotonic() - started < 60
+
+
+def test_a_killed_scheduler_is_an_error(tmp_path):
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(Path(__file__).parents[1]),
+        "DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT": "2s",
+    }
+
+    def start(code, *arguments):
+        command = [sys.executable, "-c", code, *arguments]
+        return subprocess.Popen(
+            command, env=environment, cwd=tmp_path, stderr=subprocess.PIPE, text=True
+        )
+
+    place = ("--scheduler-file", "scheduler.json")
+    scheduler = start(
+        "from distributed.cli.dask_scheduler import main; main()",
+        *("--port", "0", "--no-dashboard", *place),
+    )
+    worker = start(
+        "from distributed.cli.dask_worker import main; main()",
+        *("--no-nanny", "--nthreads", "1", "--no-dashboard", *place),
+    )
+    try:
+        wait_for(tmp_path / "scheduler.json")
+        address = json.loads((tmp_path / "scheduler.json").read_text())["address"]
+        tool = start(
+            "import sys; from tests.cluster_work import main; sys.exit(main())",
+            *("wait_long", "--backend", "dask", "--scheduler", address),
+        )
+        wait_for(tmp_path / "0 begins")
+        scheduler.kill()
+        _, err = tool.communicate(timeout=120)
+        assert tool.returncode == 2 and "connection to the scheduler is lost" in err, err
+    finally:
+        for process in (scheduler, worker):
+            process.kill()
+            process.communicate()
+
+
+def wait_for(path, seconds=60):
+    end = time.monotonic() + seconds
+    while not path.exists():
+        assert time.monotonic() < end, path
+        time.sleep(0.1)
