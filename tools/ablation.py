@@ -19,12 +19,12 @@ from typing import NamedTuple
 
 from joblib import Parallel, delayed
 
+from lib.analysis.dot_plot import Panel, dot_plot
+from lib.analysis.seed_statistics import Table, comparison_table
 from lib.command_line import errors_in_a_line
 from lib.config import load_config
 from lib.engine.runs import checkpoint_folder
 from lib.files import read_json, write_json, write_text
-from lib.seed_statistics import Table, comparison_table
-from lib.visualization.dot_plot import Panel, dot_plot
 
 TOOLS = Path(__file__).resolve().parent
 METRICS = ("ap25", "ap50", "ap70", "ap75")

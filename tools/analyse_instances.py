@@ -16,21 +16,16 @@ from pathlib import Path
 
 import torch
 
+from lib.analysis.instances import Measures, analyse_checkpoint, analyse_clusters, known_images
+from lib.analysis.seed_statistics import spread
 from lib.command_line import errors_in_a_line
 from lib.config import load_config
 from lib.data.catalog import add_dataset_arguments, dataset_from_args
 from lib.data.coco import CocoImages
+from lib.engine.build import open_test_data, open_training_data
 from lib.engine.checkpoint import list_checkpoints
-from lib.engine.instance_analysis import (
-    Measures,
-    analyse_checkpoint,
-    analyse_clusters,
-    known_images,
-)
 from lib.engine.runs import checkpoint_folder, newest_checkpoint
-from lib.engine.setup import open_test_data, open_training_data
 from lib.files import read_json, write_json
-from lib.seed_statistics import spread
 
 TAUGHT = (
     "good",

@@ -11,7 +11,7 @@ from pathlib import Path
 from lib.command_line import errors_in_a_line
 from lib.config import load_config
 from lib.data.catalog import add_dataset_arguments, dataset_from_args
-from lib.engine.results import add_result_arguments, detections_from_args, run_of
+from lib.engine.runs import add_result_arguments, detections_from_args, run_of
 from lib.evaluation.coco_eval import EVALUATORS, evaluate_segm, format_metrics
 from lib.files import write_json
 

@@ -15,18 +15,18 @@ from typing import Any
 
 import torch
 
+from lib.analysis.explain import explain
+from lib.analysis.inspection import Inspector, make_proposals, open_inspector, read_picture
 from lib.command_line import errors_in_a_line
 from lib.data.catalog import add_dataset_arguments, dataset_from_args
 from lib.data.coco import CocoImages, ImageRecord
 from lib.data.images import read_image
 from lib.data.loader import ReadImage, no_clusters
-from lib.engine.inspection import Inspector, make_proposals, open_inspector, read_picture
 from lib.engine.runs import newest_run, start_logging
 from lib.evaluation.coco_files import read_ground_truth
 from lib.files import read_json
 from lib.proposals.store import ProposalStore
 from lib.visualization.collect import has_masks
-from lib.visualization.explain import explain
 from lib.visualization.panels import save_png
 
 logger = logging.getLogger("explain")

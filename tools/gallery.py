@@ -16,15 +16,14 @@ from pathlib import Path
 
 import torch
 
+from lib.analysis.details import detail_layers, inspect_worst
 from lib.command_line import errors_in_a_line
 from lib.config import Config, load_config
 from lib.data.catalog import Dataset, add_dataset_arguments, dataset_from_args
 from lib.data.coco import CocoImages
-from lib.engine.results import results_of_run
-from lib.engine.runs import newest_run, read_lines, start_logging
+from lib.engine.runs import newest_run, read_lines, results_of_run, start_logging
 from lib.parallel import add_parallel_arguments, failures_text, workers_from_args
 from lib.visualization.collect import Collected, collect
-from lib.visualization.details import detail_layers, inspect_worst
 from lib.visualization.gallery import LAYERS, Page, write_gallery
 
 logger = logging.getLogger("gallery")

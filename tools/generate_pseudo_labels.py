@@ -17,7 +17,7 @@ from pathlib import Path
 from lib.command_line import errors_in_a_line
 from lib.data.catalog import add_dataset_arguments, dataset_from_args
 from lib.data.coco import CocoImages
-from lib.engine.results import add_result_arguments, detections_from_args, run_of
+from lib.engine.runs import add_result_arguments, detections_from_args, run_of
 from lib.evaluation.pseudo_labels import (
     MIN_PART,
     SEGMENTATIONS,

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from lib.command_line import errors_in_a_line
 from lib.data.catalog import add_dataset_arguments, dataset_from_args
-from lib.engine.results import add_result_arguments, detections_from_args
+from lib.engine.runs import add_result_arguments, detections_from_args
 from lib.evaluation.submission import submission_name, write_submission
 from lib.files import read_json
 

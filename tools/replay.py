@@ -14,11 +14,11 @@ from pathlib import Path
 
 import torch
 
+from lib.analysis.replay import Replayed, load_failed_update, not_finite, replay
 from lib.command_line import errors_in_a_line
 from lib.config import config_from
+from lib.engine.build import build_trainer
 from lib.engine.checkpoint import load_model
-from lib.engine.failed_update import Replayed, load_failed_update, not_finite, replay
-from lib.engine.setup import build_trainer
 from lib.modeling.model_builder import build_model
 
 

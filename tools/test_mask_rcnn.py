@@ -14,11 +14,11 @@ from lib.command_line import errors_in_a_line
 from lib.config import load_config
 from lib.data.catalog import add_dataset_arguments, dataset_from_args
 from lib.data.coco import CocoImages
+from lib.engine.build import images_ahead
 from lib.engine.checkpoint import CheckpointError, load_checkpoint, load_model
-from lib.engine.detect import detect_dataset
 from lib.engine.distributed import Ranks, joined_ranks
+from lib.engine.inference import detect_dataset
 from lib.engine.runs import checkpoint_at, newest_checkpoint, newest_run, start_logging
-from lib.engine.setup import images_ahead
 from lib.files import file_state
 from lib.refine.data import InstanceDataset
 from lib.refine.detect import MaskRCNNDetector

@@ -15,11 +15,11 @@ from lib.command_line import errors_in_a_line
 from lib.config import Config, load_config
 from lib.data.catalog import add_dataset_arguments, dataset_from_args
 from lib.data.coco import CocoImages
+from lib.engine.build import build_detector, images_ahead, open_test_data, trained_model
 from lib.engine.checkpoint import load_checkpoint
-from lib.engine.detect import detect_dataset
 from lib.engine.distributed import Ranks, joined_ranks
+from lib.engine.inference import detect_dataset
 from lib.engine.runs import checkpoint_at, newest_checkpoint, newest_run, start_logging
-from lib.engine.setup import build_detector, images_ahead, open_test_data, trained_model
 from lib.files import file_state
 
 logger = logging.getLogger("test_net")

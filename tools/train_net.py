@@ -9,22 +9,22 @@ from pathlib import Path
 
 import torch
 
+from lib.analysis.mining import mining_view
 from lib.config import load_config
 from lib.data.catalog import add_dataset_arguments, dataset_from_args
 from lib.data.coco import CocoImages
-from lib.engine.distributed import Ranks
-from lib.engine.randomness import seed_everything
-from lib.engine.runs import new_run, newest_run
-from lib.engine.setup import (
+from lib.engine.build import (
     build_trainer,
     initial_model,
-    mining_view,
     open_training_data,
     share_threads,
     training_depends_on,
 )
+from lib.engine.checkpoint import seed_everything
+from lib.engine.distributed import Ranks
+from lib.engine.runs import new_run, newest_run
 from lib.engine.trainer import Trainer
-from lib.engine.training_run import HOW_IT_ENDS, TrainingRun, exit_code
+from lib.engine.training import HOW_IT_ENDS, TrainingRun, exit_code
 from lib.modeling.model_builder import build_model
 
 

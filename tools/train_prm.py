@@ -16,7 +16,7 @@ import torch
 from lib.config import Config, load_config
 from lib.data.catalog import add_dataset_arguments, dataset_from_args
 from lib.data.coco import CocoImages
-from lib.engine.randomness import seed_everything
+from lib.engine.checkpoint import seed_everything
 from lib.engine.runs import describe_environment, start_logging
 from lib.files import atomic_file
 from lib.prm.clusters import ClusterStore

@@ -15,7 +15,7 @@ from lib.command_line import errors_in_a_line
 from lib.data.catalog import Dataset, add_dataset_arguments, dataset_from_args
 from lib.data.coco import CocoImages, ImageRecord
 from lib.data.images import read_image
-from lib.engine.results import add_result_arguments, detections_from_args, run_from_args, run_of
+from lib.engine.runs import add_result_arguments, detections_from_args, run_from_args, run_of
 from lib.evaluation import rle
 from lib.evaluation.coco_files import by_image
 from lib.files import read_json

@@ -25,10 +25,10 @@ from lib.config import load_config
 from lib.data.catalog import catalog
 from lib.data.coco import CocoImages
 from lib.data.loader import CimDataset
+from lib.engine.build import trained_model
 from lib.engine.checkpoint import load_checkpoint
 from lib.engine.inference import read_passes, score_passes
 from lib.engine.runs import newest_checkpoint
-from lib.engine.setup import trained_model
 from lib.evaluation.detections import select_detections
 from lib.modeling.heads import CIMMiner, teachers
 from lib.prm.clusters import ClusterStore

@@ -28,7 +28,7 @@ from lib.benchmarks.timing import time_together
 from lib.engine.checkpoint import load_checkpoint, save_checkpoint
 from lib.engine.distributed import Ranks, summing_model
 from lib.engine.inference import score_passes
-from lib.engine.profile import SKIPPED, TRACED, WARM_UP, Profile
+from lib.engine.record import SKIPPED, TRACED, WARM_UP, Profile
 from lib.engine.solver import LearningRate, build_optimizer
 from lib.engine.trainer import Trainer
 from lib.modeling.backbones import build_backbone

@@ -20,7 +20,7 @@ from lib.benchmarks.timing import time_together
 from lib.config import Config, InputConfig, RuntimeConfig, SolverConfig
 from lib.data.coco import CocoImages
 from lib.data.loader import CimDataset, train_loader
-from lib.engine.setup import build_trainer
+from lib.engine.build import build_trainer
 from lib.files import write_json
 from lib.proposals.generate import generate_proposals
 from lib.proposals.store import ProposalStore

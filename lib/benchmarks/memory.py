@@ -13,8 +13,8 @@ from lib.benchmarks.drawn import NUM_CLASSES, draw_sample
 from lib.benchmarks.network import FULL, SMALL
 from lib.benchmarks.report import Conditions, Row
 from lib.config import Config, RuntimeConfig
+from lib.engine.build import build_trainer
 from lib.engine.record import peak_memory
-from lib.engine.setup import build_trainer
 from lib.modeling.model_builder import build_model
 
 COUNTS = (500, 1000, 4000)

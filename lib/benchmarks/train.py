@@ -16,7 +16,7 @@ from lib.benchmarks.report import Conditions, Row
 from lib.benchmarks.slow_twins import LiteralMiner
 from lib.benchmarks.timing import time_together
 from lib.config import Config, RuntimeConfig, SolverConfig
-from lib.engine.setup import build_trainer, learning_rate
+from lib.engine.build import build_trainer, learning_rate
 from lib.engine.trainer import Trainer
 from lib.modeling.criterion import CIMCriterion, CIMLosses
 from lib.modeling.heads import CIMMiner

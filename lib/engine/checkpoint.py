@@ -6,17 +6,23 @@ further keys of ours beside it (`class_names`, `config`, `rng`).
 
 from __future__ import annotations
 
+import logging
 import os
 import pickle
+import random
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from lib.files import atomic_file
+
+logger = logging.getLogger(__name__)
+
 
 _NAME = re.compile(r"model_step(\d+)\.pth")
 _FEW = 4
@@ -25,6 +31,10 @@ _FEW = 4
 
 class CheckpointError(ValueError):
     """A checkpoint that cannot be used; the text names the file, the fault and the remedy."""
+
+
+def checkpoint_folder(run: Path) -> Path:
+    return run / "ckpt"
 
 
 def save_checkpoint(folder: Path, content: Mapping[str, Any], keep: int | None = None) -> Path:
@@ -171,3 +181,88 @@ def _other_num_classes(
 
 def _shape(shape: tuple[int, ...]) -> str:
     return "x".join(map(str, shape)) or "a scalar"
+
+
+TRAINED_WITH = "trained_with"
+"""The key of a checkpoint that holds what the training depends on."""
+
+
+def find_resumable(run: Path, trained_with: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The newest whole checkpoint of a run that is to be gone on with; None if it has none.
+
+    Args:
+        trained_with: nested plain values that the training depends on: settings and data.
+
+    Raises:
+        ValueError: the run was trained with something else; the text lists a few differences.
+        CheckpointError: none of its checkpoints can be read.
+    """
+    checkpoints = list_checkpoints(checkpoint_folder(run))
+    if not checkpoints:
+        return None
+    state = _newest_whole(checkpoints)
+    there, here = _flat(state.get(TRAINED_WITH, {})), _flat(trained_with)
+    different = [
+        f"{key} is {there.get(key)} there, {here.get(key)} here"
+        for key in {**here, **there}
+        if there.get(key) != here.get(key)
+    ]
+    if different:
+        raise ValueError(
+            f"{run}: its training cannot go on, it was begun with other settings or data: "
+            f"{'; '.join(different[:4])}{'; ...' if different[4:] else ''}; name another --output, "
+            "or give what it was begun with"
+        )
+    return state
+
+
+def _newest_whole(checkpoints: Sequence[Path]) -> dict[str, Any]:
+    """The content of the last one that can be read; a disk may have lost what came after."""
+    *older, newest = checkpoints
+    try:
+        return load_checkpoint(newest)
+    except CheckpointError as error:
+        if not older:
+            raise
+        logger.warning("%s; going on from the checkpoint before it", error)
+        return _newest_whole(older)
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one with dotted keys; sequences as lists."""
+    flat = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = list(value) if isinstance(value, tuple) else value
+    return flat
+
+
+def seed_everything(seed: int) -> None:
+    """Seeds torch (all devices), numpy and Python."""
+    torch.manual_seed(seed)
+    np.random.seed(seed % 2**32)
+    random.seed(seed)
+
+
+def random_state() -> dict[str, Any]:
+    """The state of torch's, numpy's and Python's global generators."""
+    kind, keys, *rest = np.random.get_state()
+    state = {
+        "torch": torch.get_rng_state(),
+        "numpy": [kind, keys.tolist(), *rest],
+        "python": random.getstate(),
+    }
+    if torch.cuda.is_initialized():  # asking would make a context, also for a training on the CPU
+        state["cuda"] = torch.cuda.get_rng_state_all()
+    return state
+
+
+def set_random_state(state: Mapping[str, Any]) -> None:
+    """Takes over what `random_state` gave; CUDA's part only with as many devices."""
+    torch.set_rng_state(state["torch"])
+    np.random.set_state(tuple(state["numpy"]))
+    random.setstate(state["python"])
+    if "cuda" in state and torch.cuda.device_count() == len(state["cuda"]):
+        torch.cuda.set_rng_state_all(state["cuda"])

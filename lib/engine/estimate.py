@@ -16,8 +16,8 @@ from lib.data.catalog import Dataset
 from lib.data.coco import CocoImages
 from lib.data.images import read_image
 from lib.data.loader import CimDataset
+from lib.engine.build import build_trainer, share_threads
 from lib.engine.inference import read_passes, score_passes
-from lib.engine.setup import build_trainer, share_threads
 from lib.modeling.model_builder import build_model
 from lib.prm.images import SquareImages
 from lib.prm.network import build_prm

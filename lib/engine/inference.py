@@ -1,19 +1,34 @@
-"""Scoring the proposals of an image, averaged over scales and mirrorings (SPEC 7)."""
+"""Test: scores averaged over scales and mirrorings, and the detections of a whole data set."""
 
 from __future__ import annotations
 
+import glob
+import json
+import logging
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from tqdm import tqdm
 
+from lib.data.coco import CocoImages, ImageRecord
 from lib.data.loader import CimDataset, ReadImage
 from lib.data.transforms import Flip
+from lib.engine.distributed import ALONE, Ranks
+from lib.engine.journal import Journal
+from lib.evaluation.detections import select_detections, to_coco_results
+from lib.files import atomic_file, read_json, remove_parts, write_json
 from lib.modeling.model_builder import CIMNet
-from lib.structures import Sample, Scores, View
+from lib.structures import Detections, Sample, Scores, View
+
+logger = logging.getLogger(__name__)
+
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
@@ -85,3 +100,216 @@ def map_ahead(
         finally:
             for future in waiting:
                 future.cancel()
+
+
+@dataclass(frozen=True)
+class Detector:
+    """From an image and its proposals to detections: test-time augmentation and selection."""
+
+    model: nn.Module
+    category_ids: Sequence[int]
+    """COCO category id of every class."""
+    scales: tuple[int, ...]
+    flips: tuple[Flip, ...]
+    score_thresh: float
+    nms_thresh: float
+    max_detections: int | None
+    """Of an image; None keeps all."""
+    only_image_labels: bool = False
+    """Detect only the classes that an image is labelled with."""
+    device: torch.device | str = "cpu"
+
+    def prepare(self, dataset: CimDataset, index: int) -> tuple[ReadImage, list[View]]:
+        """Reads image `index`, once, for all passes; may run in another thread."""
+        read, passes = read_passes(dataset, index, self.scales, self.flips)
+        views = [sample.view() for sample in passes]
+        if torch.device(self.device).type == "cuda":
+            views = [view.pin_memory() for view in views]
+        return read, views
+
+    def __call__(self, read: ReadImage, passes: Sequence[View]) -> list[dict[str, Any]]:
+        """COCO results of one image, best first; [] without proposals."""
+        if not len(read.proposals):
+            return []
+        return to_coco_results(
+            self.select(read, passes),
+            read.proposals.regions,
+            read.record.image_id,
+            self.category_ids,
+        )
+
+    def select(self, read: ReadImage, passes: Sequence[View]) -> Detections:
+        """Detections of one image, which has proposals, best first."""
+        return select_detections(
+            score_passes(self.model, passes, self.device).numpy(),
+            read.proposals.boxes,
+            self.score_thresh,
+            self.nms_thresh,
+            self.max_detections,
+            keep_classes=read.record.image_labels if self.only_image_labels else None,
+        )
+
+
+class DetectsImages(Protocol):
+    """What is needed of a Detector, of whatever network."""
+
+    model: nn.Module
+    device: torch.device | str
+
+    def prepare(self, dataset: Any, index: int) -> tuple[Read, Any]: ...
+
+    def __call__(self, read: Read, views: Any) -> list[dict[str, Any]]: ...
+
+
+class Read(Protocol):
+    record: ImageRecord
+
+
+class Images(Protocol):
+    coco: CocoImages
+
+
+def detect_dataset(
+    detector: DetectsImages,
+    dataset: Images,
+    output: Path,
+    made_from: Mapping[str, Any],
+    num_threads: int = 0,
+    ranks: Ranks = ALONE,
+) -> bool:
+    """Writes the detections on every image to `output`, in the order of the data set.
+
+    What is finished stands in journals beside `output`, one of each rank, from which an
+    interrupted run goes on, with however many ranks; a finished one is not repeated.
+    `<output stem>.made_from.json` tells what `output` shows.
+
+    Args:
+        made_from: plain JSON values that the detections depend on: checkpoint, data, settings.
+        num_threads: that work on the next images meanwhile: they prepare them and, without a GPU,
+            score them as well.
+        ranks: the processes that share the images; all see the folder of `output`.
+
+    Returns:
+        Whether there was anything to do.
+
+    Raises:
+        FileNotFoundError, ValueError: an image or its proposals cannot be used; the ranks do not
+            see one folder; another process writes to it.
+    """
+    told = output.with_name(f"{output.stem}.made_from.json")
+    if _is_complete(output, told, made_from, ranks):
+        return False
+    those_here = [_journal(output, rank) for rank in range(ranks.count)]
+    own = those_here[ranks.rank]
+    detector.model.to(detector.device).eval()
+    images = dataset.coco.images
+    with Journal(own, made_from) as journal:
+        # It may have been waited for until another process had finished.
+        if _is_complete(output, told, made_from, ranks):
+            return False
+        done = set(journal.done)
+        if ranks.is_first:  # a test that was interrupted may have had more ranks
+            for path in _journals(output).difference(those_here):
+                with Journal(path, made_from) as other:
+                    done.update(other.done)
+        done = set().union(*ranks.gather(done))
+        if not all(ranks.gather(those_here[0].is_file())):
+            raise ValueError(
+                f"{output.parent}: not all processes see the same files there; it must lie on a "
+                "disk that all machines share"
+            )
+        if done:
+            logger.info("%s: going on after %d images", own, len(done))
+        todo = [n for n, record in enumerate(images) if record.image_id not in done]
+        todo = ranks.share_of(todo)
+        bar = tqdm(
+            _detections(detector, dataset, todo, num_threads),
+            desc="testing",
+            total=len(todo) + len(done),
+            initial=len(done),
+            unit="image",
+            disable=not ranks.is_first,
+        )
+        without = 0
+        for read, results in bar:
+            without += not results
+            journal.append(read.record.image_id, results)
+    # Only now, with their journals closed, are the results of other machines sure to be seen.
+    ranks.wait(patiently=True)
+    without = sum(ranks.gather(without))
+    if ranks.is_first:
+        journals = _journals(output).union(those_here)
+        told.unlink(missing_ok=True)
+        _write_list(output, _merged(journals, made_from, dataset.coco))
+        write_json(told, made_from, indent=2)
+        _tidy(output, told)
+        if without:
+            logger.warning("%d images have no detections", without)
+    ranks.wait(patiently=True)
+    return True
+
+
+def _is_complete(output: Path, told: Path, made_from: Mapping[str, Any], ranks: Ranks) -> bool:
+    """Whether the result is there, as rank 0 sees it; if so, nothing else is left beside it."""
+    complete = output.is_file() and told.is_file() and read_json(told) == made_from
+    complete = ranks.gather(complete)[0]  # when all have come here: none opens a journal later
+    if complete and ranks.is_first:
+        _tidy(output, told)
+    return complete
+
+
+def _journal(output: Path, rank: int) -> Path:
+    number = f".{rank}" if rank else ""
+    return output.with_name(f"{output.stem}.journal{number}.jsonl")
+
+
+def _journals(output: Path) -> set[Path]:
+    """Those that are there, of however many ranks."""
+    return set(output.parent.glob(f"{glob.escape(output.stem)}.journal*.jsonl"))
+
+
+def _tidy(output: Path, told: Path) -> None:
+    """Removes what is of no use beside a result that is complete; also what was killed has left."""
+    for path in _journals(output):
+        path.unlink(missing_ok=True)
+    for path in (output, told):
+        remove_parts(path)
+
+
+def _merged(
+    paths: Iterable[Path], made_from: Mapping[str, Any], coco: CocoImages
+) -> Iterator[dict[str, Any]]:
+    """What all journals hold, in the order of the data set."""
+    with ExitStack() as stack:
+        journals = [stack.enter_context(Journal(path, made_from)) for path in paths]
+        of_image = {image_id: journal for journal in journals for image_id in journal.done}
+        for record in coco.images:
+            yield from of_image[record.image_id].results_of(record.image_id)
+
+
+def _detections(
+    detector: DetectsImages, dataset: Images, image_idx: Sequence[int], num_threads: int
+) -> Iterator[tuple[Read, list[dict[str, Any]]]]:
+    """Images in the given order with their COCO results."""
+
+    def prepare(index: int) -> tuple[Read, Any]:
+        return detector.prepare(dataset, index)
+
+    def detect(index: int) -> tuple[Read, list[dict[str, Any]]]:
+        read, views = prepare(index)
+        return read, detector(read, views)
+
+    if torch.device(detector.device).type == "cpu":
+        yield from map_ahead(detect, image_idx, num_threads)
+        return
+    for read, views in map_ahead(prepare, image_idx, num_threads):
+        yield read, detector(read, views)
+
+
+def _write_list(path: Path, items: Iterable[Any]) -> None:
+    """Writes a JSON list, one item a line, without holding it in memory."""
+    with atomic_file(path) as file:
+        file.write(b"[")
+        for number, item in enumerate(items):
+            file.write((b",\n" if number else b"\n") + json.dumps(item, allow_nan=False).encode())
+        file.write(b"\n]\n")

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from lib.engine.checkpoint import random_state, set_random_state
 from lib.engine.distributed import ALONE, Ranks, summing_model
 from lib.engine.lanes import Lanes
-from lib.engine.randomness import random_state, set_random_state
 from lib.engine.solver import LearningRate, lay_out_momentum, set_learning_rate
 from lib.structures import TrainingSample
 

@@ -13,8 +13,8 @@ from torchvision.models.detection import MaskRCNN
 
 from lib.config import Config
 from lib.data.coco import CocoImages
+from lib.engine.build import learning_rate
 from lib.engine.distributed import ALONE, Ranks
-from lib.engine.setup import learning_rate
 from lib.engine.solver import build_optimizer
 from lib.engine.trainer import Trainer
 from lib.structures import InstanceSample

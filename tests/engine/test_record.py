@@ -10,8 +10,16 @@ from tensorboardX import summary
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from lib.engine.distributed import ALONE
-from lib.engine.profile import SKIPPED, TRACED, WARM_UP, Profile
-from lib.engine.record import Averages, Board, Record, peak_memory
+from lib.engine.record import (
+    SKIPPED,
+    TRACED,
+    WARM_UP,
+    Averages,
+    Board,
+    Profile,
+    Record,
+    peak_memory,
+)
 from lib.engine.runs import read_lines
 
 

@@ -1,8 +1,7 @@
 import pytest
 import torch
 
-from lib.engine.checkpoint import save_checkpoint
-from lib.engine.resume import TRAINED_WITH, find_resumable
+from lib.engine.checkpoint import TRAINED_WITH, find_resumable, save_checkpoint
 
 SETTINGS = {
     "solver": {"base_lr": 0.1, "steps": [3, 4]},

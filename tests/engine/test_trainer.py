@@ -8,14 +8,12 @@ import pytest
 import torch
 from torch import nn
 
-from lib.engine.checkpoint import list_checkpoints, load_checkpoint
+from lib.engine.checkpoint import list_checkpoints, load_checkpoint, seed_everything
 from lib.engine.distributed import Ranks
-from lib.engine.randomness import seed_everything
 from lib.engine.runs import read_lines
-from lib.engine.signals import StopSignals
 from lib.engine.solver import LearningRate, build_optimizer
 from lib.engine.trainer import NonFiniteLossError, Trainer, in_order
-from lib.engine.training import train
+from lib.engine.training import StopSignals, train
 from lib.modeling.criterion import CIMLosses
 from lib.structures import Sample
 

@@ -12,8 +12,8 @@ from torch._subclasses.fake_tensor import (
 from lib.benchmarks.drawn import draw_sample
 from lib.benchmarks.network import SMALL
 from lib.config import Config, ModelConfig, RuntimeConfig, SolverConfig
+from lib.engine.build import build_trainer, prepare_for_inference
 from lib.engine.inference import score_passes
-from lib.engine.setup import build_trainer, prepare_for_inference
 from lib.engine.trainer import Trainer
 from lib.modeling.criterion import CIMCriterion
 from lib.modeling.heads import CIMMiner
@@ -93,7 +93,7 @@ def test_an_update_of_the_published_networks(monkeypatch, backbone):
 def test_the_variants_of_mining(monkeypatch, changes):
     with pretended_gpu():
         monkeypatch.setattr(
-            "lib.engine.setup.CIMMiner", lambda **settings: CIMMiner(**{**settings, **changes})
+            "lib.engine.build.CIMMiner", lambda **settings: CIMMiner(**{**settings, **changes})
         )
         _, watch = update(monkeypatch, SMALL, [FEW])
     assert not watch.faults

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lib.engine import detect
+from lib.engine import inference
 from lib.engine.checkpoint import checkpoint_step, list_checkpoints, load_checkpoint
 from lib.engine.journal import Journal
 from lib.engine.runs import read_lines
@@ -120,7 +120,7 @@ def test_what_another_process_finished_meanwhile_is_not_done_again(place, monkey
             for path, content in there.items():
                 path.write_bytes(content)
 
-    monkeypatch.setattr(detect, "Journal", OpenedAtLast)
+    monkeypatch.setattr(inference, "Journal", OpenedAtLast)
     capfd.readouterr()
     assert tool("test_net")(command) == 0
     assert "complete already" in capfd.readouterr().err

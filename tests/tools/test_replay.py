@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from lib.analysis.replay import load_failed_update
 from lib.engine.checkpoint import load_checkpoint, save_checkpoint
-from lib.engine.failed_update import FILE_NAME, load_failed_update
+from lib.engine.training import FAILED_UPDATE
 from tests.small_training import DATA, make_place, tool
 
 
@@ -25,7 +26,7 @@ def failed(tmp_path, monkeypatch):
         save_checkpoint(Path("changed"), state)
         options = ["--weights", "changed/model_step4.pth", "--output", "bad"]
         assert tool("train_net")([*train, *options, "--set", *settings]) == 1
-        return Path("bad") / FILE_NAME
+        return Path("bad") / FAILED_UPDATE
 
     return fail
 

@@ -135,7 +135,7 @@ def test_interrupted_test_goes_on(place, monkeypatch, capfd):
     whole = Path("run/test/mine/detections.json").read_bytes()
     Path("run/test/mine/detections.json").unlink()
 
-    from lib.engine.detect import Detector
+    from lib.engine.inference import Detector
 
     scored = []
     original = Detector.__call__

@@ -15,9 +15,8 @@ from lib.data.catalog import Dataset
 from lib.data.coco import CocoImages
 from lib.data.loader import CimDataset
 from lib.engine.checkpoint import load_checkpoint, load_model
-from lib.engine.detect import Detector
 from lib.engine.distributed import ALONE, Ranks
-from lib.engine.mining_view import MiningView
+from lib.engine.inference import Detector
 from lib.engine.solver import LearningRate, build_optimizer
 from lib.engine.trainer import Trainer
 from lib.modeling.criterion import CIMCriterion, CIMLosses
@@ -160,13 +159,6 @@ def build_trainer(
         for net in (model, *trainer.lanes.models[1:]):
             net.Conv_Body.compile(dynamic=True)
     return trainer
-
-
-def mining_view(config: Config, data: CimDataset, device: str) -> MiningView:
-    """Pictures of what is mined as training goes on; at the middle one of the training scales."""
-    scales = sorted(config.input.train_scales)
-    miner = CIMMiner(**config.mining.model_dump())
-    return MiningView(data, miner, scales[len(scales) // 2], device)
 
 
 def learning_rate(solver: SolverConfig) -> LearningRate:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from lib.evaluation.instance_quality import (
+from lib.analysis.instance_quality import (
     best_per_object,
     compare,
     instance_quality,

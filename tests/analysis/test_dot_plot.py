@@ -6,7 +6,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from lib.visualization.dot_plot import Panel, dot_plot
+from lib.analysis.dot_plot import Panel, dot_plot
 
 SVG = "{http://www.w3.org/2000/svg}"
 

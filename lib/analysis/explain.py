@@ -8,7 +8,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from lib.engine.inspection import Inspection
+from lib.analysis.inspection import Inspection
 from lib.evaluation import rle
 from lib.visualization.draw import (
     draw_clusters,

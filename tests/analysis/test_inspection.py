@@ -10,12 +10,11 @@ import numpy as np
 import pytest
 import torch
 
+from lib.analysis.inspection import inspect, open_inspector, read_picture
 from lib.config import load_config, save_config
 from lib.data.coco import CocoImages
 from lib.data.loader import CimDataset, no_clusters
-from lib.engine.checkpoint import save_checkpoint
-from lib.engine.inspection import inspect, open_inspector, read_picture
-from lib.engine.resume import TRAINED_WITH
+from lib.engine.checkpoint import TRAINED_WITH, save_checkpoint
 from lib.modeling.heads import CIMMiner, teachers
 from lib.modeling.model_builder import build_model
 from lib.prm.assign import prm_peaks

@@ -1,9 +1,8 @@
-"""An update that gave NaN or infinity, kept with all that led to it, to be looked at again."""
+"""Computes an update that gave NaN or infinity again and finds where that came up first."""
 
 from __future__ import annotations
 
 import dataclasses
-import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,48 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from lib.engine.checkpoint import CheckpointError, load_checkpoint
-from lib.engine.trainer import NonFiniteLossError, Trainer
-from lib.files import atomic_file
+from lib.engine.training import FAILED_UPDATE
 from lib.structures import Sample
-
-logger = logging.getLogger(__name__)
-
-FILE_NAME = "failed_update.pt"
-
-
-def save_failed_update(
-    run: Path, trainer: Trainer, error: NonFiniteLossError, extra: Mapping[str, Any]
-) -> None:
-    """Writes `run/failed_update.pt`: the weights before the update, its images, its losses.
-
-    It holds tensors and plain values alone, and all images, also those of other ranks. Where it
-    cannot be written this is only said: the error itself matters more.
-
-    Args:
-        extra: further entries, such as the configuration.
-    """
-    path = run / FILE_NAME
-    content = {
-        "model": trainer.model.state_dict(),
-        "step": trainer.iteration,
-        "batch_size": trainer.images_per_update,
-        "seed": trainer.seed,
-        "samples": [_plain(sample) for sample in error.samples],
-        "losses": list(error.losses),
-        "told": str(error),
-        **extra,
-    }
-    try:
-        with atomic_file(path) as file:
-            torch.save(content, file)
-    except (OSError, RuntimeError) as fault:  # torch makes the one of the other
-        logger.warning("%s: could not be written: %s", path, fault.__context__ or fault)
-    else:
-        logger.info("the failed update is kept: python tools/replay.py %s", path)
 
 
 def load_failed_update(path: str | Path) -> dict[str, Any]:
-    """What `save_failed_update` wrote of a CIM training; `samples` are Samples again.
+    """Reads the failed update of a CIM training; its `samples` are Samples again.
 
     Raises:
         FileNotFoundError, CheckpointError: there is no such file, or it is another.
@@ -69,18 +32,9 @@ def load_failed_update(path: str | Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{path}: not the failed update of a CIM training "
             f"({', '.join(sorted(missing)) or 'other samples'} missing); expected the "
-            f"{FILE_NAME} of a run"
+            f"{FAILED_UPDATE} of a run"
         )
     return {**content, "samples": [Sample(**sample) for sample in content["samples"]]}
-
-
-def _plain(sample: Any) -> dict[str, Any]:
-    """A sample's fields; tensors that are views of more are cut loose."""
-    fields = {f.name: getattr(sample, f.name) for f in dataclasses.fields(sample)}
-    return {
-        name: value.clone() if isinstance(value, Tensor) else value
-        for name, value in fields.items()
-    }
 
 
 @dataclass(frozen=True)

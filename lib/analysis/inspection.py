@@ -16,11 +16,10 @@ from lib.data.coco import ImageRecord
 from lib.data.images import read_image
 from lib.data.loader import CimDataset, ReadImage, no_clusters
 from lib.data.transforms import normalise
-from lib.engine.checkpoint import load_checkpoint
-from lib.engine.detect import Detector
-from lib.engine.resume import TRAINED_WITH
+from lib.engine.build import KnowsClasses, build_detector, trained_model
+from lib.engine.checkpoint import TRAINED_WITH, load_checkpoint
+from lib.engine.inference import Detector
 from lib.engine.runs import newest_checkpoint
-from lib.engine.setup import KnowsClasses, build_detector, trained_model
 from lib.modeling.heads import CIMMiner, teachers
 from lib.prm.clusters import agpl_clusters
 from lib.prm.network import PeakResponseNet, build_prm, load_prm

@@ -13,11 +13,11 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
+from lib.analysis.inspection import Inspection, Inspector, inspect, open_inspector
 from lib.data.catalog import Dataset
 from lib.data.coco import CocoImages
 from lib.data.loader import CimDataset
 from lib.engine.checkpoint import list_checkpoints
-from lib.engine.inspection import Inspection, Inspector, inspect, open_inspector
 from lib.engine.runs import checkpoint_folder
 from lib.prm.clusters import ClusterStore
 from lib.proposals.store import ProposalStore

@@ -11,8 +11,8 @@ from torch import nn
 from lib.benchmarks.drawn import draw_sample
 from lib.benchmarks.network import SMALL
 from lib.config import Config, RuntimeConfig, SolverConfig
+from lib.engine.build import build_trainer, check_precision, prepare_for_inference
 from lib.engine.inference import score_passes
-from lib.engine.setup import build_trainer, check_precision, prepare_for_inference
 from lib.modeling.model_builder import build_model
 
 NUM_CLASSES = 5

@@ -13,7 +13,7 @@ import pytest
 from lib.data.coco import CocoImages
 from lib.evaluation import rle
 from lib.visualization.panels import captioned, wrap_text
-from tests.engine.test_inspection import make_run
+from tests.analysis.test_inspection import make_run
 from tests.small_training import DATA, SIZE, make_place, masks, tool
 from tests.visualization.test_gallery import read_data
 

@@ -3,7 +3,7 @@ from types import SimpleNamespace
 import torch
 from torch import nn
 
-from lib.engine.failed_update import not_finite, replay
+from lib.analysis.replay import not_finite, replay
 
 
 def run(model, loss):

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from lib.seed_statistics import comparison_table, paired, spread
+from lib.analysis.seed_statistics import comparison_table, paired, spread
 
 
 def test_spread_by_hand():

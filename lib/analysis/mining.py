@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from lib.config import Config
 from lib.data.loader import CimDataset
 from lib.modeling.heads import CIMMiner, teachers
 from lib.proposals.overlaps import overlaps
@@ -70,3 +71,10 @@ class MiningView:
         teacher = f"stage {stage}" if stage else "the MIL branch"
         more = f" ({len(best)} drawn)" if len(best) < len(found) else ""
         return f"stage {stage + 1}, instances by {teacher}: {len(found)}{more}", drawn
+
+
+def mining_view(config: Config, data: CimDataset, device: str) -> MiningView:
+    """Pictures of what is mined as training goes on; at the middle one of the training scales."""
+    scales = sorted(config.input.train_scales)
+    miner = CIMMiner(**config.mining.model_dump())
+    return MiningView(data, miner, scales[len(scales) // 2], device)

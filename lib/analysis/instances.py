@@ -16,16 +16,16 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from lib.analysis import instance_quality as quality
+from lib.analysis.instance_quality import Truth, Values
 from lib.config import Config
 from lib.data.loader import CimDataset, ReadImage
+from lib.engine.build import trained_model
 from lib.engine.checkpoint import load_checkpoint
 from lib.engine.inference import proposal_scores
-from lib.engine.setup import trained_model
-from lib.evaluation import instance_quality as quality
 from lib.evaluation.coco_eval import evaluate_segm
 from lib.evaluation.coco_files import by_image
 from lib.evaluation.detections import select_detections, to_coco_results
-from lib.evaluation.instance_quality import Truth, Values
 from lib.evaluation.rle import rle_to_mask
 from lib.modeling.heads import CIMMiner, anti_noise_sample, teachers
 from lib.proposals.overlaps import overlaps
