@@ -42,7 +42,7 @@ RUN_FOR_REAL = {
     "tools/baseline_proposals.py": "tests/proposals/test_tools.py",
     "tools/check_proposals.py": "tests/tools/test_published_data.py",
     "tools/evaluate.py": "tests/tools/test_evaluate_export.py",
-    "tools/explain.py": "tests/visualization/test_explain.py",
+    "tools/explain.py": "tests/analysis/test_explain.py",
     "tools/gallery.py": "tests/visualization/test_gallery.py",
     "tools/generate_pseudo_labels.py": "tests/tools/test_evaluate_export.py",
     "tools/import_clusters.py": "tests/tools/test_published_data.py",
