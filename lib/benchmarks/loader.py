@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 
 from lib.benchmarks.drawn import NUM_CLASSES
-from lib.benchmarks.network import two_networks
+from lib.benchmarks.network import fastest_precision, two_networks
 from lib.benchmarks.overlaps import draw_image
 from lib.benchmarks.report import Conditions, Row
 from lib.benchmarks.timing import time_together
@@ -33,7 +33,7 @@ NUM_PROPOSALS = 500
 
 
 def run(conditions: Conditions) -> Iterator[Row]:
-    """Reading, scaling and waiting, with the long sides and the workers of the default settings."""
+    """Times reading, scaling and waiting, with long sides and workers of the default settings."""
     scales = (64,) if conditions.quick else InputConfig().train_scales
     num_workers = InputConfig().num_workers
     with tempfile.TemporaryDirectory() as folder:
@@ -76,17 +76,18 @@ def _take(samples: Iterator, count: int) -> tuple[float, int]:
 
 def _share_of_waiting(samples: Iterator, conditions: Conditions) -> Iterator[Row]:
     # The rate is next to 0, so that random weights do not run away.
-    runtime = RuntimeConfig(precision="bfloat16")
-    config = Config(solver=SolverConfig(base_lr=1e-12), runtime=runtime)
+    runtime = RuntimeConfig(precision=fastest_precision(conditions))
+    solver = SolverConfig(base_lr=1e-12, images_per_update=1)
+    config = Config(solver=solver, runtime=runtime)
     trainer = build_trainer(config, two_networks(conditions)[1], str(conditions.device))
+    logger.info("loader: updates of one image each")
     trainer.update(samples)
-    waited = seconds = 0.0
-    updates = 1 if conditions.quick else 4
-    for number in range(updates):
-        logger.info("loader: update %d of %d", number + 1, updates)
+    waited, seconds, updates = 0.0, 0.0, 0
+    while updates < 1 or (updates < 20 and seconds < 60 and not conditions.quick):
         start = time.perf_counter()
         waited += trainer.update(samples)["data_wait"]
         seconds += time.perf_counter() - start
+        updates += 1
     images = updates * config.solver.images_per_update
     yield Row("training: images", images / seconds, "images/s")
     yield Row(

@@ -10,14 +10,15 @@ from concurrent.futures import ProcessPoolExecutor
 import torch
 
 from lib.benchmarks.drawn import NUM_CLASSES, draw_sample
-from lib.benchmarks.network import FULL, SMALL
+from lib.benchmarks.network import FULL, SMALL, fastest_precision
 from lib.benchmarks.report import Conditions, Row
 from lib.config import Config, RuntimeConfig
 from lib.engine.build import build_trainer
 from lib.engine.record import peak_memory
 from lib.modeling.model_builder import build_model
 
-COUNTS = (500, 1000, 4000)
+COUNTS = {"bfloat16": (500, 1000, 4000), "float32": (500, 1500)}
+"""By the fastest precision of the processor: in float32 more would take too long."""
 LONG_SIDE = 480
 CHUNK = 500
 
@@ -27,7 +28,8 @@ def run(conditions: Conditions) -> Iterator[Row]:
 
     As the operating system has counted it for a process; on CUDA, as PyTorch has.
     """
-    counts, chunk = ((20, 40), 10) if conditions.quick else (COUNTS, CHUNK)
+    precision = fastest_precision(conditions)
+    counts, chunk = ((20, 40), 10) if conditions.quick else (COUNTS[precision], CHUNK)
     for count in counts:
         for at_once in (None, chunk):
             how = "at once" if at_once is None else f"chunks of {at_once}"
@@ -40,7 +42,7 @@ def run(conditions: Conditions) -> Iterator[Row]:
                 context = multiprocessing.get_context("spawn")
                 with ProcessPoolExecutor(1, mp_context=context) as pool:
                     peak = pool.submit(peak_bytes, *arguments).result()
-            yield Row(f"P={count}, {how}", peak / 2**30, "GiB")
+            yield Row(f"P={count}, {how}, {precision}", peak / 2**30, "GiB")
 
 
 def peak_bytes(
@@ -50,7 +52,8 @@ def peak_bytes(
     torch.manual_seed(conditions.seed)
     torch.set_num_threads(num_threads)
     model = build_model(SMALL if conditions.quick else FULL, NUM_CLASSES)
-    config = Config(runtime=RuntimeConfig(precision="bfloat16", proposals_chunk=chunk))
+    runtime = RuntimeConfig(precision=fastest_precision(conditions), proposals_chunk=chunk)
+    config = Config(runtime=runtime)
     trainer = build_trainer(config, model, str(conditions.device))
     long_side = 64 if conditions.quick else LONG_SIDE
     sample = draw_sample(long_side, num_proposals).to(conditions.device)

@@ -11,6 +11,7 @@ from torchvision import ops
 from lib.benchmarks.drawn import NUM_CLASSES
 from lib.benchmarks.report import Conditions
 from lib.config import ModelConfig
+from lib.fast.precision import bfloat16_speedup
 from lib.modeling.model_builder import ROI_SIZE, CIMNet, build_model
 from lib.structures import Scores
 
@@ -39,6 +40,13 @@ class PlainNet(nn.Module):
         both = torch.cat([pooled, pooled * roi_masks[:, None]], dim=1)
         fused = model.Box_Head.mask_branch(both)
         return model.cls_iou_model(model.Box_Head.seg_fc(fused.flatten(1)))
+
+
+def fastest_precision(conditions: Conditions) -> str:
+    """`bfloat16` where its products are faster than those of float32, else `float32`."""
+    if conditions.device.type == "cpu" and bfloat16_speedup() < 1:
+        return "float32"
+    return "bfloat16"
 
 
 def two_networks(conditions: Conditions) -> tuple[PlainNet, CIMNet]:

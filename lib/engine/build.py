@@ -19,6 +19,7 @@ from lib.engine.distributed import ALONE, Ranks
 from lib.engine.inference import Detector
 from lib.engine.solver import LearningRate, build_optimizer
 from lib.engine.trainer import Trainer
+from lib.fast.precision import bfloat16_speedup
 from lib.modeling.criterion import CIMCriterion, CIMLosses
 from lib.modeling.folding import fold_batch_norms
 from lib.modeling.heads import CIMMiner
@@ -215,11 +216,21 @@ def prepare_for_inference(model: CIMNet, runtime: RuntimeConfig) -> None:
 
 
 def check_precision(runtime: RuntimeConfig, device: str) -> None:
-    """Raises ValueError where a GPU has no products of that type; those of a CPU may be slow."""
+    """Warns where a CPU computes bfloat16 slower than float32.
+
+    Raises:
+        ValueError: a GPU has no products of that type.
+    """
     where = torch.device(device)
-    if where.type != "cuda" or runtime.precision != "bfloat16":
+    if runtime.precision != "bfloat16":
         return
-    if not torch.cuda.is_bf16_supported(including_emulation=False):
+    if where.type == "cpu" and bfloat16_speedup() < 1:
+        logger.warning(
+            "runtime.precision is bfloat16, whose products take %.0f times as long as those of "
+            "float32 on this processor; set it to float32",
+            1 / bfloat16_speedup(),
+        )
+    if where.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
         raise ValueError(
             f"runtime.precision is bfloat16, which {torch.cuda.get_device_name(where)} does not "
             "compute; set it to float32"

@@ -11,6 +11,7 @@ from torch import nn
 from lib.benchmarks.drawn import draw_sample
 from lib.benchmarks.network import SMALL
 from lib.config import Config, RuntimeConfig, SolverConfig
+from lib.engine import build
 from lib.engine.build import build_trainer, check_precision, prepare_for_inference
 from lib.engine.inference import score_passes
 from lib.modeling.model_builder import build_model
@@ -68,7 +69,16 @@ def test_a_gpu_without_bfloat16_is_told_at_the_start(monkeypatch):
     with pytest.raises(ValueError, match="bfloat16, which Old GPU does not compute; set it to"):
         check_precision(RuntimeConfig(precision="bfloat16"), "cuda")
     check_precision(RuntimeConfig(precision="float32"), "cuda")
+
+
+@pytest.mark.parametrize(("speedup", "warned"), [(1 / 45, True), (2.2, False)])
+def test_a_cpu_without_bfloat16_products_is_warned_of(speedup, warned, monkeypatch, caplog):
+    monkeypatch.setattr(build, "bfloat16_speedup", lambda: speedup)
     check_precision(RuntimeConfig(precision="bfloat16"), "cpu")
+    assert ("45 times as long" in caplog.text) == warned
+    caplog.clear()
+    check_precision(RuntimeConfig(precision="float32"), "cpu")
+    assert not caplog.text
 
 
 @pytest.mark.parametrize(
