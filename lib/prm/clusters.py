@@ -1,22 +1,15 @@
-"""AGPL: groups the proposals around peaks before training (SPEC 8)."""
+"""AGPL: groups the proposals around peaks before training (docs/method.md)."""
 
 from __future__ import annotations
 
-import hashlib
-import io
-import zipfile
-import zlib
-from pathlib import Path, PurePosixPath
+import json
 
 import numpy as np
 
-from lib.files import atomic_file
 from lib.prm.peaks import Peaks
+from lib.proposals.store import ImageStore
+from lib.provenance import Record
 from lib.structures import Clusters, Regions
-
-FORMAT_VERSION = 1
-_REMEDY = "make the clusters with tools/assign_clusters.py"
-_UNREADABLE = (zipfile.BadZipFile, zlib.error, KeyError, IndexError, ValueError, EOFError, OSError)
 
 
 def agpl_clusters(
@@ -62,46 +55,24 @@ def agpl_clusters(
     return Clusters(number=number, column=column)
 
 
-class ClusterStore:
-    """A folder of cluster files named like their images, one .npz each.
+class ClusterStore(ImageStore):
+    """A folder of cluster files named like their images.
 
-    A file holds `header` (int64: format version, P), `number` (P,), `column` (P,), `made_from` (a
-    text) and `checksum` over the rest.
+    The arrays of a file are `header` (int64: format version, P), `number` (P,) and `column` (P,).
     """
 
-    def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
+    kind = "clusters"
+    version = 2
+    remedy = "make them anew with tools/assign_clusters.py (or import_clusters.py)"
 
-    def path(self, file_name: str) -> Path:
-        """Where the clusters of image `file_name` are; sub-folders are kept.
-
-        Raises:
-            ValueError: `file_name` is absolute or leads out of the folder.
-        """
-        relative = PurePosixPath(file_name)
-        if relative.is_absolute() or ".." in relative.parts or not relative.name:
-            raise ValueError(
-                f"image file name {file_name!r} must be relative to the image folder, without '..'"
-            )
-        return self.folder / relative.parent / f"{relative.stem}.npz"
-
-    def has(self, file_name: str) -> bool:
-        return self.path(file_name).is_file()
-
-    def save(self, file_name: str, clusters: Clusters, made_from: str = "") -> None:
-        """Writes the clusters of image `file_name`, replacing older ones.
-
-        Args:
-            made_from: says what they follow from, to tell later whether they are up to date.
-        """
+    def save(self, file_name: str, clusters: Clusters, made_from: Record | None = None) -> None:
+        """Writes the clusters of image `file_name`, replacing older ones."""
         content = {
-            "header": np.array([FORMAT_VERSION, len(clusters.number)], np.int64),
+            "header": np.array([self.version, len(clusters.number)], np.int64),
             "number": np.asarray(clusters.number, np.int32),
             "column": np.asarray(clusters.column, np.int32),
-            "made_from": np.array(made_from),
         }
-        with atomic_file(self.path(file_name)) as file:
-            np.savez_compressed(file, **content, checksum=_checksum(content))
+        self._write(file_name, content, made_from)
 
     def load(self, file_name: str, num_proposals: int) -> Clusters:
         """Reads the clusters of image `file_name`.
@@ -114,48 +85,19 @@ class ClusterStore:
             ValueError: the file is truncated or damaged, of another format version, or made for
                 another number of proposals.
         """
-        path = self.path(file_name)
-        if not path.is_file():
-            raise FileNotFoundError(f"{path}: no clusters of image {file_name}; {_REMEDY}")
-        content = _read(path)
+        content = self._read(file_name)
         if len(content["number"]) != num_proposals:
             raise ValueError(
-                f"{path}: clusters of {len(content['number'])} proposals, {file_name} has "
-                f"{num_proposals}; {_REMEDY} after the proposals"
+                f"{self.path(file_name)}: clusters of {len(content['number'])} proposals, "
+                f"{file_name} has {num_proposals}; {self.remedy}"
             )
         return Clusters(
             number=content["number"].astype(np.int64), column=content["column"].astype(np.int64)
         )
 
-    def made_from(self, file_name: str) -> str | None:
-        """What the clusters of an image were made from; None if there are none, or no readable."""
+    def made_from(self, file_name: str) -> Record | None:
+        """The record of an image's clusters; None if there are none, or no readable."""
         try:
-            return str(_read(self.path(file_name))["made_from"])
-        except (FileNotFoundError, ValueError):
+            return json.loads(str(self._read(file_name)["made_from"]))
+        except (FileNotFoundError, KeyError, ValueError):
             return None
-
-
-def _read(path: Path) -> dict[str, np.ndarray]:
-    packed = path.read_bytes()
-    try:
-        with np.load(io.BytesIO(packed), allow_pickle=False) as archive:
-            version = int(archive["header"][0])
-            content = {name: archive[name] for name in archive.files} if version == 1 else {}
-    except _UNREADABLE as error:
-        raise ValueError(f"{path}: truncated or damaged ({error}); {_REMEDY}") from None
-    if version != FORMAT_VERSION:
-        raise ValueError(
-            f"{path}: format version {version}, this program reads {FORMAT_VERSION}; {_REMEDY}"
-        )
-    checksum = content.pop("checksum", None)
-    if checksum is None or not np.array_equal(checksum, _checksum(content)):
-        raise ValueError(f"{path}: damaged, its checksum does not fit its content; {_REMEDY}")
-    return content
-
-
-def _checksum(content: dict[str, np.ndarray]) -> np.ndarray:
-    digest = hashlib.blake2b(digest_size=16)
-    for name, array in content.items():
-        digest.update(f"{name} {array.dtype.str} {array.shape}".encode())
-        digest.update(array.tobytes())
-    return np.frombuffer(digest.digest(), np.uint8)

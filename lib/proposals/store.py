@@ -4,70 +4,185 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
+import logging
 import zipfile
 import zlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 
 from lib.files import atomic_file
 from lib.proposals.regions import proposals_from_regions
+from lib.provenance import Memory, Record
 from lib.structures import Proposals, Regions
 
-FORMAT_VERSION = 1
-_REMEDY = "delete it and run tools/make_proposals.py (or import_proposals.py) again"
-_UNREADABLE = (zipfile.BadZipFile, zlib.error, KeyError, ValueError, EOFError, OSError)
+logger = logging.getLogger(__name__)
+
+_UNREADABLE = (zipfile.BadZipFile, zlib.error, KeyError, IndexError, ValueError, EOFError, OSError)
+_MADE_FROM = "made_from"
+_CHECKSUM = "checksum"
 
 
-class ProposalStore:
-    """A folder of proposal files named like their images.
+class Stored(NamedTuple):
+    """What can be told of an image's file without reading its content."""
 
-    A file is an .npz with `header` (int64: format version, P, R, H, W); the region labels in
-    reading order as `run_labels` and `run_lengths`; `membership` (P, ceil(R / 8)) packed bits;
-    and `checksum` over all of them. Boxes and 7x7 masks follow from these and are made when a
-    file is read.
+    fingerprint: str
+    """Of the content, without the record."""
+    made_from: Record | None
+    """None: an earlier version wrote the file, which did not note it."""
+
+
+class ImageStore:
+    """A folder of one .npz per image, named like the images: arrays, a record and a checksum.
+
+    A file holds `header` (int64, the format version first), the arrays of its kind, `made_from`
+    (JSON, see lib/provenance.py) and `checksum` over all but the record.
     """
+
+    kind: ClassVar[str]
+    """What is stored, for messages."""
+    version: ClassVar[int]
+    remedy: ClassVar[str]
+    """What to do about a file that cannot be used."""
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
 
     def path(self, file_name: str) -> Path:
-        """Where the proposals of image `file_name` are; sub-folders are kept.
+        """The file of image `file_name`; sub-folders are kept.
 
         Raises:
             ValueError: `file_name` is absolute or leads out of the folder.
         """
-        relative = PurePosixPath(file_name)
-        if relative.is_absolute() or ".." in relative.parts or not relative.name:
-            raise ValueError(
-                f"image file name {file_name!r} must be relative to the image folder, without '..'"
-            )
-        return self.folder / relative.parent / f"{relative.stem}.npz"
+        return self.folder / _relative(file_name)
 
     def has(self, file_name: str) -> bool:
         return self.path(file_name).is_file()
 
-    def save(self, file_name: str, proposals: Proposals | Regions) -> None:
+    def stored(self, file_names: Sequence[str], memory: Memory) -> dict[str, Stored]:
+        """Fingerprints and records by file name; images without a readable file are left out."""
+        of_file = {_relative(name): name for name in file_names}
+        found = memory.read(self.folder, list(of_file), _read_stored)
+        return {of_file[file]: Stored(*entry) for file, entry in found.items() if entry}
+
+    def fingerprints(self, fitting: Mapping[str, Record], memory: Memory) -> dict[str, str]:
+        """Fingerprints by file name, after a look whether all were made from what is there now.
+
+        Files that do not say what they were made from are accepted with a warning.
+
+        Args:
+            fitting: by file name, what the record must say, of what it says at all; None of an
+                image that is not there.
+
+        Raises:
+            FileNotFoundError: images have no file.
+            ValueError: files were made from something else, or cannot be read.
+        """
+        stored = self.stored(list(fitting), memory)
+        absent = [name for name in fitting if name not in stored]
+        self._complain([n for n in absent if not self.has(n)], len(fitting), "are missing")
+        self._complain(absent, len(fitting), "are damaged")
+        unsaid = [name for name, entry in stored.items() if entry.made_from is None]
+        if unsaid:
+            logger.warning(
+                "%s: %s of %d images do not say what they were made from (an earlier version wrote "
+                "them) and are taken as they are; if in doubt, %s",
+                self.folder,
+                self.kind,
+                len(unsaid),
+                self.remedy,
+            )
+        wrong: dict[str, list[str]] = {}
+        for name, wanted in fitting.items():
+            said = stored[name].made_from or {}
+            for key, value in wanted.items():
+                if None not in (value, said.get(key)) and said[key] != value:
+                    wrong.setdefault(key, []).append(name)
+        for key, names in wrong.items():
+            self._complain(names, len(fitting), f"were made from other {_WORDS.get(key, key)}")
+        return {name: entry.fingerprint for name, entry in stored.items()}
+
+    def _complain(self, names: list[str], total: int, fault: str) -> None:
+        if names:
+            error = FileNotFoundError if fault == "are missing" else ValueError
+            raise error(
+                f"{self.folder}: {self.kind} of {len(names)} of {total} images {fault}: "
+                f"{', '.join(names[:5])}{', ...' if names[5:] else ''}; {self.remedy}"
+            )
+
+    def _write(
+        self, file_name: str, content: dict[str, np.ndarray], made_from: Record | None
+    ) -> None:
+        packed = {**content, _CHECKSUM: _checksum(content)}
+        if made_from is not None:
+            packed[_MADE_FROM] = np.array(json.dumps(made_from))
+        with atomic_file(self.path(file_name)) as file:
+            np.savez_compressed(file, **packed)
+
+    def _read(self, file_name: str) -> dict[str, np.ndarray]:
+        """Raises FileNotFoundError or ValueError: missing, damaged or of another version."""
+        path = self.path(file_name)
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: no {self.kind} of image {file_name}; {self.remedy}")
+        try:
+            with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as archive:
+                version = int(archive["header"][0])
+                content = {name: archive[name] for name in archive.files}
+                checksum = content.pop(_CHECKSUM, None)
+        except _UNREADABLE as error:
+            raise ValueError(f"{path}: truncated or damaged ({error}); {self.remedy}") from None
+        if version != self.version:
+            raise ValueError(
+                f"{path}: format version {version}, this program reads {self.version}; "
+                f"{self.remedy}"
+            )
+        if checksum is None or not np.array_equal(checksum, _checksum(content)):
+            raise ValueError(
+                f"{path}: damaged, its checksum does not fit its content; {self.remedy}"
+            )
+        return content
+
+
+_WORDS = {"image": "images", "image_labels": "image labels", "prm": "PRM weights"}
+"""Keys of records in the words of messages, where they are not the same."""
+
+
+class ProposalStore(ImageStore):
+    """A folder of proposal files named like their images.
+
+    The arrays of a file are `header` (int64: format version, P, R, H, W); the region labels in
+    reading order as `run_labels` and `run_lengths`; and `membership` (P, ceil(R / 8)) packed bits.
+    Boxes and 7x7 masks follow from these and are made when a file is read.
+    """
+
+    kind = "proposals"
+    version = 1
+    remedy = "make them anew with tools/make_proposals.py (or import_proposals.py)"
+
+    def save(
+        self, file_name: str, proposals: Proposals | Regions, made_from: Record | None = None
+    ) -> None:
         """Writes the proposals of image `file_name`, replacing older ones.
 
         Raises:
             ValueError: there are no proposals, or one of them is empty.
         """
         regions = proposals.regions if isinstance(proposals, Proposals) else proposals
-        path = self.path(file_name)
         fault = _content_fault(regions)
         if fault:
-            raise ValueError(f"{path}: not written: {fault}")
+            raise ValueError(f"{self.path(file_name)}: not written: {fault}")
         shape = (*regions.membership.shape, *regions.size)
         run_labels, run_lengths = _runs(regions.labels.reshape(-1))
         content = {
-            "header": np.array([FORMAT_VERSION, *shape], np.int64),
+            "header": np.array([self.version, *shape], np.int64),
             "run_labels": run_labels,
             "run_lengths": run_lengths,
             "membership": np.packbits(regions.membership, axis=1),
         }
-        with atomic_file(path) as file:
-            np.savez_compressed(file, **content, checksum=_checksum(content))
+        self._write(file_name, content, made_from)
 
     def load(self, file_name: str, size: tuple[int, int] | None = None) -> Proposals:
         """As `load_regions`, with what the network pools with."""
@@ -85,17 +200,12 @@ class ProposalStore:
             ValueError: the file is truncated or damaged, of another format version, made for an
                 image of another size, holds no proposals, or an empty one.
         """
-        path = self.path(file_name)
-        if not path.is_file():
-            raise FileNotFoundError(
-                f"{path}: no proposals of image {file_name}; make them with tools/make_proposals.py"
-            )
-        content = _read(path)
+        content, path = self._read(file_name), self.path(file_name)
         num_regions, height, width = (int(n) for n in content["header"][2:])
         if size is not None and (height, width) != tuple(size):
             raise ValueError(
                 f"{path}: proposals are for an image of {height}x{width}, {file_name} is "
-                f"{size[0]}x{size[1]} (height x width); {_REMEDY}"
+                f"{size[0]}x{size[1]} (height x width); {self.remedy}"
             )
         run_labels, run_lengths = content["run_labels"], content["run_lengths"]
         areas = np.bincount(run_labels, weights=run_lengths, minlength=num_regions)
@@ -107,8 +217,42 @@ class ProposalStore:
         )
         fault = _content_fault(regions)
         if fault:
-            raise ValueError(f"{path}: {fault}; {_REMEDY}")
+            raise ValueError(f"{path}: {fault}; {self.remedy}")
         return regions
+
+
+def image_fitting(images: Mapping[str, str]) -> dict[str, Record]:
+    """What the records of proposals must say.
+
+    Args:
+        images: fingerprint of every image, by file name.
+    """
+    return {name: {"image": content} for name, content in images.items()}
+
+
+def _relative(file_name: str) -> str:
+    relative = PurePosixPath(file_name)
+    if relative.is_absolute() or ".." in relative.parts or not relative.name:
+        raise ValueError(
+            f"image file name {file_name!r} must be relative to the image folder, without '..'"
+        )
+    return str(relative.parent / f"{relative.stem}.npz")
+
+
+def _read_stored(path: Path) -> tuple[str, Record | None] | None:
+    """What `Stored` holds; None if the file is damaged."""
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            text = str(archive[_MADE_FROM]) if _MADE_FROM in archive.files else "null"
+            checksum = archive[_CHECKSUM].tobytes().hex()
+    except _UNREADABLE:
+        return None
+    if text.startswith("imported "):  # clusters of an earlier version
+        return checksum, {"imported": text}
+    try:
+        return checksum, json.loads(text)
+    except ValueError:
+        return checksum, {}
 
 
 def _runs(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -122,28 +266,12 @@ def _runs(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     )
 
 
-def _read(path: Path) -> dict[str, np.ndarray]:
-    try:
-        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as archive:
-            version = int(archive["header"][0])
-            content = {name: archive[name] for name in archive.files}
-            checksum = content.pop("checksum", None)
-    except _UNREADABLE as error:
-        raise ValueError(f"{path}: truncated or damaged ({error}); {_REMEDY}") from None
-    if version != FORMAT_VERSION:
-        raise ValueError(
-            f"{path}: format version {version}, this program reads {FORMAT_VERSION}; {_REMEDY}"
-        )
-    if checksum is None or not np.array_equal(checksum, _checksum(content)):
-        raise ValueError(f"{path}: damaged, its checksum does not fit its content; {_REMEDY}")
-    return content
-
-
-def _checksum(content: dict[str, np.ndarray]) -> np.ndarray:
+def _checksum(content: Mapping[str, np.ndarray]) -> np.ndarray:
     digest = hashlib.blake2b(digest_size=16)
     for name, array in content.items():
-        digest.update(f"{name} {array.dtype.str} {array.shape}".encode())
-        digest.update(np.ascontiguousarray(array))
+        if name != _MADE_FROM:
+            digest.update(f"{name} {array.dtype.str} {array.shape}".encode())
+            digest.update(np.ascontiguousarray(array))
     return np.frombuffer(digest.digest(), np.uint8)
 
 

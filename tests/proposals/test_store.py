@@ -8,6 +8,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from lib.proposals import store as store_module
 from lib.proposals.regions import encode, proposals_from_masks
 from lib.proposals.store import ProposalStore
+from lib.provenance import Memory
 from tests.proposals.cases import any_masks
 
 
@@ -171,3 +172,36 @@ def test_zero_proposals_and_empty_masks_in_a_file(store, saved):
     rewrite(saved, membership=membership[:0], header=header)
     with pytest.raises(ValueError, match="image.npz: it holds zero proposals.*make_proposals"):
         store.load("a/image.jpg")
+
+
+def test_the_record_says_what_it_was_made_from(store, masks, tmp_path, caplog):
+    memory = Memory(tmp_path)
+    store.save("a/1.png", encode(masks), {"image": "one", "settings": {"max_iou": 0.8}})
+    store.save("2.png", encode(masks[:5]), {"image": "two"})
+    names = ["a/1.png", "2.png", "gone.png"]
+    stored = store.stored(names, memory)
+    assert stored.keys() == {"a/1.png", "2.png"}
+    assert stored["a/1.png"].made_from == {"image": "one", "settings": {"max_iou": 0.8}}
+    assert stored["a/1.png"].fingerprint != stored["2.png"].fingerprint
+    # The fingerprint is of the proposals, whatever they were made from.
+    store.save("3.png", encode(masks), {"image": "three"})
+    assert store.stored(["3.png"], memory)["3.png"].fingerprint == stored["a/1.png"].fingerprint
+
+    fitting = {"a/1.png": {"image": "one"}, "2.png": {"image": None, "labels": [1]}}
+    found = store.fingerprints(fitting, memory)
+    assert found == {name: stored[name].fingerprint for name in fitting}
+    with pytest.raises(ValueError, match=r"1 of 2 images were made from other images: 2.png; make"):
+        store.fingerprints({**fitting, "2.png": {"image": "other"}}, memory)
+    with pytest.raises(FileNotFoundError, match=r"1 of 3 images are missing: gone\.png; make"):
+        store.fingerprints({**fitting, "gone.png": {}}, memory)
+    assert not caplog.text
+    store.path("2.png").write_bytes(b"damaged")
+    assert store.stored(names, memory).keys() == {"a/1.png"}
+    with pytest.raises(ValueError, match=r"1 of 2 images are damaged: 2\.png; make"):
+        store.fingerprints(fitting, memory)
+
+
+def test_files_of_earlier_versions_are_taken_with_a_warning(store, saved, tmp_path, caplog):
+    assert "made_from" not in np.load(saved).files
+    store.fingerprints({"a/image.jpg": {"image": "any"}}, Memory(tmp_path))
+    assert "1 images do not say what they were made from" in caplog.text
