@@ -8,6 +8,7 @@ reads configuration; everything in `lib/` takes explicit arguments.
 from __future__ import annotations
 
 import difflib
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -19,6 +20,8 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ConfigDict, Field
 
 from lib.files import write_text
+
+logger = logging.getLogger(__name__)
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
@@ -36,7 +39,7 @@ class ModelConfig(_Section):
     backbone_args: dict[str, Any] = {}
     """Options of that backbone's constructor, for example widths."""
     weights: str = "imagenet"
-    """What the trunk starts from: `imagenet`, `prm` (the trained PRM of the data set), `random`,
+    """What the backbone starts from: `imagenet`, `prm` (the trained PRM of the data set), `random`,
     or the path of a checkpoint file."""
     fuse_channels: AtLeastOne | None = None
     """Channels after the MaskFuse convolution; null keeps the backbone's (as published)."""
@@ -109,12 +112,13 @@ class InferenceConfig(_Section):
 
 
 class PRMConfig(_Section):
-    trunk: Literal["resnet50", "resnet18"] = "resnet50"
-    trunk_args: dict[str, Any] = {}
-    """Options of the resnet18 trunk. CIM can start from this PRM's trunk where they are those of
+    backbone: str = "resnet50"
+    """A name registered in lib/modeling/backbones."""
+    backbone_args: dict[str, Any] = {}
+    """Options of that backbone. CIM can start from the PRM's where they are those of
     `model.backbone_args`: write `${model.backbone_args}`."""
     weights: str = "imagenet"
-    """What the trunk starts from: `imagenet`, `random`, or the path of a checkpoint file."""
+    """What the backbone starts from: `imagenet`, `random`, or the path of a checkpoint file."""
     image_size: AtLeastOne = 448
     """Images are squeezed to this square."""
     upsample: AtLeastOne = 8
@@ -125,7 +129,7 @@ class PRMConfig(_Section):
     peak_thresh_relative: Fraction | None = None
     """If set, the threshold is this fraction of the class's highest peak instead."""
     base_lr: Positive = 0.01
-    trunk_lr_factor: float = 0.01
+    backbone_lr_factor: float = 0.01
     momentum: Fraction = 0.9
     weight_decay: float = 1e-4
     images_per_update: AtLeastOne = 16
@@ -143,13 +147,13 @@ class ProposalConfig(_Section):
 
 class RefineModelConfig(_Section):
     backbone: str = "resnet50"
-    """A name registered in lib/refine/network.py: under a feature pyramid."""
+    """A name registered in lib/modeling/backbones; a feature pyramid stands on it."""
     backbone_args: dict[str, Any] = {}
-    """Options of the resnet18 trunk. It can start from CIM's trunk where they are those of
+    """Options of that backbone. It can start from CIM's where they are those of
     `model.backbone_args`: write `${model.backbone_args}`."""
     weights: str = "imagenet"
-    """What the trunk starts from: `imagenet`, `cim` (the trunk of the CIM run), `random`, or the
-    path of a checkpoint file."""
+    """What the backbone starts from: `imagenet`, `cim` (that of the CIM run), `random`, or the path
+    of a checkpoint file."""
     fpn_channels: AtLeastOne = 256
     head_dim: AtLeastOne = 1024
     """Width of the box head's two linear layers."""
@@ -243,6 +247,14 @@ class Config(_Section):
     run: RunConfig = RunConfig()
 
 
+_RENAMED = {
+    "prm.trunk": "prm.backbone",
+    "prm.trunk_args": "prm.backbone_args",
+    "prm.trunk_lr_factor": "prm.backbone_lr_factor",
+}
+"""Keys of earlier versions, which the configurations of finished runs still have."""
+
+
 class ConfigError(ValueError):
     """A configuration that cannot be used; the text names the file, the key and the remedy."""
 
@@ -271,14 +283,14 @@ def config_from(content: Mapping[str, Any], source: str, overrides: Sequence[str
     Args:
         source: what messages call it.
     """
-    merged = OmegaConf.create(dict(content))
+    merged = OmegaConf.create(_with_new_keys(content, source))
     if len(overrides) % 2:
         raise ConfigError(
             f"overrides come in KEY VALUE pairs, got {len(overrides)} words: {' '.join(overrides)}"
         )
     try:
         for key, value in zip(overrides[::2], overrides[1::2], strict=True):
-            OmegaConf.update(merged, key, yaml.safe_load(value), force_add=True)
+            OmegaConf.update(merged, _RENAMED.get(key, key), yaml.safe_load(value), force_add=True)
         content = OmegaConf.to_container(merged, resolve=True)
     except (OmegaConfBaseException, yaml.YAMLError) as error:
         raise ConfigError(f"{source}: {error}") from error
@@ -306,11 +318,23 @@ def _read_yaml(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
         raise ConfigError(f"{path}: not valid YAML: {error}") from error
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: found a {type(content).__name__}, expected sections of keys")
+    content = _with_new_keys(content, str(path))
     base = content.pop("_BASE_", None)
     if base is None:
         return content
     below = _read_yaml(path.parent / base, seen=(*seen, path))
     return OmegaConf.to_container(OmegaConf.merge(below, content))
+
+
+def _with_new_keys(content: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """A copy whose renamed keys have their new names."""
+    content = {k: dict(v) if isinstance(v, Mapping) else v for k, v in content.items()}
+    for old, new in _RENAMED.items():
+        (section, key), new_key = old.split("."), new.split(".")[1]
+        if isinstance(content.get(section), dict) and key in content[section]:
+            logger.warning("%s: %s is called %s now", source, old, new)
+            content[section][new_key] = content[section].pop(key)
+    return content
 
 
 def _explain(error: pydantic.ValidationError, source: str) -> str:

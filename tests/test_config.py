@@ -145,3 +145,12 @@ def test_section_that_is_no_section(tmp_path):
 
 def test_empty_file_is_the_defaults(tmp_path):
     assert load_config(write(tmp_path / "x.yaml", "")) == Config()
+
+
+def test_keys_of_earlier_versions_are_read(tmp_path, caplog):
+    (tmp_path / "base.yaml").write_text("prm: {backbone: resnet50}\n")
+    (tmp_path / "old.yaml").write_text("_BASE_: base.yaml\nprm: {trunk: resnet18}\n")
+    with caplog.at_level("WARNING"):
+        config = load_config(tmp_path / "old.yaml", ["prm.trunk_lr_factor", "0.5"])
+    assert (config.prm.backbone, config.prm.backbone_lr_factor) == ("resnet18", 0.5)
+    assert "old.yaml: prm.trunk is called prm.backbone now" in caplog.text

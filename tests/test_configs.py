@@ -56,7 +56,7 @@ def test_the_effective_numbers_are_the_published_ones(name):
     assert (config.model.fuse_channels, config.model.backbone_args) == (None, {})
     prm = config.prm
     assert (prm.image_size, prm.upsample, prm.smooth, prm.peak_thresh) == (448, 8, 1, 10)
-    assert (prm.base_lr, prm.trunk_lr_factor, prm.momentum) == (0.01, 0.01, 0.9)
+    assert (prm.base_lr, prm.backbone_lr_factor, prm.momentum) == (0.01, 0.01, 0.9)
     assert (prm.weight_decay, prm.images_per_update, prm.epochs) == (1e-4, 16, 20)
 
 

@@ -79,7 +79,7 @@ def run(args: argparse.Namespace, ranks: Ranks) -> int:
         refine.model,
         refine.test,
         data.coco.num_classes,
-        cim_trunk(cim) if refine.model.weights == "cim" and state is None else None,
+        cim_network(cim) if refine.model.weights == "cim" and state is None else None,
         pretrained=state is None,
     )
     trainer = build_refine_trainer(config, model, ranks.device, lanes, ranks)
@@ -95,7 +95,7 @@ def run(args: argparse.Namespace, ranks: Ranks) -> int:
     return training.train(trainer, samples, next_tool="tools/test_mask_rcnn.py")
 
 
-def cim_trunk(run: Path) -> dict[str, Any]:
+def cim_network(run: Path) -> dict[str, Any]:
     return load_checkpoint(newest_checkpoint(run))["model"]
 
 

@@ -23,7 +23,7 @@ from lib.prm.clusters import ClusterStore
 from lib.prm.images import SquareImages
 from lib.prm.network import build_prm
 from lib.prm.published import imported_clusters
-from lib.prm.train import Recipe, average_precisions, score_images, train_prm
+from lib.prm.train import average_precisions, score_images, train_prm
 from lib.proposals.store import ProposalStore
 
 logger = logging.getLogger("train_prm")
@@ -81,20 +81,9 @@ def run(args: argparse.Namespace) -> int:
     unfinished = output.with_suffix(".unfinished.pth")
     if args.overwrite:
         unfinished.unlink(missing_ok=True)
-    recipe = Recipe(
-        epochs=config.prm.epochs,
-        images_per_update=config.prm.images_per_update,
-        base_lr=config.prm.base_lr,
-        trunk_lr_factor=config.prm.trunk_lr_factor,
-        momentum=config.prm.momentum,
-        weight_decay=config.prm.weight_decay,
-        schedule=config.prm.schedule,
-        flips=config.prm.flips,
-        seed=config.run.seed,
-    )
     workers = config.input.num_workers
-    train_prm(net, images, recipe, unfinished, made_from, args.device, workers)
-    scores = score_images(net, images, recipe.images_per_update, args.device, workers)
+    train_prm(net, images, config.prm, config.run.seed, unfinished, made_from, args.device, workers)
+    scores = score_images(net, images, config.prm.images_per_update, args.device, workers)
     precisions = average_precisions(scores, images.image_labels.numpy())
     mean = float(np.nanmean(precisions))
     with atomic_file(output) as file:

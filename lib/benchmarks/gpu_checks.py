@@ -298,16 +298,18 @@ def _run(command: list[str], **environment: str) -> None:
 
 
 def make_network(conditions: Conditions) -> CIMNet:
-    """ResNet-50, or a small trunk, with narrow layers; always the same weights."""
+    """ResNet-50, or a small backbone, with narrow layers; always the same weights."""
     torch.manual_seed(0)
     if conditions.quick:
-        trunk = build_backbone("resnet18", widths=(16, 32), depths=(1, 1), strides=(1, 2))
+        backbone = build_backbone(
+            "resnet18", {"widths": (16, 32), "depths": (1, 1), "strides": (1, 2)}
+        )
     else:
-        trunk = build_backbone("resnet50")
-    for module in trunk.modules():
+        backbone = build_backbone("resnet50")
+    for module in backbone.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             torch.nn.init.constant_(module.weight, 0.5)  # else every block doubles its input
-    network = CIMNet(trunk, NUM_CLASSES, fuse_channels=64, hidden_dim=128)
+    network = CIMNet(backbone, NUM_CLASSES, fuse_channels=64, hidden_dim=128)
     return network.to(conditions.device, memory_format=torch.channels_last)
 
 

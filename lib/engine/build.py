@@ -25,7 +25,7 @@ from lib.modeling.folding import fold_batch_norms
 from lib.modeling.heads import CIMMiner
 from lib.modeling.model_builder import CIMNet, build_model
 from lib.prm.clusters import ClusterStore
-from lib.prm.network import trunk_state_dict
+from lib.prm.network import prm_backbone
 from lib.proposals.store import ProposalStore
 
 logger = logging.getLogger(__name__)
@@ -98,8 +98,8 @@ def initial_model(
         model = build_model(config.model, num_classes, pretrained=False)
         load_model(model, load_checkpoint(weights)["model"], weights, num_classes)
         return model
-    prm_trunk = trunk_state_dict(dataset.prm) if config.model.weights == "prm" else None
-    return build_model(config.model, num_classes, prm_trunk)
+    tensors = prm_backbone(dataset.prm) if config.model.weights == "prm" else None
+    return build_model(config.model, num_classes, tensors)
 
 
 def trained_model(

@@ -13,7 +13,7 @@ def fold_batch_norms(module: nn.Module) -> None:
 
     A batch norm that uses its running statistics is an affine map of every channel, so that the
     convolution can do its work: the same numbers up to rounding. What follows what is taken from
-    the order in which a module's children were registered, which all trunks keep to. The module
+    the order in which a module's children were registered, which all backbones keep to. The module
     cannot load a checkpoint afterwards.
     """
     for parent in list(module.modules()):

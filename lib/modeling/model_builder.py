@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from lib.modeling.backbones import Trunk, build_backbone, read_state_dict
+from lib.modeling.backbones import Backbone, build_backbone
 from lib.modeling.heads import Heads
 from lib.modeling.mask_fuse import MaskFuse
 from lib.modeling.roi_align import roi_align
@@ -27,7 +27,7 @@ class CIMNet(nn.Module):
     """Backbone, RoIAlign, MaskFuse and heads, under the names of the published checkpoints.
 
     Args:
-        trunk: the backbone.
+        backbone: gives the feature map.
         num_classes: C, without the background.
         fuse_channels: see MaskFuse.
         hidden_dim: see MaskFuse.
@@ -37,7 +37,7 @@ class CIMNet(nn.Module):
 
     def __init__(
         self,
-        trunk: Trunk,
+        backbone: Backbone,
         num_classes: int,
         fuse_channels: int | None = None,
         hidden_dim: int = 4096,
@@ -45,8 +45,8 @@ class CIMNet(nn.Module):
         integrity: bool = True,
     ) -> None:
         super().__init__()
-        self.Conv_Body = trunk
-        self.Box_Head = MaskFuse(trunk.out_channels, fuse_channels, hidden_dim, ROI_SIZE)
+        self.Conv_Body = backbone
+        self.Box_Head = MaskFuse(backbone.out_channels, fuse_channels, hidden_dim, ROI_SIZE)
         self.cls_iou_model = Heads(hidden_dim, num_classes, num_stages, integrity)
         self.precision = torch.float32
         """Type of the products of backbone and MaskFuse; the heads always compute in float32."""
@@ -158,34 +158,32 @@ def _chunks(counts: Sequence[int], at_most: int | None) -> list[list[tuple[int, 
 def build_model(
     config: ModelConfig,
     num_classes: int,
-    prm_trunk: Mapping[str, Tensor] | None = None,
+    prm_backbone: Mapping[str, Tensor] | None = None,
     pretrained: bool = True,
 ) -> CIMNet:
-    """Makes the network that a configuration describes, and loads what its trunk starts from.
+    """Makes the network that a configuration describes, and loads its backbone's weights.
 
     Args:
         config: the section `model`.
         num_classes: C, without the background.
-        prm_trunk: the trunk of the data set's PRM by name, for `weights: prm`.
-        pretrained: False leaves the trunk random, for when a checkpoint follows.
+        prm_backbone: the backbone's tensors of the data set's PRM, for `weights: prm`.
+        pretrained: False leaves the backbone random, for when a checkpoint follows.
 
     Raises:
         ValueError: an unknown backbone or option, or weights that do not fit.
         FileNotFoundError: the weights are not there and cannot be downloaded.
     """
-    trunk = build_backbone(config.backbone, **config.backbone_args)
-    if pretrained and config.weights == "imagenet":
-        trunk.load_weights(trunk.imagenet_weights(), "ImageNet weights")
-    elif pretrained and config.weights == "prm":
-        if prm_trunk is None:
+    backbone = build_backbone(config.backbone, config.backbone_args)
+    if pretrained and config.weights == "prm":
+        if prm_backbone is None:
             raise ValueError(
                 "model.weights is `prm`, but there is no trained PRM: run tools/train_prm.py first"
             )
-        trunk.load_weights(prm_trunk, "PRM")
-    elif pretrained and config.weights != "random":
-        trunk.load_weights(read_state_dict(config.weights), config.weights)
+        backbone.load_weights(prm_backbone, "PRM")
+    elif pretrained:
+        backbone.start_from(config.weights)
     return CIMNet(
-        trunk,
+        backbone,
         num_classes,
         config.fuse_channels,
         config.hidden_dim,

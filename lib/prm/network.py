@@ -5,51 +5,37 @@ Zhou et al., "Weakly Supervised Instance Segmentation using Class Peak Response"
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.models import ResNet50_Weights
-from torchvision.models.resnet import Bottleneck
 
 from lib.config import PRMConfig
-from lib.modeling.backbones import Trunk, read_state_dict
-from lib.modeling.backbones.resnet import ResNet, resnet18
-
-TrunkName = Literal["resnet50", "resnet18"]
+from lib.modeling.backbones import Backbone, build_backbone, read_state_dict
 
 _FEATURES = "0.features."
-# The published network numbers its parts as torchvision's children are numbered.
-_PUBLISHED_PARTS = {"0": "res1.0", "1": "res1.1", "4": "res2", "5": "res3", "6": "res4"}
-
-_OPTIONS = {
-    "model.weights": "prm.weights",
-    "model.backbone_args": "prm.trunk_args",
-    "model.backbone": "prm.trunk",
-}
 
 
 class PeakResponseNet(nn.Sequential):
-    """Class response maps, upsampled (SPEC 8).
+    """Class response maps, upsampled.
 
     The one child is called `0` as in the published state dict (`0.features.*`,
     `0.classifier.0.*`).
 
     Args:
         num_classes: C.
-        trunk: `resnet50` (all four stages, stride 32, published names) or `resnet18` (the very
-            trunk of lib/modeling/backbones, so that its weights can be handed on).
-        trunk_args: options of the `resnet18` trunk, for example widths.
-        upsample: factor between the trunk's cells and the response maps.
-        smooth: side of an average filter on the trunk's cells, odd; 1 is none, as published. It
-            joins the peaks that would ring around one small discriminative part.
-        weights: what the trunk starts from: `imagenet`, `random`, or the path of a checkpoint.
+        backbone: a name registered in lib/modeling/backbones; `resnet50` has all four layers
+            (stride 32) and published names.
+        backbone_args: options of that backbone.
+        upsample: factor between the backbone's cells and the response maps.
+        smooth: side of an average filter on the backbone's cells, odd; 1 is none, as published.
+            It joins the peaks that would ring around one small discriminative part.
+        weights: what the backbone starts from: `imagenet`, `random`, or the path of a checkpoint.
 
     Raises:
-        ValueError: an unknown trunk, options that do not fit it, an even `smooth`, or weights
+        ValueError: an unknown backbone, options that do not fit it, an even `smooth`, or weights
             that do not fit.
         FileNotFoundError: weights that are not there or cannot be downloaded.
     """
@@ -57,24 +43,24 @@ class PeakResponseNet(nn.Sequential):
     def __init__(
         self,
         num_classes: int,
-        trunk: TrunkName = "resnet50",
-        trunk_args: Mapping[str, Any] | None = None,
+        backbone: str = "resnet50",
+        backbone_args: Mapping[str, Any] | None = None,
         upsample: int = 8,
         smooth: int = 1,
         weights: str = "random",
     ) -> None:
         if smooth % 2 == 0:
             raise ValueError(f"prm.smooth must be odd, got {smooth}")
-        features = _make_trunk(trunk, trunk_args or {})
-        if weights != "random":
-            _load_trunk(features, weights)
-        super().__init__(_ClassResponse(features, num_classes, published=trunk == "resnet50"))
+        features = build_backbone(backbone, backbone_args, section="prm", use="prm")
+        features.use_batch_statistics()
+        features.start_from(weights)
+        super().__init__(_ClassResponse(features, num_classes))
         self.num_classes = num_classes
         self.upsample = upsample
         self.smooth = smooth
 
     @property
-    def trunk(self) -> nn.Module:
+    def backbone(self) -> Backbone:
         return self[0].features
 
     @property
@@ -89,7 +75,7 @@ class PeakResponseNet(nn.Sequential):
 
         Returns:
             (B, C, s, s) float32 with s = upsample * ceil(S / stride); the corner cells of the
-            trunk lie on the corners of the map.
+            backbone lie on the corners of the map.
         """
         response = self[0](images)
         if self.smooth > 1:
@@ -104,52 +90,15 @@ class PeakResponseNet(nn.Sequential):
 
 
 class _ClassResponse(nn.Module):
-    """A trunk and a 1x1 convolution to the classes."""
+    """A backbone and a 1x1 convolution to the classes."""
 
-    def __init__(self, trunk: Trunk, num_classes: int, published: bool) -> None:
+    def __init__(self, backbone: Backbone, num_classes: int) -> None:
         super().__init__()
-        stages = [trunk.get_submodule(name) for name in trunk.stages]
-        self.features = nn.Sequential(*trunk.res1, *stages) if published else trunk
-        self.classifier = nn.Sequential(nn.Conv2d(trunk.out_channels, num_classes, kernel_size=1))
+        self.features = backbone
+        self.classifier = nn.Sequential(nn.Conv2d(backbone.out_channels, num_classes, 1))
 
     def forward(self, images: Tensor) -> Tensor:
         return self.classifier(self.features(images))
-
-
-def _make_trunk(name: str, args: Mapping[str, Any]) -> ResNet:
-    """A trunk with random weights; its batch norms follow the mode: PRM trains on batches."""
-    if name not in get_args(TrunkName):
-        known = ", ".join(get_args(TrunkName))
-        raise ValueError(f"prm.trunk: there is no {name!r} for the PRM; take one of {known}")
-    if name == "resnet50":
-        if args:
-            raise ValueError(f"prm.trunk_args: resnet50 takes none, got {', '.join(args)}")
-        return ResNet(
-            Bottleneck,
-            depths=(3, 4, 6, 3),
-            widths=(64, 128, 256, 512),
-            strides=(1, 2, 2, 2),
-            frozen_bn=False,
-            imagenet=ResNet50_Weights.IMAGENET1K_V1,
-        )
-    try:
-        return resnet18(**{**args, "frozen_bn": False})
-    except TypeError as error:
-        raise ValueError(f"prm.trunk_args do not fit {name}: {error}") from error
-
-
-def _load_trunk(trunk: Trunk, weights: str) -> None:
-    try:
-        if weights == "imagenet":
-            trunk.load_weights(trunk.imagenet_weights(), "the ImageNet weights")
-        else:
-            trunk.load_weights(read_state_dict(weights), weights)
-    except (ValueError, FileNotFoundError) as error:
-        # The trunk speaks of the options that it usually stands under; here they are others.
-        text = str(error)
-        for theirs, ours in _OPTIONS.items():
-            text = text.replace(theirs, ours)
-        raise type(error)(text) from error
 
 
 def build_prm(config: PRMConfig, num_classes: int, weights: str | None = None) -> PeakResponseNet:
@@ -160,8 +109,8 @@ def build_prm(config: PRMConfig, num_classes: int, weights: str | None = None) -
     """
     return PeakResponseNet(
         num_classes,
-        trunk=config.trunk,
-        trunk_args=config.trunk_args,
+        backbone=config.backbone,
+        backbone_args=config.backbone_args,
         upsample=config.upsample,
         smooth=config.smooth,
         weights=config.weights if weights is None else weights,
@@ -173,7 +122,7 @@ def load_prm(net: PeakResponseNet, path: str | Path) -> None:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is broken, has another number of classes, or another trunk.
+        ValueError: it is broken, has another number of classes, or another backbone.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no trained PRM; make it with tools/train_prm.py")
@@ -193,17 +142,14 @@ def load_prm(net: PeakResponseNet, path: str | Path) -> None:
     if wrong:
         raise ValueError(
             f"{path}: {len(wrong)} of its tensors are missing, of another shape or unknown to "
-            f"this PRM ({', '.join(wrong[:3])}); are prm.trunk and prm.trunk_args those it was "
-            "trained with?"
+            f"this PRM ({', '.join(wrong[:3])}); are prm.backbone and prm.backbone_args those it "
+            "was trained with?"
         )
     net.load_state_dict(own | found)
 
 
-def trunk_state_dict(path: str | Path) -> dict[str, Tensor]:
-    """The part of a PRM checkpoint that a CIM backbone starts from, in that backbone's names.
-
-    `resnet18` gives its whole trunk (`res1.*`..`res5.*`); `resnet50` gives `res1`..`res4` and
-    leaves out the last stage, which CIM's trunk does not have.
+def prm_backbone(path: str | Path) -> dict[str, Tensor]:
+    """The backbone's tensors of a PRM checkpoint, for a CIM network that starts from them.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -211,17 +157,8 @@ def trunk_state_dict(path: str | Path) -> dict[str, Tensor]:
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no trained PRM; make it with tools/train_prm.py")
-    trunk = {}
-    for name, tensor in read_state_dict(path).items():
-        if not name.startswith(_FEATURES):
-            continue
-        name = name.removeprefix(_FEATURES)
-        if re.match(r"\d", name):
-            part, rest = name.split(".", 1)
-            if part not in _PUBLISHED_PARTS:
-                continue
-            name = f"{_PUBLISHED_PARTS[part]}.{rest}"
-        trunk[name] = tensor
-    if not trunk:
+    tensors = read_state_dict(path)
+    backbone = {name: tensor for name, tensor in tensors.items() if name.startswith(_FEATURES)}
+    if not backbone:
         raise ValueError(f"{path}: has no {_FEATURES}*; it is not a PRM checkpoint")
-    return trunk
+    return backbone

@@ -5,9 +5,8 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
+from lib.config import PRMConfig
 from lib.data.transforms import Flip
 from lib.files import atomic_file
 from lib.prm.images import SquareImages, iterate_batches
@@ -26,26 +26,11 @@ logger = logging.getLogger(__name__)
 Batch = tuple[list[int], list[Flip]]
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """How the PRM is trained; the defaults are the published ones (SPEC 8)."""
-
-    epochs: int = 20
-    images_per_update: int = 16
-    base_lr: float = 0.01
-    trunk_lr_factor: float = 0.01
-    momentum: float = 0.9
-    weight_decay: float = 1e-4
-    schedule: Literal["constant", "cosine"] = "constant"
-    flips: tuple[Flip, ...] = ("none", "horizontal")
-    """One of these is drawn for every image of a batch."""
-    seed: int = 3
-
-
 def train_prm(
     net: PeakResponseNet,
     images: SquareImages,
-    recipe: Recipe,
+    recipe: PRMConfig,
+    seed: int,
     state_file: Path,
     made_from: Mapping[str, Any],
     device: torch.device | str = "cpu",
@@ -68,9 +53,10 @@ def train_prm(
     if not len(images):
         raise ValueError("there are no images with labels to train the PRM on")
     net.to(device)
+    backbone = [p for p in net.backbone.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(
         [
-            {"params": net.trunk.parameters(), "lr": recipe.base_lr * recipe.trunk_lr_factor},
+            {"params": backbone, "lr": recipe.base_lr * recipe.backbone_lr_factor},
             {"params": net.classifier.parameters(), "lr": recipe.base_lr},
         ],
         momentum=recipe.momentum,
@@ -79,13 +65,13 @@ def train_prm(
     full_lr = [group["lr"] for group in optimizer.param_groups]
     first_epoch = _resume(net, optimizer, state_file, made_from)
     labels = images.image_labels
-    updates = len(epoch_batches(len(images), recipe, epoch=0))
+    updates = len(epoch_batches(len(images), recipe, seed, epoch=0))
     with tqdm(
         total=recipe.epochs * updates, initial=first_epoch * updates, desc="PRM", unit="update"
     ) as bar:
         for epoch in range(first_epoch, recipe.epochs):
             net.train()
-            batches = epoch_batches(len(images), recipe, epoch)
+            batches = epoch_batches(len(images), recipe, seed, epoch)
             losses = []
             for (indices, _), batch in zip(
                 batches, iterate_batches(images, batches, num_workers), strict=True
@@ -109,13 +95,13 @@ def train_prm(
                 torch.save({**state, "epoch": epoch + 1, "made_from": dict(made_from)}, file)
 
 
-def epoch_batches(num_images: int, recipe: Recipe, epoch: int) -> list[Batch]:
+def epoch_batches(num_images: int, recipe: PRMConfig, seed: int, epoch: int) -> list[Batch]:
     """(image indices, flips) of every update of an epoch; the same for the same seed and epoch.
 
     Every image comes once, except those left over from a last batch that is not full (batch
     norms would see too few); another epoch's order leaves out others.
     """
-    generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + epoch)
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
     order = torch.randperm(num_images, generator=generator).tolist()
     drawn = torch.randint(len(recipe.flips), (num_images,), generator=generator).tolist()
     size = min(recipe.images_per_update, num_images)

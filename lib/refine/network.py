@@ -9,17 +9,15 @@ at its own size (lib/refine/detect.py).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from math import log2
-from typing import Any
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from math import lcm, log2
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.models import ResNet50_Weights
 from torchvision.models.detection import MaskRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
-from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
@@ -28,132 +26,82 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 from torchvision.ops.poolers import initLevelMapper
 
 from lib.config import RefineModelConfig, RefineTestConfig
-from lib.modeling.backbones import build_backbone, read_state_dict
-from lib.modeling.backbones.trunk import download_weights
+from lib.modeling.backbones import Backbone, Layer, build_backbone
 
 _BOX_SIZE, _MASK_SIZE = 7, 14
 """Cells that a region is pooled to, for the box head and the mask head."""
 _MULTIPLE = 32
 """The sides of an image are padded to a multiple of this."""
+_FINEST = 4
+"""Stride of the finest level of a pyramid."""
 
 
-class PyramidTrunk(nn.Module):
-    """A trunk under a feature pyramid (Lin et al., CVPR 2017), as a Mask R-CNN wants it.
+class Pyramid(nn.Module):
+    """A backbone under a feature pyramid (Lin et al., CVPR 2017), as a Mask R-CNN wants it.
+
+    Takes the backbone's last layer of every stride of at least 4; the coarsest level is pooled from
+    the one before.
 
     Attributes:
-        out_channels: of every level.
-        strides: of every level, in pixels; the last is pooled from the one before.
+        out_channels: channels of every level.
+        strides: of every level, in pixels.
+
+    Raises:
+        ValueError: the strides do not double from level to level.
     """
 
-    out_channels: int
-    strides: list[int]
-
-    def load_trunk(self, weights: Mapping[str, Tensor], source: str) -> None:
-        """Copies a trunk's weights from a state dict and ignores what has no place in it.
-
-        Raises:
-            ValueError: they do not fit.
-        """
-        raise NotImplementedError
-
-    def imagenet_weights(self) -> Mapping[str, Tensor]:
-        """As `Trunk.imagenet_weights`."""
-        raise NotImplementedError
-
-
-class ResNet50FPN(PyramidTrunk):
-    """torchvision's ResNet-50-FPN: the stem and the first stage and all batch norms frozen."""
-
-    strides = [4, 8, 16, 32, 64]
-
-    def __init__(self, channels: int) -> None:
+    def __init__(self, body: Backbone, channels: int) -> None:
         super().__init__()
-        made = resnet_fpn_backbone(backbone_name="resnet50", weights=None, trainable_layers=3)
-        self.body = made.body
-        self.fpn = made.fpn
-        if channels != made.out_channels:
-            self.fpn = FeaturePyramidNetwork(
-                [256, 512, 1024, 2048], channels, extra_blocks=LastLevelMaxPool()
-            )
-        self.out_channels = channels
-
-    def forward(self, images: Tensor) -> dict[str, Tensor]:
-        return self.fpn(self.body(images))
-
-    def load_trunk(self, weights: Mapping[str, Tensor], source: str) -> None:
-        mine = self.body.state_dict()
-        found = {name.removeprefix("backbone.body."): value for name, value in weights.items()}
-        wrong = [n for n in mine if n not in found or found[n].shape != mine[n].shape]
-        if wrong:
+        self.body = body
+        layers = body.layers
+        last = [n for n in range(len(layers)) if layers[n].stride not in _strides(layers[n + 1 :])]
+        self.levels = [n for n in last if layers[n].stride >= _FINEST] or last[-1:]
+        strides = [layers[n].stride for n in self.levels]
+        if any(2 * fine != coarse for fine, coarse in pairwise(strides)):
             raise ValueError(
-                f"{source}: not the weights of torchvision's ResNet-50: {len(wrong)} tensors are "
-                f"missing or of another shape ({', '.join(wrong[:3])}); see refine.model.weights"
+                f"{body.section}.backbone: a pyramid needs strides that double from level to "
+                f"level, got {', '.join(map(str, strides))}; check {body.section}.backbone_args"
             )
-        self.body.load_state_dict({name: found[name] for name in mine})
-
-    def imagenet_weights(self) -> Mapping[str, Tensor]:
-        return download_weights(ResNet50_Weights.IMAGENET1K_V1)
-
-
-class ResNet18FPN(PyramidTrunk):
-    """The small trunk of CIM for CPUs; the last stage of every stride feeds the pyramid."""
-
-    def __init__(self, channels: int, **trunk_args: Any) -> None:
-        super().__init__()
-        self.body = build_backbone("resnet18", **trunk_args)
-        strides = self.body.stage_strides
-        last = [n for n, s in enumerate(strides) if strides[n + 1 : n + 2] != [s]]
-        self.levels = [self.body.stages[n] for n in last]
         self.fpn = FeaturePyramidNetwork(
-            [self.body.stage_channels[n] for n in last], channels, extra_blocks=LastLevelMaxPool()
+            [layers[n].channels for n in self.levels], channels, extra_blocks=LastLevelMaxPool()
         )
         self.out_channels = channels
-        self.strides = [strides[n] for n in last] + [2 * strides[last[-1]]]
+        self.strides = [*strides, 2 * strides[-1]]
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        features = self.body.res1(images)
-        levels = {}
-        for name in self.body.stages:
-            features = self.body.get_submodule(name)(features)
-            if name in self.levels:
-                levels[str(len(levels))] = features
-        return self.fpn(levels)
-
-    def load_trunk(self, weights: Mapping[str, Tensor], source: str) -> None:
-        self.body.load_weights(weights, source)
-
-    def imagenet_weights(self) -> Mapping[str, Tensor]:
-        return self.body.imagenet_weights()
-
-
-BACKBONES: dict[str, Callable[..., PyramidTrunk]] = {
-    "resnet50": ResNet50FPN,
-    "resnet18": ResNet18FPN,
-}
+        maps = self.body.feature_maps(images)
+        return self.fpn({str(level): maps[n] for level, n in enumerate(self.levels)})
 
 
 def build_mask_rcnn(
     config: RefineModelConfig,
     test: RefineTestConfig,
     num_classes: int,
-    cim_trunk: Mapping[str, Tensor] | None = None,
+    cim_backbone: Mapping[str, Tensor] | None = None,
     pretrained: bool = True,
 ) -> MaskRCNN:
-    """Makes the Mask R-CNN that a configuration describes, and loads what its trunk starts from.
+    """Makes the Mask R-CNN that a configuration describes, and loads its backbone's weights.
 
     Args:
         config, test: the sections `refine.model` and `refine.test`.
         num_classes: C, without the background.
-        cim_trunk: the state dict of a CIM network, for `weights: cim`.
-        pretrained: False leaves the trunk random, for when a checkpoint follows.
+        cim_backbone: the state dict of a CIM network, for `weights: cim`.
+        pretrained: False leaves the backbone random, for when a checkpoint follows.
 
     Raises:
         ValueError: an unknown backbone or option, or weights that do not fit.
         FileNotFoundError: the weights are not there and cannot be downloaded.
     """
-    backbone = _pyramid(config)
-    if pretrained:
-        _load_trunk(backbone, config.weights, cim_trunk)
+    body = build_backbone(config.backbone, config.backbone_args, "refine.model", "pyramid")
+    if pretrained and config.weights == "cim":
+        if cim_backbone is None:
+            raise ValueError(
+                "refine.model.weights is `cim`, but no CIM network is at hand: name its run"
+            )
+        body.load_weights(cim_backbone, "the CIM network")
+    elif pretrained:
+        body.start_from(config.weights)
+    backbone = Pyramid(body, config.fpn_channels)
     channels = backbone.out_channels
     mask_layers = (channels,) * config.mask_layers
     model = MaskRCNN(
@@ -176,39 +124,14 @@ def build_mask_rcnn(
         mask_head=MaskRCNNHeads(channels, mask_layers, dilation=1),
         mask_predictor=MaskRCNNPredictor(channels, channels, num_classes + 1),
     )
-    model.transform = PaddedBatch()
+    model.transform = PaddedBatch(backbone.strides[:-1])
     model.rpn.fg_bg_sampler = BalancedSampler(config.anchors_per_image, 0.5)
     model.roi_heads.fg_bg_sampler = BalancedSampler(config.rois_per_image, 0.25)
     return model
 
 
-def _pyramid(config: RefineModelConfig) -> PyramidTrunk:
-    if config.backbone not in BACKBONES:
-        known = ", ".join(BACKBONES)
-        raise ValueError(
-            f"refine.model.backbone: no backbone {config.backbone!r}; there are {known}"
-        )
-    try:
-        return BACKBONES[config.backbone](config.fpn_channels, **config.backbone_args)
-    except TypeError as error:
-        raise ValueError(
-            f"refine.model.backbone_args do not fit {config.backbone}: {error}"
-        ) from error
-
-
-def _load_trunk(
-    backbone: PyramidTrunk, weights: str, cim_trunk: Mapping[str, Tensor] | None
-) -> None:
-    if weights == "imagenet":
-        backbone.load_trunk(backbone.imagenet_weights(), "ImageNet weights")
-    elif weights == "cim":
-        if cim_trunk is None:
-            raise ValueError(
-                "refine.model.weights is `cim`, but no CIM network is at hand: name its run"
-            )
-        backbone.load_trunk(cim_trunk, "the CIM network")
-    elif weights != "random":
-        backbone.load_trunk(read_state_dict(weights), weights)
+def _strides(layers: Sequence[Layer]) -> list[int]:
+    return [layer.stride for layer in layers]
 
 
 def _roi_pool(strides: list[int], size: int) -> MultiScaleRoIAlign:
@@ -222,14 +145,22 @@ def _roi_pool(strides: list[int], size: int) -> MultiScaleRoIAlign:
 
 
 class PaddedBatch(nn.Module):
-    """Takes the place of torchvision's transform, which would scale and normalise once more."""
+    """Takes the place of torchvision's transform, which would scale and normalise once more.
+
+    Args:
+        strides: that the padded sides are to be multiples of, besides 32.
+    """
+
+    def __init__(self, strides: Sequence[int] = ()) -> None:
+        super().__init__()
+        self.multiple = lcm(*strides) if any(_MULTIPLE % s for s in strides) else _MULTIPLE
 
     def forward(
         self, images: list[Tensor], targets: list[dict[str, Tensor]] | None = None
     ) -> tuple[ImageList, list[dict[str, Tensor]] | None]:
         sizes = [tuple(image.shape[-2:]) for image in images]
         height, width = (
-            -(-max(side) // _MULTIPLE) * _MULTIPLE for side in zip(*sizes, strict=True)
+            -(-max(side) // self.multiple) * self.multiple for side in zip(*sizes, strict=True)
         )
         padded = [F.pad(i, (0, width - i.shape[-1], 0, height - i.shape[-2])) for i in images]
         return ImageList(torch.stack(padded), sizes), targets

@@ -24,7 +24,14 @@ from lib.proposals.overlaps import overlaps
 from lib.proposals.store import ProposalStore
 from tests.small_training import DATA, make_place, tool
 
-PRM = ["prm.trunk", "resnet18", "prm.trunk_args", "${model.backbone_args}", "prm.image_size", "32"]
+PRM = [
+    "prm.backbone",
+    "resnet18",
+    "prm.backbone_args",
+    "${model.backbone_args}",
+    "prm.image_size",
+    "32",
+]
 
 
 def make_run(*overrides, with_prm=True, **extra):

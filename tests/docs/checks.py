@@ -343,7 +343,7 @@ def name_fault(text: str) -> str | None:
         if not any(option == word or not whole and option.startswith(word) for option in known):
             return f"no tool has an option {word}; {REGISTER}"
     elif re.fullmatch(r"(model|mining|loss|solver|input|test|prm|proposals|run)\.[a-z_.]+", word):
-        free = ("proposals.options.", "model.backbone_args.", "prm.trunk_args.")
+        free = ("proposals.options.", "model.backbone_args.", "prm.backbone_args.")
         if word not in _known_keys(Config) and not word.startswith(free):
             return f"there is no configuration key {word}"
     return None

@@ -38,7 +38,10 @@ def test_what_trains():
 
 @pytest.mark.parametrize("frozen_bn", [True, False])
 def test_running_statistics(frozen_bn):
-    trunk = build_backbone("resnet18", widths=(4, 4, 4, 4), frozen_bn=frozen_bn).train()
+    trunk = build_backbone("resnet18", {"widths": (4, 4, 4, 4)})
+    if not frozen_bn:
+        trunk.use_batch_statistics()
+    trunk.train()
     before = trunk.res1[1].running_mean.clone()
     trunk(torch.randn(2, 3, 32, 32))
     assert torch.equal(trunk.res1[1].running_mean, before) == frozen_bn
@@ -47,35 +50,36 @@ def test_running_statistics(frozen_bn):
 
 def test_small_trunks():
     trunk = build_backbone(
-        "resnet18", widths=(4, 6, 8), depths=(1, 1, 2), strides=(1, 2, 1), stem_pool=False
+        "resnet18",
+        {"widths": (4, 6, 8), "depths": (1, 1, 2), "strides": (1, 2, 1), "stem_pool": False},
     )
     assert (trunk.out_channels, trunk.stride) == (8, 4)
     assert trunk(torch.randn(1, 3, 40, 24)).shape == (1, 8, 10, 6)
     with pytest.raises(ValueError, match="random"):
         trunk.imagenet_weights()
     with pytest.raises(ValueError, match="as many depths as widths"):
-        build_backbone("resnet18", widths=(4, 6))
+        build_backbone("resnet18", {"widths": (4, 6)})
 
 
 def test_weights_of_a_cim_checkpoint_and_of_data_parallel(tmp_path):
-    source = build_backbone("resnet18", widths=(4, 4, 4, 4))
+    source = build_backbone("resnet18", {"widths": (4, 4, 4, 4)})
     weights = {f"module.Conv_Body.{name}": t for name, t in source.state_dict().items()}
     weights["module.Box_Head.seg_fc.0.weight"] = torch.zeros(3)
     torch.save({"model": weights, "step": 3}, tmp_path / "model.pth")
-    trunk = build_backbone("resnet18", widths=(4, 4, 4, 4))
+    trunk = build_backbone("resnet18", {"widths": (4, 4, 4, 4)})
     trunk.load_weights(read_state_dict(tmp_path / "model.pth"))
     for name, tensor in trunk.state_dict().items():
         assert torch.equal(tensor, source.state_dict()[name]), name
 
 
 def test_weights_that_do_not_fit_say_what():
-    source = build_backbone("resnet18", widths=(4, 4, 4, 4))
+    source = build_backbone("resnet18", {"widths": (4, 4, 4, 4)})
     weights = dict(source.state_dict())
     del weights["res1.0.weight"]
     with pytest.raises(ValueError, match=r"my\.pth.*1 missing \(res1\.0\.weight\)"):
         source.load_weights(weights, "my.pth")
     with pytest.raises(ValueError, match="of another shape.*instead of"):
-        build_backbone("resnet18", widths=(4, 4, 4, 6)).load_weights(source.state_dict())
+        build_backbone("resnet18", {"widths": (4, 4, 4, 6)}).load_weights(source.state_dict())
 
 
 def test_files_that_are_no_weights(tmp_path):
@@ -93,4 +97,4 @@ def test_unknown_backbones_and_options():
     with pytest.raises(ValueError, match="resnet51.*resnet18, resnet50"):
         build_backbone("resnet51")
     with pytest.raises(ValueError, match="backbone_args do not fit resnet50.*wide"):
-        build_backbone("resnet50", wide=2)
+        build_backbone("resnet50", {"wide": 2})

@@ -100,8 +100,8 @@ def test_vgg_trains_conv3_to_conv5_only():
 
 
 def test_vgg_needs_five_widths():
-    with pytest.raises(ValueError, match=r"5 widths.*backbone_args"):
-        VGG((8, 8))
+    with pytest.raises(ValueError, match=r"model\.backbone_args.*5 widths"):
+        build_backbone("vgg16", {"widths": (8, 8)})
 
 
 # HRNet

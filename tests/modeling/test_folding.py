@@ -16,7 +16,7 @@ def trunk_with_statistics(name):
     trunk = (
         HRNet(width=8, depths=(1, 1, 1), blocks=1)
         if name == "hrnet"
-        else build_backbone(name, **(SMALL if name == "resnet18" else {}))
+        else build_backbone(name, SMALL if name == "resnet18" else {})
     )
     for module in trunk.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -39,6 +39,8 @@ def test_all_batch_norms_are_folded_and_nothing_changes(name):
 
 
 def test_batch_norms_that_do_not_use_their_statistics_are_refused():
-    trunk = build_backbone("resnet18", **SMALL, frozen_bn=False).train()
+    trunk = build_backbone("resnet18", SMALL)
+    trunk.use_batch_statistics()
+    trunk.train()
     with pytest.raises(ValueError, match="eval"):
         fold_batch_norms(trunk)

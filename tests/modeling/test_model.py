@@ -222,9 +222,9 @@ def test_boxes_are_pooled_where_they_lie():
 
 
 def test_the_trunk_starts_from_the_prm():
-    prm = build_backbone("resnet18", **SMALL["backbone_args"])
+    prm = build_backbone("resnet18", SMALL["backbone_args"])
     config = ModelConfig(**{**SMALL, "weights": "prm"})
-    model = build_model(config, 2, prm_trunk=prm.state_dict())
+    model = build_model(config, 2, prm_backbone=prm.state_dict())
     assert torch.equal(model.Conv_Body.res1[0].weight, prm.res1[0].weight)
     with pytest.raises(ValueError, match="train_prm"):
         build_model(config, 2)

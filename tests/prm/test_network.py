@@ -8,7 +8,7 @@ from torchvision.models import ResNet50_Weights, resnet50
 
 from lib.config import load_config
 from lib.modeling.backbones import build_backbone
-from lib.prm.network import PeakResponseNet, build_prm, load_prm, trunk_state_dict
+from lib.prm.network import PeakResponseNet, build_prm, load_prm, prm_backbone
 
 SMALL = {"widths": [4, 6, 8, 8], "depths": [1, 1, 1, 1], "strides": [1, 2, 1, 1]}
 
@@ -73,11 +73,11 @@ def test_smoothing_averages_cells_and_not_the_border():
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"trunk": "vgg16"}, "prm.trunk: .*'vgg16'.*resnet50, resnet18"),
-        ({"trunk_args": {"widths": [4]}}, "prm.trunk_args: resnet50 takes none, got widths"),
-        ({"trunk": "resnet18", "trunk_args": {"width": [4]}}, "prm.trunk_args.*width"),
+        ({"backbone": "vgg15"}, "prm.backbone: no backbone 'vgg15'; did you mean vgg16"),
+        ({"backbone_args": {"widths": [4]}}, "prm.backbone_args do not fit resnet50: .*widths"),
+        ({"backbone": "resnet18", "backbone_args": {"width": [4]}}, "prm.backbone_args.*width"),
         ({"smooth": 2}, "prm.smooth must be odd, got 2"),
-        ({"trunk": "resnet18", "trunk_args": SMALL, "weights": "imagenet"}, "prm.weights"),
+        ({"backbone": "resnet18", "backbone_args": SMALL, "weights": "imagenet"}, "prm.weights"),
     ],
 )
 def test_faults_are_named(options, words):
@@ -108,11 +108,11 @@ def test_imagenet_weights_reach_the_trunk(tmp_path):
 
 def test_build_prm_takes_everything_from_the_configuration():
     args = "{widths: [4, 6], depths: [1, 1], strides: [1, 2]}"
-    overrides = ["model.backbone_args", args, "prm.trunk_args", "${model.backbone_args}"]
-    overrides += ["prm.trunk", "resnet18", "prm.weights", "random"]
+    overrides = ["model.backbone_args", args, "prm.backbone_args", "${model.backbone_args}"]
+    overrides += ["prm.backbone", "resnet18", "prm.weights", "random"]
     config = load_config(None, [*overrides, "prm.smooth", "3", "prm.upsample", "2"])
     net = build_prm(config.prm, num_classes=7)
-    assert (net.num_classes, net.smooth, net.upsample, net.trunk.out_channels) == (7, 3, 2, 6)
+    assert (net.num_classes, net.smooth, net.upsample, net.backbone.out_channels) == (7, 3, 2, 6)
 
 
 @pytest.mark.parametrize("wrapped", [False, True])
@@ -144,7 +144,7 @@ def test_checkpoints_that_do_not_fit_are_refused(tmp_path):
             name = "0.features.res9.0.weight"
             state[name] = torch.zeros(1)
         torch.save(state, path)
-        with pytest.raises(ValueError, match=rf"1 of its tensors .*{name}.*prm\.trunk"):
+        with pytest.raises(ValueError, match=rf"1 of its tensors .*{name}.*prm\.backbone"):
             load_prm(small_net(), path)
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(ValueError, match=r"prm\.pth"):
@@ -155,10 +155,10 @@ def test_small_trunk_goes_to_cim_whole(tmp_path):
     net = small_net(upsample=1).eval()
     randomise(net)
     torch.save({"model": net.state_dict()}, tmp_path / "prm.pth")
-    trunk = build_backbone("resnet18", **SMALL)
-    trunk.load_weights(trunk_state_dict(tmp_path / "prm.pth"))
+    trunk = build_backbone("resnet18", SMALL)
+    trunk.load_weights(prm_backbone(tmp_path / "prm.pth"))
     images = torch.randn(1, 3, 64, 64)
-    torch.testing.assert_close(trunk.eval()(images), net.trunk(images))
+    torch.testing.assert_close(trunk.eval()(images), net.backbone(images))
 
 
 def test_resnet50_trunk_goes_to_cim_without_its_last_stage(tmp_path):
@@ -166,16 +166,17 @@ def test_resnet50_trunk_goes_to_cim_without_its_last_stage(tmp_path):
     randomise(net)
     torch.save(net.state_dict(), tmp_path / "prm.pth")
     trunk = build_backbone("resnet50")
-    given = trunk_state_dict(tmp_path / "prm.pth")
-    assert set(given) == set(trunk.state_dict())
-    trunk.load_weights(given)
+    trunk.load_weights(prm_backbone(tmp_path / "prm.pth"))
+    given = net.state_dict()
+    assert torch.equal(trunk.res1[0].weight, given["0.features.0.weight"])
+    assert torch.equal(trunk.res4[5].conv3.weight, given["0.features.6.5.conv3.weight"])
     images = torch.randn(1, 3, 64, 64)
-    torch.testing.assert_close(trunk.eval()(images), net.trunk[:7](images))
+    torch.testing.assert_close(trunk.eval()(images), net.backbone.feature_maps(images)[2])
 
 
 def test_what_is_no_prm_has_no_trunk_to_give(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"tools/train_prm\.py"):
-        trunk_state_dict(tmp_path / "prm.pth")
+        prm_backbone(tmp_path / "prm.pth")
     torch.save({"fc.weight": torch.zeros(1)}, tmp_path / "prm.pth")
     with pytest.raises(ValueError, match="not a PRM checkpoint"):
-        trunk_state_dict(tmp_path / "prm.pth")
+        prm_backbone(tmp_path / "prm.pth")

@@ -19,8 +19,9 @@ TOOLS = Path(__file__).parents[2] / "tools"
 SETTINGS = """
 model: {backbone: resnet18, backbone_args: {widths: [8, 16], depths: [1, 1], strides: [1, 2]}}
 prm:
-  {trunk: resnet18, trunk_args: "${model.backbone_args}", weights: random, image_size: 32,
-   epochs: 2, images_per_update: 2, base_lr: 0.05, trunk_lr_factor: 1.0, peak_thresh_relative: 0.5}
+  {backbone: resnet18, backbone_args: "${model.backbone_args}", weights: random, image_size: 32,
+   epochs: 2, images_per_update: 2, base_lr: 0.05, backbone_lr_factor: 1.0,
+   peak_thresh_relative: 0.5}
 """
 
 

@@ -5,14 +5,17 @@ import numpy as np
 import pytest
 import torch
 
+from lib.config import PRMConfig
 from lib.data.coco import ImageRecord
 from lib.prm import train
 from lib.prm.images import SquareImages, iterate_batches
 from lib.prm.network import PeakResponseNet
-from lib.prm.train import Recipe, average_precisions, epoch_batches, score_images, train_prm
+from lib.prm.train import average_precisions, epoch_batches, score_images, train_prm
 
 TRUNK = {"widths": [8, 16], "depths": [1, 1], "strides": [1, 2], "stem_pool": False}
-RECIPE = Recipe(epochs=4, images_per_update=4, base_lr=0.05, trunk_lr_factor=1.0, schedule="cosine")
+RECIPE = PRMConfig(
+    epochs=4, images_per_update=4, base_lr=0.05, backbone_lr_factor=1.0, schedule="cosine"
+)
 
 
 def make_images(folder, count: int = 12, **options) -> SquareImages:
@@ -38,7 +41,8 @@ def make_net() -> PeakResponseNet:
 def test_training_learns_what_is_in_the_images(tmp_path):
     images = make_images(tmp_path)
     net = make_net()
-    train_prm(net, images, Recipe(**{**RECIPE.__dict__, "epochs": 12}), tmp_path / "state.pth", {})
+    recipe = RECIPE.model_copy(update={"epochs": 12})
+    train_prm(net, images, recipe, 3, tmp_path / "state.pth", {})
     scores = score_images(net, images, batch_size=5)
     assert scores.shape == (12, 2)
     np.testing.assert_array_equal(average_precisions(scores, images.image_labels.numpy()), 1.0)
@@ -47,7 +51,7 @@ def test_training_learns_what_is_in_the_images(tmp_path):
 def test_interrupted_training_ends_with_the_same_numbers(tmp_path, monkeypatch):
     images = make_images(tmp_path)
     whole = make_net()
-    train_prm(whole, images, RECIPE, tmp_path / "whole.pth", {"data": 1})
+    train_prm(whole, images, RECIPE, 3, tmp_path / "whole.pth", {"data": 1})
 
     real, calls = train.class_scores, []
 
@@ -59,15 +63,15 @@ def test_interrupted_training_ends_with_the_same_numbers(tmp_path, monkeypatch):
 
     monkeypatch.setattr(train, "class_scores", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        train_prm(make_net(), images, RECIPE, tmp_path / "part.pth", {"data": 1})
+        train_prm(make_net(), images, RECIPE, 3, tmp_path / "part.pth", {"data": 1})
     resumed = make_net()
-    train_prm(resumed, images, RECIPE, tmp_path / "part.pth", {"data": 1})
+    train_prm(resumed, images, RECIPE, 3, tmp_path / "part.pth", {"data": 1})
     assert len(calls) == 8 + 6
     for name, tensor in resumed.state_dict().items():
         assert torch.equal(tensor, whole.state_dict()[name]), name
 
     anew = make_net()
-    train_prm(anew, images, RECIPE, tmp_path / "part.pth", {"data": 2})
+    train_prm(anew, images, RECIPE, 3, tmp_path / "part.pth", {"data": 2})
     assert len(calls) == 8 + 6 + 12
 
 
@@ -77,28 +81,28 @@ def test_a_loss_that_is_not_finite_stops_training(tmp_path):
     net = make_net()
     net.classifier[0].weight.data.fill_(math.inf)
     with pytest.raises(FloatingPointError, match=r"epoch 1.*\d\.png.*prm\.base_lr"):
-        train_prm(net, images, RECIPE, tmp_path / "state.pth", {})
+        train_prm(net, images, RECIPE, 3, tmp_path / "state.pth", {})
     assert not (tmp_path / "state.pth").exists()
 
 
 def test_no_images_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="no images with labels"):
-        train_prm(make_net(), SquareImages([], tmp_path, 32), RECIPE, tmp_path / "state.pth", {})
+        train_prm(make_net(), SquareImages([], tmp_path, 32), RECIPE, 3, tmp_path / "state.pth", {})
 
 
 def test_epochs_are_drawn_from_seed_and_epoch():
-    recipe = Recipe(images_per_update=4, flips=("none", "vertical", "both"), seed=5)
-    first = epoch_batches(11, recipe, epoch=0)
-    assert first == epoch_batches(11, recipe, epoch=0)
-    assert first != epoch_batches(11, recipe, epoch=1)
-    assert first != epoch_batches(11, Recipe(**{**recipe.__dict__, "seed": 6}), epoch=0)
+    recipe = PRMConfig(images_per_update=4, flips=("none", "vertical", "both"))
+    first = epoch_batches(11, recipe, 5, epoch=0)
+    assert first == epoch_batches(11, recipe, 5, epoch=0)
+    assert first != epoch_batches(11, recipe, 5, epoch=1)
+    assert first != epoch_batches(11, recipe, 6, epoch=0)
     assert [len(indices) for indices, _ in first] == [len(flips) for _, flips in first] == [4, 4]
     assert len({index for indices, _ in first for index in indices}) == 8
     drawn = {
-        f for epoch in range(9) for _, flips in epoch_batches(11, recipe, epoch) for f in flips
+        f for epoch in range(9) for _, flips in epoch_batches(11, recipe, 5, epoch) for f in flips
     }
     assert drawn == {"none", "vertical", "both"}
-    (few,) = epoch_batches(3, recipe, epoch=0)
+    (few,) = epoch_batches(3, recipe, 5, epoch=0)
     assert sorted(few[0]) == [0, 1, 2]
 
 

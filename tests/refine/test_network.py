@@ -73,7 +73,7 @@ def test_the_published_form_is_torchvisions():
 def test_the_pyramid_takes_the_last_stage_of_every_stride():
     model = small()
     assert model.backbone.strides == [4, 8, 16]
-    assert model.backbone.levels == ["res2", "res5"]
+    assert model.backbone.levels == [0, 3]
     levels = model.backbone(torch.zeros(1, 3, 64, 96))
     assert [tuple(level.shape) for level in levels.values()] == [
         (1, 8, 16, 24),
@@ -82,7 +82,7 @@ def test_the_pyramid_takes_the_last_stage_of_every_stride():
     ]
     whole = small(backbone_args={})
     assert whole.backbone.strides == [4, 8, 16, 32, 64]
-    assert whole.backbone.levels == ["res2", "res3", "res4", "res5"]
+    assert whole.backbone.levels == [0, 1, 2, 3]
 
 
 def test_every_parameter_gets_a_gradient_and_batch_norms_stay():
@@ -196,7 +196,7 @@ def test_images_are_padded_and_not_scaled():
 
 
 def test_it_starts_from_the_trunk_of_cim():
-    trunk = build_backbone("resnet18", **TRUNK)
+    trunk = build_backbone("resnet18", TRUNK)
     state = {f"Conv_Body.{n}": torch.randn_like(v.float()) for n, v in trunk.state_dict().items()}
     model = build_mask_rcnn(
         RefineModelConfig(**{**SMALL, "weights": "cim"}), RefineTestConfig(), 2, state
@@ -214,14 +214,20 @@ def test_it_starts_from_a_file(tmp_path):
     config = RefineModelConfig(weights=str(tmp_path / "resnet50.pth"), fpn_channels=8, head_dim=8)
     model = build_mask_rcnn(config, RefineTestConfig(), 2)
     assert all((v == 0.5).all() for v in model.backbone.body.state_dict().values())
-    with pytest.raises(ValueError, match="other.pth: not the weights of torchvision's ResNet-50"):
-        model.backbone.load_trunk({"conv1.weight": torch.zeros(3)}, "other.pth")
+    with pytest.raises(
+        ValueError, match=r"other\.pth: does not fit this ResNet50: .*refine\.model\.weights"
+    ):
+        model.backbone.body.load_weights({"conv1.weight": torch.zeros(3)}, "other.pth")
 
 
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"backbone": "vgg16"}, "no backbone 'vgg16'; there are resnet50, resnet18"),
+        ({"backbone": "vgg19"}, "refine.model.backbone: no backbone 'vgg19'; did you mean vgg16"),
+        (
+            {"backbone_args": {**TRUNK, "strides": [1, 2, 2, 4]}},
+            "strides that double.*got 4, 8, 16, 64",
+        ),
         ({"backbone_args": {"width": [1]}}, "backbone_args do not fit resnet18"),
         ({"weights": "cim"}, "no CIM network is at hand"),
         ({"weights": "imagenet"}, "no ImageNet weights to download"),
@@ -236,4 +242,4 @@ def test_the_embedded_data_sets_recipe_builds():
     config = load_config("configs/resnet18_shapes.yaml").refine
     model = build_mask_rcnn(config.model, config.test, 5, pretrained=False)
     assert isinstance(model, nn.Module)
-    assert model.backbone.body.stage_channels == [16, 24, 48, 64]
+    assert [layer.channels for layer in model.backbone.body.layers] == [16, 24, 48, 64]

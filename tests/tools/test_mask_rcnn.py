@@ -76,7 +76,8 @@ def place(tmp_path, monkeypatch):
     (run / "pseudo_labels/mine.json").write_text(json.dumps({**truth, "annotations": labels}))
     torch.manual_seed(0)
     trunk = build_backbone(
-        "resnet18", widths=[4, 4, 8, 8], depths=[1, 1, 1, 1], strides=[1, 2, 1, 1]
+        "resnet18",
+        {"widths": [4, 4, 8, 8], "depths": [1, 1, 1, 1], "strides": [1, 2, 1, 1]},
     )
     state = {f"Conv_Body.{name}": value for name, value in trunk.state_dict().items()}
     save_checkpoint(run / "ckpt", {"model": state, "step": 3})

@@ -1,38 +1,50 @@
-"""The trunks by name. A further one is a file in this folder and a line in BACKBONES."""
+"""The backbones by name. A further one is a file in this folder and a line in BACKBONES."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
+from difflib import get_close_matches
 from typing import Any
 
-from lib.modeling.backbones.hrnet import hrnet48
-from lib.modeling.backbones.resnet import resnet18, resnet50
-from lib.modeling.backbones.trunk import Trunk, read_state_dict
-from lib.modeling.backbones.vgg import vgg16
+from lib.modeling.backbones.backbone import Backbone, Layer, Use, read_state_dict
+from lib.modeling.backbones.hrnet import HRNet
+from lib.modeling.backbones.resnet import ResNet18, ResNet50
+from lib.modeling.backbones.vgg import VGG
 
-__all__ = ["BACKBONES", "Trunk", "build_backbone", "read_state_dict"]
+__all__ = ["BACKBONES", "Backbone", "Layer", "build_backbone", "read_state_dict"]
 
-BACKBONES: dict[str, Callable[..., Trunk]] = {
-    "resnet18": resnet18,
-    "resnet50": resnet50,
-    "vgg16": vgg16,
-    "hrnet48": hrnet48,
+BACKBONES: dict[str, type[Backbone]] = {
+    "resnet18": ResNet18,
+    "resnet50": ResNet50,
+    "vgg16": VGG,
+    "hrnet48": HRNet,
 }
 
 
-def build_backbone(name: str, **args: Any) -> Trunk:
-    """Makes a trunk with random weights.
+def build_backbone(
+    name: str, args: Mapping[str, Any] | None = None, section: str = "model", use: Use = "cim"
+) -> Backbone:
+    """Makes a backbone with random weights.
 
     Args:
         name: a key of BACKBONES.
-        args: options of that trunk's constructor.
+        args: options of that backbone's constructor.
+        section: of the configuration, which errors refer to.
+        use: who asks; published networks differ in layers and names.
 
     Raises:
         ValueError: the name or an option is not known.
     """
     if name not in BACKBONES:
-        raise ValueError(f"model.backbone: no backbone {name!r}; there are {', '.join(BACKBONES)}")
+        near = "".join(f"did you mean {n}? " for n in get_close_matches(name, BACKBONES, n=1))
+        raise ValueError(
+            f"{section}.backbone: no backbone {name!r}; {near}there are {', '.join(BACKBONES)}"
+        )
+    kind = BACKBONES[name]
+    form = {"use": use} if kind.has_forms else {}
     try:
-        return BACKBONES[name](**args)
-    except TypeError as error:
-        raise ValueError(f"model.backbone_args do not fit {name}: {error}") from error
+        backbone = kind(**{**(args or {}), **form})
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{section}.backbone_args do not fit {name}: {error}") from error
+    backbone.section = section
+    return backbone

@@ -1,4 +1,4 @@
-"""The HRNet classification trunk (Wang et al., arXiv 1908.07919), in the names of its checkpoint.
+"""The HRNet classification network (Wang et al., arXiv 1908.07919), in the names of its checkpoint.
 
 Branches of growing stride run side by side and exchange their features after every module. What
 follows them in the classification network (`incre_modules`, `downsamp_modules`, `final_layer`)
@@ -7,21 +7,21 @@ brings all four to stride 32 and 2048 channels.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
-from lib.modeling.backbones.trunk import Trunk
+from lib.modeling.backbones.backbone import Backbone, Layer
 
 STRIDE = 32
 """Image sides are padded to a multiple of it, so that the branches' sizes agree."""
 
 
-class HRNet(Trunk):
-    """Stem, four stages, and the head that merges the branches: stride 32, 2048 channels.
+class HRNet(Backbone):
+    """Stem, four stages, and the head that merges the branches; by default HRNet-W48 as published.
 
     # PARITY: stem, stages 1 and 2 and the first transition run without gradient, although the
     # batch norms of the stem and the first transition count as trainable, and so does the
@@ -32,7 +32,6 @@ class HRNet(Trunk):
         width: channels of the first branch; the others have 2, 4 and 8 times as many.
         depths: modules of stages 2, 3 and 4.
         blocks: residual blocks of a branch in one module.
-        frozen_bn: see Trunk.
     """
 
     has_idle_parameters = True
@@ -42,9 +41,8 @@ class HRNet(Trunk):
         width: int = 48,
         depths: Sequence[int] = (1, 4, 3),
         blocks: int = 4,
-        frozen_bn: bool = True,
     ) -> None:
-        super().__init__(out_channels=2048, stride=STRIDE, frozen_bn=frozen_bn)
+        super().__init__([Layer(128, 4), Layer(256, 8), Layer(512, 16), Layer(2048, STRIDE)])
         widths = [width, 2 * width, 4 * width, 8 * width]
         self.conv1 = _conv3x3(3, 64, stride=2)
         self.bn1 = nn.BatchNorm2d(64)
@@ -78,9 +76,11 @@ class HRNet(Trunk):
         self.freeze((self.conv1, self.conv2, self.layer1, self.stage2))
         self.train()
 
-    def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, h, w) -> (B, 2048, ceil(h / 32), ceil(w / 32)); zeros are padded at the right and
-        at the bottom."""
+    def compute(self, images: Tensor) -> Iterator[Tensor]:
+        """The branches, each merged with the finer ones; the last has `final_layer` behind it.
+
+        Zeros are padded at the right and at the bottom up to multiples of 32.
+        """
         height, width = images.shape[-2:]
         images = functional.pad(images, (0, -width % STRIDE, 0, -height % STRIDE))
         with torch.no_grad():
@@ -94,14 +94,15 @@ class HRNet(Trunk):
         for down, increase, branch in zip(
             self.downsamp_modules, self.incre_modules[1:], branches[1:], strict=True
         ):
+            yield merged
             merged = increase(branch) + down(merged)
-        return self.final_layer(merged)
+        yield self.final_layer(merged)
 
     def imagenet_weights(self) -> Mapping[str, Tensor]:
         raise ValueError(
             "the ImageNet weights of HRNet-W48 have no stable address to download from; get "
             "hrnetv2_w48_imagenet_pretrained.pth from github.com/HRNet/HRNet-Image-Classification "
-            "and set model.weights to that file, or to `random`"
+            f"and set {self.section}.weights to that file, or to `random`"
         )
 
 
@@ -131,11 +132,6 @@ class ResolutionModule(nn.Module):
                 total = total + layer(maps)
             fused.append(functional.relu(total))
         return fused
-
-
-def hrnet48(frozen_bn: bool = True) -> HRNet:
-    """The published HRNet-W48: stride 32, 2048 channels."""
-    return HRNet(width=48, frozen_bn=frozen_bn)
 
 
 def _conv3x3(channels: int, width: int, stride: int = 1, bias: bool = False) -> nn.Conv2d:

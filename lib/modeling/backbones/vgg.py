@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from torch import Tensor, nn
 from torchvision.models import VGG16_Weights
 
-from lib.modeling.backbones.trunk import Trunk, download_weights
+from lib.modeling.backbones.backbone import Backbone, Layer
 
 DEPTHS = (2, 2, 3, 3, 3)
 """Convolutions of conv1..conv5."""
 
 
-class VGG(Trunk):
-    """conv1..conv5 of VGG-16: stride 8, because nothing pools after conv4 and conv5.
+class VGG(Backbone):
+    """conv1..conv5 of VGG-16, as published: stride 8, 512 channels, conv1 and conv2 frozen.
 
-    The convolutions of conv5 are dilated by 2 instead. conv1 and conv2 do not train.
+    Nothing pools after conv4 and conv5; the convolutions of conv5 are dilated by 2 instead.
 
     Args:
         widths: channels of conv1..conv5.
@@ -25,10 +25,9 @@ class VGG(Trunk):
 
     def __init__(self, widths: Sequence[int] = (64, 128, 256, 512, 512)) -> None:
         if len(widths) != len(DEPTHS):
-            raise ValueError(
-                f"a VGG needs {len(DEPTHS)} widths, got {tuple(widths)}; check model.backbone_args"
-            )
-        super().__init__(out_channels=widths[-1], stride=8)
+            raise ValueError(f"a VGG needs {len(DEPTHS)} widths, got {tuple(widths)}")
+        strides = (2, 4, 8, 8, 8)
+        super().__init__([Layer(w, s) for w, s in zip(widths, strides, strict=True)])
         inputs = (3, *widths[:-1])
         self.conv1 = _section(inputs[0], widths[0], DEPTHS[0], pool=True)
         self.conv2 = _section(inputs[1], widths[1], DEPTHS[1], pool=True)
@@ -41,9 +40,11 @@ class VGG(Trunk):
                 nn.init.zeros_(module.bias)
         self.freeze((self.conv1, self.conv2))
 
-    def forward(self, images: Tensor) -> Tensor:
-        features = self.conv2(self.conv1(images))
-        return self.conv5(self.conv4(self.conv3(features)))
+    def compute(self, images: Tensor) -> Iterator[Tensor]:
+        features = images
+        for section in (self.conv1, self.conv2, self.conv3, self.conv4, self.conv5):
+            features = section(features)
+            yield features
 
     def own_name(self, name: str) -> str | None:
         """Translates `features.<index>.*` (torchvision and the caffe VGG-16 as converted for
@@ -56,12 +57,7 @@ class VGG(Trunk):
         return name
 
     def imagenet_weights(self) -> Mapping[str, Tensor]:
-        return download_weights(VGG16_Weights.IMAGENET1K_V1)
-
-
-def vgg16() -> VGG:
-    """The published VGG-16: stride 8, 512 channels, conv1 and conv2 frozen."""
-    return VGG()
+        return self.download(VGG16_Weights.IMAGENET1K_V1)
 
 
 def _section(

@@ -1,0 +1,251 @@
+"""The interface of a backbone to CIM, the PRM and the pyramid of Mask R-CNN; its weights."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple
+from urllib.error import URLError
+
+import torch
+from torch import Tensor, nn
+from torchvision.models import WeightsEnum
+
+from lib.data.transforms import IMAGENET_MEAN, IMAGENET_STD
+
+logger = logging.getLogger(__name__)
+
+Use = Literal["cim", "prm", "pyramid"]
+"""Who asks for a backbone."""
+
+_PREFIXES = ("module.", "Conv_Body.", "backbone.body.", "0.features.")
+"""In front of a backbone's names in checkpoints of CIM, Mask R-CNN and the PRM."""
+
+
+class Layer(NamedTuple):
+    """A feature map that a backbone offers."""
+
+    channels: int
+    stride: int
+    """Pixels of the image per cell."""
+
+
+class Backbone(nn.Module):
+    """A network from images (B, 3, h, w) to feature maps, the finest first.
+
+    CIM and the PRM take the last map, a pyramid the last one of every stride. A backbone defines
+    `compute`; one with pretrained weights also `imagenet_weights` and, if its names differ from
+    theirs, `own_name`.
+
+    Args:
+        layers: its feature maps, in the order of `compute`.
+    """
+
+    mean: Sequence[float] = IMAGENET_MEAN
+    std: Sequence[float] = IMAGENET_STD
+    """Normalisation that the weights were made for, of RGB in [0, 1]."""
+    has_idle_parameters = False
+    """Whether there are parameters that count as trainable and never get a gradient."""
+    has_forms = False
+    """Whether the constructor takes `use`, because published networks differ."""
+    section = "model"
+    """Section of the configuration that errors refer to."""
+
+    def __init__(self, layers: Sequence[Layer]) -> None:
+        super().__init__()
+        self.layers = [Layer(*layer) for layer in layers]
+        self.frozen_bn = True
+
+    @property
+    def out_channels(self) -> int:
+        return self.layers[-1].channels
+
+    @property
+    def stride(self) -> int:
+        return self.layers[-1].stride
+
+    def compute(self, images: Tensor) -> Iterator[Tensor]:
+        """Yields (B, channels, ~h/stride, ~w/stride) for every entry of `layers`.
+
+        Args:
+            images: (B, 3, h, w), normalised by `mean` and `std`.
+        """
+        raise NotImplementedError
+
+    def forward(self, images: Tensor) -> Tensor:
+        """The last feature map.
+
+        Args:
+            images: (B, 3, h, w), normalised by ImageNet's mean and deviation, as all networks
+                get them (lib/data/transforms.py).
+        """
+        for features in self.compute(self._renormalise(images)):
+            last = features  # the others are not kept
+        return last
+
+    def feature_maps(self, images: Tensor) -> list[Tensor]:
+        """The feature maps of all layers; `images` as in `forward`."""
+        return list(self.compute(self._renormalise(images)))
+
+    def _renormalise(self, images: Tensor) -> Tensor:
+        """From ImageNet's mean and deviation to this backbone's."""
+        usual, own = (IMAGENET_MEAN, IMAGENET_STD), (tuple(self.mean), tuple(self.std))
+        if own == usual:
+            return images
+        (usual_mean, usual_std), (mean, std) = (
+            (images.new_tensor(m).view(3, 1, 1), images.new_tensor(s).view(3, 1, 1))
+            for m, s in (usual, own)
+        )
+        return images * (usual_std / std) + (usual_mean - mean) / std
+
+    def own_name(self, name: str) -> str | None:
+        """Name in this backbone of a tensor of its pretrained weights; None if it has no place.
+
+        This backbone's own names come back unchanged.
+        """
+        return name
+
+    def imagenet_weights(self) -> Mapping[str, Tensor]:
+        """The usual ImageNet weights in their own names.
+
+        Raises:
+            ValueError: there are none for this backbone.
+            FileNotFoundError: they are neither here nor can they be downloaded.
+        """
+        raise ValueError(
+            f"{type(self).__name__} has no ImageNet weights to download; "
+            f"set {self.section}.weights to the path of a checkpoint file, or to `random`"
+        )
+
+    def start_from(self, weights: str) -> None:
+        """Loads what the configuration names.
+
+        Args:
+            weights: `imagenet`, `random`, or the path of a checkpoint file.
+
+        Raises:
+            ValueError: the weights do not fit, or there are none.
+            FileNotFoundError: they are not there and cannot be downloaded.
+        """
+        if weights == "imagenet":
+            self.load_weights(self.imagenet_weights(), "ImageNet weights")
+        elif weights != "random":
+            if not Path(weights).is_file():
+                raise FileNotFoundError(
+                    f"{weights}: no such checkpoint ({self.section}.weights); docs/INSTALL.md says "
+                    "where weights come from"
+                )
+            self.load_weights(read_state_dict(weights), weights)
+
+    def load_weights(self, weights: Mapping[str, Tensor], source: str = "weights") -> None:
+        """Copies every tensor of this backbone from a state dict.
+
+        Accepts this backbone's own names, those of its pretrained weights, and either as they
+        stand in a checkpoint of CIM, the PRM or Mask R-CNN. Layers and heads that this backbone
+        does not have are ignored.
+
+        Raises:
+            ValueError: a tensor is missing, has another shape, or belongs to a larger network.
+        """
+        mine = self.state_dict()
+        found, surplus = {}, []
+        for name, tensor in weights.items():
+            for prefix in _PREFIXES:
+                name = name.removeprefix(prefix)
+            own = self.own_name(name)
+            if own in mine:
+                found[own] = tensor
+            elif own is not None and self._has_part_of(own):
+                surplus.append(name)
+        optional = {name for name in mine if name.endswith("num_batches_tracked")}
+        missing = [name for name in mine if name not in found and name not in optional]
+        wrong = [
+            f"{name} {tuple(found[name].shape)} instead of {tuple(mine[name].shape)}"
+            for name in found
+            if found[name].shape != mine[name].shape
+        ]
+        if missing or wrong or surplus:
+            raise ValueError(
+                f"{source}: does not fit this {type(self).__name__}: {_some(missing, 'missing')}"
+                f"{_some(wrong, 'of another shape')}{_some(surplus, 'more than it has')}check "
+                f"{self.section}.backbone and {self.section}.backbone_args, or set "
+                f"{self.section}.weights to `random`"
+            )
+        self.load_state_dict(mine | found)
+        logger.info("backbone: %d tensors from %s", len(found), source)
+
+    def _has_part_of(self, name: str) -> bool:
+        """Whether the first part of a dotted name is one of this backbone's."""
+        part, _, rest = name.partition(".")
+        return bool(rest) and part in self._modules and not name.endswith("num_batches_tracked")
+
+    def freeze(self, parts: Iterable[nn.Module]) -> None:
+        """Takes the parameters of these parts out of training."""
+        for part in parts:
+            part.requires_grad_(False)
+
+    def use_batch_statistics(self) -> None:
+        """Lets batch norms follow the batch in training mode: the PRM trains on batches.
+
+        By default they use their running statistics in training mode too (one image per forward
+        is too few to estimate any); their affine parameters train unless a part is frozen.
+        """
+        self.frozen_bn = False
+
+    def train(self, mode: bool = True) -> Backbone:
+        super().train(mode)
+        if self.frozen_bn:
+            for module in self.modules():
+                if isinstance(module, nn.BatchNorm2d):
+                    module.eval()
+        return self
+
+    def download(self, weights: WeightsEnum) -> Mapping[str, Tensor]:
+        """Torchvision's weights from its cache, downloaded the first time.
+
+        Raises:
+            FileNotFoundError: they are not in the cache and cannot be downloaded.
+        """
+        try:
+            return weights.get_state_dict(progress=True, check_hash=True)
+        except (URLError, OSError) as error:
+            raise FileNotFoundError(
+                f"the ImageNet weights cannot be downloaded ({error}); get {weights.url} "
+                f"elsewhere and set {self.section}.weights to that file, or to `random`"
+            ) from error
+
+
+def read_state_dict(path: str | Path) -> dict[str, Tensor]:
+    """Reads the tensors of a checkpoint file, also where they lie under `model` or `state_dict`.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file holds no state dict or is broken.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path}: no such checkpoint; docs/INSTALL.md says where the weights come from, and "
+            "model.weights which they are"
+        )
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load has no error type of its own
+        raise ValueError(f"{path}: not a readable checkpoint ({error}); copy it again") from error
+    for key in ("model", "state_dict"):
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+    tensors = {}
+    if isinstance(content, dict):
+        tensors = {name: value for name, value in content.items() if isinstance(value, Tensor)}
+    if not tensors:
+        raise ValueError(f"{path}: holds no tensors by name; expected a state dict")
+    return tensors
+
+
+def _some(names: list[str], what: str) -> str:
+    if not names:
+        return ""
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return f"{len(names)} {what} ({', '.join(names[:3])}{more}); "
