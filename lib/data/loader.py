@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import logging
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import Sampler
 
 from lib.data.coco import CocoImages, ImageRecord, read_image
 from lib.data.transforms import (
@@ -24,7 +23,7 @@ from lib.data.transforms import (
     normalise,
     resize_long_side,
 )
-from lib.parallel import end_thread_pools
+from lib.data.workers import load_ahead
 from lib.structures import Clusters, Proposals, Sample, TrainingSample
 
 log = logging.getLogger(__name__)
@@ -254,55 +253,22 @@ def train_loader(
             len(dataset),
             dataset.label_name,
         )
-    loader = DataLoader(
-        _Requests(dataset, labelled),
-        batch_size=None,
-        sampler=TrainSampler(len(labelled), scales, flips, seed, start, step),
-        num_workers=num_workers,
-        collate_fn=_as_is,
-        pin_memory=pin_memory,
-        worker_init_fn=_init_worker,
-        generator=torch.Generator().manual_seed(seed),
+    return load_ahead(
+        _Load(dataset, labelled),
+        TrainSampler(len(labelled), scales, flips, seed, start, step),
+        num_workers,
+        pin_memory,
+        seed,
     )
-    return _raise_errors(loader)
 
 
-class _Requests(Dataset):
-    """Answers the sampler's requests; an error of a worker comes back whole, to be raised."""
+@dataclass(frozen=True, eq=False)
+class _Load:
+    """Loads what the sampler asks for."""
 
-    def __init__(self, dataset: Trainable, image_idx: Sequence[int]) -> None:
-        self.dataset = dataset
-        self.image_idx = image_idx
+    dataset: Trainable
+    image_idx: Sequence[int]
 
-    def __len__(self) -> int:
-        return len(self.image_idx)
-
-    def __getitem__(self, request: tuple[int, int, Flip]) -> TrainingSample | Exception:
+    def __call__(self, request: tuple[int, int, Flip]) -> TrainingSample:
         number, long_side, flip = request
-        try:
-            return self.dataset.load(self.image_idx[number], long_side, flip)
-        except (ValueError, OSError) as error:
-            # DataLoader would raise it with the worker's traceback as its text.
-            return error
-
-
-def _raise_errors(loader: DataLoader) -> Iterator[TrainingSample]:
-    if loader.num_workers:
-        end_thread_pools()  # the workers are forked with the first sample
-    for item in loader:
-        if isinstance(item, Exception):
-            raise item
-        yield item
-
-
-def _as_is(item: TrainingSample | Exception) -> TrainingSample | Exception:
-    return item
-
-
-def _init_worker(worker: int) -> None:
-    # Nothing in a sample is drawn at random; whatever a data set of one's own draws is seeded.
-    np.random.seed(torch.initial_seed() % 2**32)
-    # Ctrl-C and a job's SIGTERM go to the process group of the main process, which finishes its
-    # update first and still needs samples then. Ignoring the signals would not do: at exit Python
-    # ends the workers that are left by SIGTERM and waits for them.
-    os.setpgrp()
+        return self.dataset.load(self.image_idx[number], long_side, flip)

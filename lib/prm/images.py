@@ -10,11 +10,10 @@ import cv2
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from lib.data.coco import ImageRecord, read_image
 from lib.data.transforms import Flip, mirror_image, normalise
-from lib.parallel import end_thread_pools
+from lib.data.workers import load_ahead
 
 
 class SquareImages:
@@ -82,21 +81,6 @@ class SquareImages:
         )
 
 
-class _Batches(Dataset):
-    """Batches read ahead by workers, which hand an error over instead of dressing it up."""
-
-    def __init__(self, images: SquareImages) -> None:
-        self.images = images
-
-    def __getitem__(
-        self, batch: tuple[Sequence[int], Sequence[Flip]]
-    ) -> Tensor | FileNotFoundError | ValueError:
-        try:
-            return self.images.batch(*batch)
-        except (FileNotFoundError, ValueError) as error:
-            return error
-
-
 def iterate_batches(
     images: SquareImages,
     batches: Sequence[tuple[Sequence[int], Sequence[Flip]]],
@@ -107,15 +91,5 @@ def iterate_batches(
     Args:
         num_workers: processes that read ahead; none are used for images kept in memory.
     """
-    if num_workers and not images.keeps:
-        end_thread_pools()
-    loader = DataLoader(
-        _Batches(images),
-        sampler=batches,
-        batch_size=None,
-        num_workers=0 if images.keeps else num_workers,
-    )
-    for content in loader:
-        if isinstance(content, Exception):
-            raise content
-        yield content
+    workers = 0 if images.keeps else num_workers
+    return load_ahead(lambda batch: images.batch(*batch), batches, workers)
