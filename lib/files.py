@@ -50,6 +50,16 @@ def write_json(path: str | Path, content: Any, indent: int | None = None) -> Non
     write_text(path, json.dumps(content, indent=indent, allow_nan=False))
 
 
+def link_or_copy(source: Path, target: Path) -> None:
+    """Makes `target` a link to `source`, or a copy on disks without links (exFAT, SMB)."""
+    for link in (os.symlink, os.link):
+        try:
+            return link(source.absolute(), target)
+        except OSError:
+            continue
+    shutil.copyfile(source, target)
+
+
 def file_state(path: Path) -> dict[str, str | int]:
     """By which it is known later whether a file is still the same."""
     status = path.stat()

@@ -3,6 +3,7 @@ import stat
 
 import pytest
 
+from lib import files
 from lib.files import atomic_file, read_json, remove_parts, write_json, write_text
 
 
@@ -68,3 +69,19 @@ def test_reading_says_what_is_wrong(tmp_path):
         (tmp_path / "x.json").write_bytes(content)
         with pytest.raises(ValueError, match=r"x.json: not valid JSON .*truncated"):
             read_json(tmp_path / "x.json")
+
+
+@pytest.mark.parametrize("missing", [(), ("symlink",), ("symlink", "link")])
+def test_links_where_the_disk_has_them(missing, tmp_path, monkeypatch):
+    def refuse(*_):
+        raise PermissionError("this disk has no links")
+
+    for name in missing:
+        monkeypatch.setattr(files.os, name, refuse)
+    source, target = tmp_path / "source", tmp_path / "target"
+    source.write_text("content")
+    files.link_or_copy(source, target)
+    assert target.read_text() == "content"
+    assert target.is_symlink() == (not missing)
+    with pytest.raises(OSError):
+        files.link_or_copy(tmp_path / "absent", tmp_path / "nowhere" / "target")

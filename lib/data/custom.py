@@ -19,7 +19,7 @@ from typing import Any
 
 from lib.data import usable
 from lib.data.tags import IMAGE_SUFFIXES, ImageTags, read_tags, visible_files
-from lib.files import read_json, write_json
+from lib.files import link_or_copy, read_json, write_json
 from lib.parallel import for_each
 
 logger = logging.getLogger(__name__)
@@ -206,7 +206,7 @@ def _read_all(images: Path, files: list[str], folder: Path) -> dict[str, tuple[i
         for file in files:
             if not (making / file).exists():
                 (making / file).parent.mkdir(parents=True, exist_ok=True)
-                os.symlink((images / file).absolute(), making / file)
+                link_or_copy(images / file, making / file)
         os.replace(making, folder)
         told = ", ".join(f"{count} {change}" for change, count in changes.items())
         logger.warning("%s: copies of images that were changed: %s", folder, told)

@@ -235,7 +235,7 @@ def test_an_interrupted_copy_leaves_nothing_half_made(own, monkeypatch):
     save(own.images / "a.jpg", exif=exif.tobytes())
     save(own.images / "b.jpg")
     with monkeypatch.context() as patch:
-        patch.setattr(custom.os, "symlink", lambda *_: 1 / 0)
+        patch.setattr(custom, "link_or_copy", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             own("a,x", "b,x")
     assert not (own.images.parent / "root/custom/mine").exists()
