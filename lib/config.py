@@ -18,6 +18,7 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ConfigDict, Field
+from pydantic_core import PydanticCustomError
 
 from lib.files import write_text
 
@@ -84,11 +85,22 @@ class SolverConfig(_Section):
     max_iter: AtLeastOne = 45000
     """Updates, each the sum of the gradients of `images_per_update` images."""
     steps: tuple[int, ...] = (30000,)
+    """From the update of each of these numbers on (the first is 0), the rate is multiplied by
+    `gamma`."""
     gamma: Fraction = 0.1
     warmup_iters: Count = 500
+    """Updates before the base rate is reached; 0 starts with it."""
     warmup_factor: Fraction = 1 / 3
+    """The very first update uses base_lr times this."""
     images_per_update: AtLeastOne = 4
     clip_grad_norm: Positive | None = None
+
+    @pydantic.field_validator("steps")
+    @classmethod
+    def _ascending(cls, steps: tuple[int, ...]) -> tuple[int, ...]:
+        if list(steps) != sorted(set(steps)):
+            raise PydanticCustomError("steps", "must ascend")
+        return steps
 
 
 class InputConfig(_Section):

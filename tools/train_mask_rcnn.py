@@ -15,14 +15,14 @@ import torch
 
 from lib.config import load_config
 from lib.data.catalog import add_dataset_arguments, dataset_from_args
-from lib.engine.build import KEEP_IN_MEMORY, share_threads
+from lib.engine.build import KEEP_IN_MEMORY, build_refine_trainer, share_threads
 from lib.engine.checkpoint import load_checkpoint, seed_everything
 from lib.engine.distributed import Ranks
 from lib.engine.runs import newest_checkpoint, newest_run
 from lib.engine.training import HOW_IT_ENDS, TrainingRun, exit_code
 from lib.refine.data import open_pseudo_labels
 from lib.refine.network import build_mask_rcnn
-from lib.refine.training import build_refine_trainer, refinement_depends_on
+from lib.refine.training import refinement_depends_on
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -16,6 +16,7 @@ from dataclasses import dataclass, fields, replace
 from functools import partial
 from itertools import cycle
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 import torch.distributed as dist
@@ -28,9 +29,9 @@ from lib.benchmarks.timing import time_together
 from lib.engine.checkpoint import load_checkpoint, save_checkpoint
 from lib.engine.distributed import Ranks, summing_model
 from lib.engine.inference import score_passes
-from lib.engine.record import SKIPPED, TRACED, WARM_UP, Profile
-from lib.engine.solver import LearningRate, build_optimizer
-from lib.engine.trainer import Trainer
+from lib.engine.profile import SKIPPED, TRACED, WARM_UP, Profile
+from lib.engine.solver import build_optimizer
+from lib.engine.trainer import OneByOne, Together, Trainer
 from lib.modeling.backbones import build_backbone
 from lib.modeling.criterion import CIMCriterion, CIMLosses
 from lib.modeling.heads import CIMMiner
@@ -40,6 +41,18 @@ from lib.structures import Targets
 
 ROOT = Path(__file__).resolve().parents[2]
 LOSS_WEIGHTS = {"bag": 1.0, "pcl": 1.0, "refine_bag": 1.0, "refine_cls": 1.0, "refine_iou": 3.0}
+SOLVER = SimpleNamespace(
+    base_lr=1e-6,
+    momentum=0.9,
+    weight_decay=5e-4,
+    bias_lr_factor=2.0,
+    steps=(),
+    gamma=0.1,
+    warmup_iters=0,
+    images_per_update=2,
+    clip_grad_norm=10.0,
+)
+"""Stands in for the section `solver`, which needs pydantic."""
 TOLERANCES = {torch.float32: 1e-3, torch.bfloat16: 2e-2}
 """Relative, of losses and scores, to those of the CPU in float32; convolutions without TF32."""
 
@@ -327,13 +340,10 @@ def make_trainer(
     model.precision, model.proposals_chunk = precision, chunk
     return Trainer(
         model=model,
-        losses=losses,
-        losses_together=losses.together if together else None,
-        optimizer=build_optimizer(model),
-        learning_rate=LearningRate(1e-6),
+        backward=Together(model, losses.together) if together else OneByOne(model, losses),
+        optimizer=build_optimizer(model, SOLVER),
+        solver=SOLVER,
         loss_weights=LOSS_WEIGHTS,
-        images_per_update=2,
-        clip_grad_norm=10.0,
         device=conditions.device,
     )
 

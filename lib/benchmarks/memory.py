@@ -14,7 +14,7 @@ from lib.benchmarks.network import FULL, SMALL, fastest_precision
 from lib.benchmarks.report import Conditions, Row
 from lib.config import Config, RuntimeConfig
 from lib.engine.build import build_trainer
-from lib.engine.record import peak_memory
+from lib.engine.profile import peak_memory
 from lib.modeling.model_builder import build_model
 
 COUNTS = {"bfloat16": (500, 1000, 4000), "float32": (500, 1500)}
@@ -58,5 +58,5 @@ def peak_bytes(
     long_side = 64 if conditions.quick else LONG_SIDE
     sample = draw_sample(long_side, num_proposals).to(conditions.device)
     generator = torch.Generator().manual_seed(conditions.seed)
-    sum(trainer.losses(model, sample, generator).values()).backward()
+    trainer.backward(iter([(sample, generator)]), trainer.weigh)
     return peak_memory(conditions.device)

@@ -16,8 +16,8 @@ from lib.benchmarks.report import Conditions, Row
 from lib.benchmarks.slow_twins import LiteralMiner
 from lib.benchmarks.timing import time_together
 from lib.config import Config, RuntimeConfig, SolverConfig
-from lib.engine.build import build_trainer, learning_rate
-from lib.engine.trainer import Trainer
+from lib.engine.build import build_trainer
+from lib.engine.trainer import OneByOne, Trainer
 from lib.modeling.criterion import CIMCriterion, CIMLosses
 from lib.modeling.heads import CIMMiner
 from lib.structures import Targets
@@ -98,13 +98,12 @@ def plain_trainer(
     parameters = [p for p in model.parameters() if p.requires_grad]
     return Trainer(
         model=model.train(),
-        losses=CIMLosses(CIMCriterion(miner)),
+        backward=OneByOne(model, CIMLosses(CIMCriterion(miner))),
         optimizer=torch.optim.SGD(
             [{"params": parameters, "lr_factor": 1.0}], lr=0.0, momentum=0.9, foreach=False
         ),
-        learning_rate=learning_rate(config.solver),
+        solver=config.solver,
         loss_weights=config.loss.model_dump(),
-        images_per_update=config.solver.images_per_update,
         device=device,
     )
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import nn
+from torchvision.models.detection import MaskRCNN
 
 from lib.config import Config, RuntimeConfig, SolverConfig
 from lib.data.catalog import Dataset
@@ -17,8 +18,16 @@ from lib.data.loader import CimDataset
 from lib.engine.checkpoint import load_checkpoint, load_model
 from lib.engine.distributed import ALONE, Ranks
 from lib.engine.inference import Detector
-from lib.engine.solver import LearningRate, build_optimizer
-from lib.engine.trainer import Trainer
+from lib.engine.solver import build_optimizer
+from lib.engine.trainer import (
+    AmongRanks,
+    ImageLosses,
+    Losses,
+    OneByOne,
+    SideBySide,
+    Together,
+    Trainer,
+)
 from lib.fast.precision import bfloat16_speedup
 from lib.modeling.criterion import CIMCriterion, CIMLosses
 from lib.modeling.folding import fold_batch_norms
@@ -27,6 +36,7 @@ from lib.modeling.model_builder import CIMNet, build_model
 from lib.prm.clusters import ClusterStore
 from lib.prm.network import prm_backbone
 from lib.proposals.store import ProposalStore
+from lib.refine.training import LOSSES, mask_rcnn_losses
 
 logger = logging.getLogger(__name__)
 
@@ -140,32 +150,64 @@ def build_trainer(
     model.precision = getattr(torch, runtime.precision)
     model.proposals_chunk = runtime.proposals_chunk
     losses = CIMLosses(CIMCriterion(CIMMiner(**config.mining.model_dump())))
-    trainer = Trainer(
+    together = losses.together if runtime.images_together else None
+    backward = choose_backward(model, losses, solver, num_lanes, ranks, together)
+    if runtime.compile:
+        for net in backward.models:
+            net.Conv_Body.compile(dynamic=True)
+    return Trainer(
         model=model,
-        losses=losses,
-        losses_together=losses.together if runtime.images_together else None,
-        optimizer=build_optimizer(
-            model, solver.momentum, solver.weight_decay, solver.bias_lr_factor
-        ),
-        learning_rate=learning_rate(solver),
+        backward=backward,
+        optimizer=build_optimizer(model, solver),
+        solver=solver,
         loss_weights=config.loss.model_dump(),
-        images_per_update=solver.images_per_update,
         seed=config.run.seed,
-        clip_grad_norm=solver.clip_grad_norm,
         device=torch.device(device),
-        num_lanes=num_lanes,
         ranks=ranks,
     )
-    if runtime.compile:
-        for net in (model, *trainer.lanes.models[1:]):
-            net.Conv_Body.compile(dynamic=True)
-    return trainer
 
 
-def learning_rate(solver: SolverConfig) -> LearningRate:
-    return LearningRate(
-        solver.base_lr, solver.warmup_iters, solver.warmup_factor, solver.steps, solver.gamma
+def build_refine_trainer(
+    config: Config, model: MaskRCNN, device: str, num_lanes: int = 1, ranks: Ranks = ALONE
+) -> Trainer:
+    """A trainer of the Mask R-CNN that has made no update yet; arguments as for `build_trainer`."""
+    solver = config.refine.solver
+    model.to(device).train()
+    return Trainer(
+        model=model,
+        backward=choose_backward(model, mask_rcnn_losses, solver, num_lanes, ranks),
+        optimizer=build_optimizer(model, solver),
+        solver=solver,
+        loss_weights=dict.fromkeys(LOSSES, 1.0),
+        seed=config.run.seed,
+        device=torch.device(device),
+        ranks=ranks,
     )
+
+
+def choose_backward(
+    model: nn.Module,
+    losses: ImageLosses,
+    solver: SolverConfig,
+    num_lanes: int = 1,
+    ranks: Ranks = ALONE,
+    together: Callable[..., list[Losses]] | None = None,
+) -> OneByOne | SideBySide | Together | AmongRanks:
+    """The way to compute an update that fits the hardware.
+
+    Args:
+        num_lanes: images that a CPU works on at the same time.
+        together: losses of several images in one pass, where that is wanted.
+
+    Raises:
+        ValueError: the images of an update cannot be shared evenly among the ranks.
+    """
+    if ranks.count > 1:
+        return AmongRanks(model, losses, solver.images_per_update, ranks)
+    if together is not None:
+        return Together(model, together)
+    num_lanes = min(num_lanes, solver.images_per_update)
+    return SideBySide(model, losses, num_lanes) if num_lanes > 1 else OneByOne(model, losses)
 
 
 def build_detector(

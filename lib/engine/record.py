@@ -2,32 +2,25 @@
 
 from __future__ import annotations
 
-import logging
-import resource
-import sys
 import time
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Self
 
+import cv2
 import numpy as np
 import torch
 from tensorboardX import summary
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
-from torch.profiler import ProfilerActivity, profile, schedule
 from tqdm import tqdm
 
-from lib.engine.distributed import Ranks
+from lib.engine.profile import CPU, peak_memory
 from lib.engine.runs import History
-from lib.visualization.panels import save_png
-
-logger = logging.getLogger(__name__)
-
+from lib.files import atomic_file
 
 Numbers = Mapping[str, float]
-_CPU = torch.device("cpu")
 
 
 class Record:
@@ -47,7 +40,7 @@ class Record:
         start: int,
         max_iter: int,
         bar_shows: tuple[str, ...],
-        device: torch.device = _CPU,
+        device: torch.device = CPU,
     ) -> None:
         self.run = run
         self.history = History(run / "history.jsonl", start)
@@ -74,7 +67,10 @@ class Record:
 
     def show(self, iteration: int, name: str, picture: np.ndarray) -> None:
         """Keeps a picture, (H, W, 3) uint8 RGB, as `<name>/update_<N>.png` and in TensorBoard."""
-        save_png(self.run / name / f"update_{iteration:06d}.png", picture)
+        done, encoded = cv2.imencode(".png", picture[..., ::-1])
+        assert done
+        with atomic_file(self.run / name / f"update_{iteration:06d}.png") as file:
+            file.write(encoded.tobytes())
         self.board.add(summary.image(name, picture, dataformats="HWC"), iteration)
 
     def __enter__(self) -> Self:
@@ -129,68 +125,3 @@ class Averages:
         means = {name: total / self.count for name, total in self.sums.items()}
         self.__init__()
         return means
-
-
-def peak_memory(device: torch.device = _CPU) -> int:
-    """The most bytes that were in use at once so far: on a GPU, or else by this process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else 1024 * peak
-
-
-SKIPPED, WARM_UP, TRACED = 2, 1, 3
-"""Updates; the first ones are slower than all others."""
-_ROWS = 25
-
-
-class Profile:
-    """Traces a few updates of each rank; to be told of the end of every update.
-
-    Writes `trace_rank<N>.json`, for chrome://tracing or ui.perfetto.dev, and
-    `operations_rank<N>.txt`, the operations that took the most time, into the folder.
-
-    Args:
-        wanted: False does nothing.
-    """
-
-    def __init__(self, folder: Path, ranks: Ranks, wanted: bool) -> None:
-        self.folder = folder
-        self.rank = ranks.rank
-        self.on_gpu = torch.device(ranks.device).type == "cuda"
-        self._profiler = None
-        if wanted:
-            # Private, but the only way to see all threads: images are worked on by lanes.
-            from torch._C._profiler import _ExperimentalConfig
-
-            activities = [ProfilerActivity.CPU]
-            if self.on_gpu:
-                activities.append(ProfilerActivity.CUDA)
-            self._profiler = profile(
-                activities=activities,
-                schedule=schedule(wait=SKIPPED, warmup=WARM_UP, active=TRACED, repeat=1),
-                on_trace_ready=self._write,
-                experimental_config=_ExperimentalConfig(profile_all_threads=True),
-            )
-
-    def step(self) -> None:
-        if self._profiler is not None:
-            self._profiler.step()
-
-    def _write(self, profiler: profile) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        trace = self.folder / f"trace_rank{self.rank}.json"
-        profiler.export_chrome_trace(str(trace))
-        by = f"self_{'device' if self.on_gpu else 'cpu'}_time_total"
-        table = profiler.key_averages().table(sort_by=by, row_limit=_ROWS)
-        trace.with_name(f"operations_rank{self.rank}.txt").write_text(table)
-        logger.info("profile of %d updates: %s", TRACED, trace)
-
-    def __enter__(self) -> Self:
-        if self._profiler is not None:
-            self._profiler.__enter__()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self._profiler is not None:
-            self._profiler.__exit__(*error)

@@ -1,51 +1,32 @@
-"""Stochastic gradient descent as the published numbers were made (SPEC 6; paper, section 4.1)."""
+"""Stochastic gradient descent as the published numbers were made (paper, section 4.1)."""
 
 from __future__ import annotations
 
 from bisect import bisect_right
-from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
-
-@dataclass(frozen=True)
-class LearningRate:
-    """The rate of every update: linear warm-up, then constant with drops."""
-
-    base_lr: float
-    warmup_iters: int = 0
-    """Updates before the base rate is reached; 0 starts with it."""
-    warmup_factor: float = 1 / 3
-    """The very first update uses base_lr times this."""
-    steps: tuple[int, ...] = ()
-    """From the update of this number on (the first is 0), the rate is multiplied by gamma."""
-    gamma: float = 0.1
-
-    def __post_init__(self) -> None:
-        if list(self.steps) != sorted(set(self.steps)):
-            raise ValueError(f"solver.steps must ascend, got {list(self.steps)}")
-
-    def __call__(self, iteration: int) -> float:
-        """The rate of update `iteration` (from 0), a pure function of it."""
-        rate = self.base_lr * self.gamma ** bisect_right(self.steps, iteration)
-        if iteration < self.warmup_iters:
-            done = iteration / self.warmup_iters
-            rate *= self.warmup_factor * (1 - done) + done
-        return rate
+if TYPE_CHECKING:
+    from lib.config import SolverConfig
 
 
-def build_optimizer(
-    model: nn.Module,
-    momentum: float = 0.9,
-    weight_decay: float = 5e-4,
-    bias_lr_factor: float = 2.0,
-) -> torch.optim.SGD:
+def learning_rate(solver: SolverConfig, iteration: int) -> float:
+    """Rate of update `iteration` (from 0): linear warm-up, then constant with drops."""
+    rate = solver.base_lr * solver.gamma ** bisect_right(solver.steps, iteration)
+    if iteration < solver.warmup_iters:
+        done = iteration / solver.warmup_iters
+        rate *= solver.warmup_factor * (1 - done) + done
+    return rate
+
+
+def build_optimizer(model: nn.Module, solver: SolverConfig) -> torch.optim.SGD:
     """SGD over everything that trains, in two groups: weights and biases.
 
     A bias is a parameter whose name ends in `bias`: those of convolutions, linear layers and
-    batch norms alike. Biases learn `bias_lr_factor` times faster and do not decay. The scales of
-    batch norms are weights. The rate is 0 until `set_learning_rate` sets it.
+    batch norms alike. Biases learn `solver.bias_lr_factor` times faster and do not decay. The
+    scales of batch norms are weights. The rate is 0 until `set_learning_rate` sets it.
 
     Raises:
         ValueError: no parameter of `model` trains.
@@ -55,13 +36,13 @@ def build_optimizer(
         if parameter.requires_grad:
             (biases if name.endswith("bias") else weights).append(parameter)
     groups = [
-        {"params": weights, "weight_decay": weight_decay, "lr_factor": 1.0},
-        {"params": biases, "weight_decay": 0.0, "lr_factor": bias_lr_factor},
+        {"params": weights, "weight_decay": solver.weight_decay, "lr_factor": 1.0},
+        {"params": biases, "weight_decay": 0.0, "lr_factor": solver.bias_lr_factor},
     ]
     groups = [group for group in groups if group["params"]]
     if not groups:
         raise ValueError("the model has no parameter that trains")
-    return torch.optim.SGD(groups, lr=0.0, momentum=momentum, fused=True)
+    return torch.optim.SGD(groups, lr=0.0, momentum=solver.momentum, fused=True)
 
 
 def set_learning_rate(optimizer: torch.optim.SGD, rate: float) -> None:
@@ -83,9 +64,9 @@ def set_learning_rate(optimizer: torch.optim.SGD, rate: float) -> None:
 def lay_out_momentum(optimizer: torch.optim.SGD) -> None:
     """Gives loaded momentum the memory layout of its parameters.
 
-    A checkpoint keeps that of the training that wrote it, contiguous or channels_last. The fused
-    step takes both for equal: with another one it fails on CUDA, and on a CPU adds up what does not
-    belong together.
+    A checkpoint keeps the layout of the training that wrote it, contiguous or channels_last. The
+    fused step assumes that both agree: otherwise it fails on CUDA, and on a CPU it adds values of
+    different places.
     """
     for parameter, state in optimizer.state.items():
         buffer = state.get("momentum_buffer")

@@ -1,13 +1,13 @@
-"""One update: the sum of the gradients of a few images (SPEC 6)."""
+"""One update of the weights: the sum of the gradients of a few images (paper, section 4.1)."""
 
 from __future__ import annotations
 
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
@@ -16,10 +16,21 @@ from torch import Tensor, nn
 from lib.engine.checkpoint import random_state, set_random_state
 from lib.engine.distributed import ALONE, Ranks, summing_model
 from lib.engine.lanes import Lanes
-from lib.engine.solver import LearningRate, lay_out_momentum, set_learning_rate
+from lib.engine.solver import lay_out_momentum, learning_rate, set_learning_rate
 from lib.structures import TrainingSample
 
+if TYPE_CHECKING:
+    from lib.config import SolverConfig
+
 Numbers = dict[str, float]
+Losses = dict[str, Tensor]
+"""Losses of one image by name; each has one value, or one for each stage."""
+ImageLosses = Callable[[nn.Module, Any, torch.Generator], Losses]
+"""(model, sample on its device, generator) -> unweighted losses of the image."""
+Images = Iterator[tuple[Any, torch.Generator]]
+"""The images of an update, on the device, each with the generator that draws for it."""
+Weigh = Callable[[Losses], Losses]
+"""Adds `total`, the weighted sum."""
 _Item = TypeVar("_Item")
 
 
@@ -47,39 +58,28 @@ class Trainer:
     """A model, how it learns, and how far it has come."""
 
     model: nn.Module
-    losses: Callable[[nn.Module, Any, torch.Generator], dict[str, Tensor]]
-    """(model, sample on `device`, generator) -> unweighted losses of one image by name."""
+    backward: Callable[[Images, Weigh], list[Losses]]
+    """Adds the gradient of every image of an update to the model's, and returns the losses:
+    OneByOne, or a faster way with the same result."""
     optimizer: torch.optim.SGD
-    learning_rate: LearningRate
+    solver: SolverConfig
     loss_weights: Mapping[str, float]
-    images_per_update: int
     seed: int = 0
     """What is drawn for an image follows from this and the image's place in the stream."""
-    clip_grad_norm: float | None = None
     device: torch.device = torch.device("cpu")
-    num_lanes: int = 1
-    """Images worked on at the same time (CPU); changes nothing but the rounding of sums."""
     ranks: Ranks = ALONE
-    """The processes that share the images of an update; the same is true of them."""
-    losses_together: Callable[..., list[dict[str, Tensor]]] | None = None
-    """(model, samples on `device`, generators) -> losses of every image. If set, a process that is
-    alone makes one pass over all images of an update, in place of lanes; the same is true of it."""
+    """The processes that share the images of an update; the result does not depend on them."""
     iteration: int = 0
     """Updates done."""
 
-    def __post_init__(self) -> None:
-        self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        self._shared = self.model
-        if self.ranks.count > 1:
-            if self.images_per_update % self.ranks.count:
-                raise ValueError(
-                    f"the {self.images_per_update} images of an update cannot be shared evenly by "
-                    f"{self.ranks.count} processes; start a number of them (gpus=, nnodes=) that "
-                    "divides images_per_update, of the section solver or refine.solver"
-                )
-            self._shared, self.num_lanes = summing_model(self.model, self.ranks), 1
-        self._own_images = self.images_per_update // self.ranks.count
-        self.lanes = Lanes(self._shared, min(self.num_lanes, self._own_images))
+    @property
+    def first_sample(self) -> int:
+        """Where in the stream of all images this rank's next one stands.
+
+        From there on it takes every `ranks.count`-th: which images an update sums, and what is
+        drawn for each, does not depend on the number of ranks.
+        """
+        return self.iteration * self.solver.images_per_update + self.ranks.rank
 
     def update(self, samples: Iterator[TrainingSample]) -> Numbers:
         """Takes the next images of the stream and makes one update of the weights.
@@ -95,83 +95,36 @@ class Trainer:
         Raises:
             NonFiniteLossError: before any weight has changed.
         """
-        rate = self.learning_rate(self.iteration)
-        self.lanes.drop_gradients()
-        together = self.losses_together is not None and self.ranks.count == 1
-        images, pending, waited = [], [], 0.0
-        try:
-            for number in range(self._own_images):
+        taken, waited = [], 0.0
+
+        def images() -> Images:
+            nonlocal waited
+            for number in range(self.solver.images_per_update // self.ranks.count):
                 start = time.perf_counter()
-                sample = next(samples)
+                taken.append(next(samples))
                 waited += time.perf_counter() - start
-                images.append(sample)
-                if not together:
-                    pending.append(self.lanes.submit(number, self._add_gradient, sample, number))
-        finally:
-            self.lanes.finish()
-        if together:
-            of_images = self._gradients_together(images)
-        else:
-            of_images = [future.result() for future in pending]
-        self.lanes.gather_gradients()
-        gradients = [p.grad for p in self.parameters if p.grad is not None]
+                place = self.first_sample + number * self.ranks.count
+                yield taken[-1].to(self.device, non_blocking=True), self.generator(place)
+
+        self.optimizer.zero_grad()
+        of_images = self.backward(images(), self.weigh)
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        gradients = [p.grad for p in parameters if p.grad is not None]
         grad_norm = nn.utils.get_total_norm(gradients, foreach=True)
-        losses, told_norm = self._finite(images, of_images, grad_norm)
-        if self.clip_grad_norm is not None:
-            nn.utils.clip_grads_with_norm_(
-                self.parameters, self.clip_grad_norm, grad_norm, foreach=True
-            )
+        losses, told_norm = self._finite(taken, of_images, grad_norm)
+        if (limit := self.solver.clip_grad_norm) is not None:
+            nn.utils.clip_grads_with_norm_(parameters, limit, grad_norm, foreach=True)
+        rate = learning_rate(self.solver, self.iteration)
         set_learning_rate(self.optimizer, rate)
         self.optimizer.step()
         self.iteration += 1
         means = {name: sum(one[name] for one in losses) / len(losses) for name in losses[0]}
         return {**means, "lr": rate, "grad_norm": told_norm, "data_wait": waited}
 
-    @property
-    def first_sample(self) -> int:
-        """Where in the stream of all images this rank's next one stands.
-
-        From there on it takes every `ranks.count`-th: which images an update sums, and what is
-        drawn for each, does not depend on the number of ranks.
-        """
-        return self.iteration * self.images_per_update + self.ranks.rank
-
-    def _add_gradient(
-        self, model: nn.Module, sample: TrainingSample, number: int
-    ) -> dict[str, Tensor]:
-        """Adds the gradient of this rank's image `number` to that of `model`.
-
-        Returns:
-            The image's losses and their sum.
-        """
-        sample = sample.to(self.device, non_blocking=True)
-        generator = self.generator(self.first_sample + number * self.ranks.count)
-        with self._sent_after_the_last(number):
-            losses = self.losses(model, sample, generator)
-            total = sum(self.loss_weights[name] * value for name, value in losses.items())
-            total.backward()
-        return {name: value.detach() for name, value in {**losses, "total": total}.items()}
-
-    def _gradients_together(self, samples: Sequence[TrainingSample]) -> list[dict[str, Tensor]]:
-        """`_add_gradient` for all images of the update in one pass."""
-        samples = [sample.to(self.device, non_blocking=True) for sample in samples]
-        generators = [self.generator(self.first_sample + n) for n in range(len(samples))]
-        of_images = self.losses_together(self.model, samples, generators)
-        totals = [
-            sum(self.loss_weights[name] * value for name, value in losses.items())
-            for losses in of_images
-        ]
-        torch.stack(totals).sum().backward()
-        return [
-            {name: value.detach() for name, value in {**losses, "total": total}.items()}
-            for losses, total in zip(of_images, totals, strict=True)
-        ]
-
-    def _sent_after_the_last(self, number: int) -> AbstractContextManager:
-        """Ranks add up their gradients once an update, in the backward pass of the last image."""
-        if self.ranks.count > 1 and number < self._own_images - 1:
-            return self._shared.no_sync()
-        return nullcontext()
+    def weigh(self, losses: Losses) -> Losses:
+        """The losses of an image, and their weighted sum as `total`."""
+        total = sum(self.loss_weights[name] * value.sum() for name, value in losses.items())
+        return {**losses, "total": total}
 
     def generator(self, place: int) -> torch.Generator:
         """Draws for the image at `place` of the stream."""
@@ -211,7 +164,7 @@ class Trainer:
         return {
             "model": self.model.state_dict(),
             "step": self.iteration,
-            "batch_size": self.images_per_update,
+            "batch_size": self.solver.images_per_update,
             "optimizer": self.optimizer.state_dict(),
             "rng": random_state(),
         }
@@ -232,3 +185,102 @@ def in_order(of_ranks: Sequence[Sequence[_Item]]) -> list[_Item]:
 
 def _all_finite(values: Numbers) -> bool:
     return all(map(math.isfinite, values.values()))
+
+
+class OneByOne:
+    """Adds up the gradients of an update's images one after the other."""
+
+    def __init__(self, model: nn.Module, losses: ImageLosses) -> None:
+        self.models = [model]
+        self.losses = losses
+
+    def __call__(self, images: Images, weigh: Weigh) -> list[Losses]:
+        found = []
+        for sample, generator in images:
+            losses = weigh(self.losses(self.models[0], sample, generator))
+            losses["total"].backward()
+            found.append(detached(losses))
+        return found
+
+
+class SideBySide:
+    """Works on several images at a time, on the cores of a CPU; only sums are rounded otherwise."""
+
+    def __init__(self, model: nn.Module, losses: ImageLosses, count: int) -> None:
+        self.lanes = Lanes(model, count)
+        self.models = self.lanes.models
+        self.losses = losses
+
+    def __call__(self, images: Images, weigh: Weigh) -> list[Losses]:
+        self.lanes.drop_gradients()
+        try:
+            pending = [
+                self.lanes.submit(number, self._backward, weigh, *image)
+                for number, image in enumerate(images)
+            ]
+        finally:
+            self.lanes.finish()
+        found = [future.result() for future in pending]
+        self.lanes.gather_gradients()
+        return found
+
+    def _backward(
+        self, model: nn.Module, weigh: Weigh, sample: Any, generator: torch.Generator
+    ) -> Losses:
+        losses = weigh(self.losses(model, sample, generator))
+        losses["total"].backward()
+        return detached(losses)
+
+
+class Together:
+    """Makes one pass over all images of an update: wide weights are read once.
+
+    Args:
+        losses_together: (model, samples, generators) -> losses of every image.
+    """
+
+    def __init__(self, model: nn.Module, losses_together: Callable[..., list[Losses]]) -> None:
+        self.models = [model]
+        self.losses_together = losses_together
+
+    def __call__(self, images: Images, weigh: Weigh) -> list[Losses]:
+        samples, generators = zip(*images, strict=True)
+        found = list(map(weigh, self.losses_together(self.models[0], samples, generators)))
+        torch.stack([losses["total"] for losses in found]).sum().backward()
+        return list(map(detached, found))
+
+
+class AmongRanks:
+    """Adds up this rank's gradients one by one, and those of all ranks with the last image.
+
+    Raises:
+        ValueError: the images of an update cannot be shared evenly.
+    """
+
+    def __init__(
+        self, model: nn.Module, losses: ImageLosses, images_per_update: int, ranks: Ranks
+    ) -> None:
+        if images_per_update % ranks.count:
+            raise ValueError(
+                f"the {images_per_update} images of an update cannot be shared evenly by "
+                f"{ranks.count} processes; start a number of them (gpus=, nnodes=) that divides "
+                "images_per_update, of the section solver or refine.solver"
+            )
+        self.models = [model]
+        self.losses = losses
+        self._summing = summing_model(model, ranks)
+        self._last = images_per_update // ranks.count - 1
+
+    def __call__(self, images: Images, weigh: Weigh) -> list[Losses]:
+        found = []
+        for number, (sample, generator) in enumerate(images):
+            with nullcontext() if number == self._last else self._summing.no_sync():
+                losses = weigh(self.losses(self._summing, sample, generator))
+                losses["total"].backward()
+            found.append(detached(losses))
+        return found
+
+
+def detached(losses: Losses) -> Losses:
+    """One number for each loss, without its graph."""
+    return {name: value.detach().sum() for name, value in losses.items()}

@@ -24,7 +24,8 @@ from lib.config import Config, RefineConfig, save_config
 from lib.data.loader import Trainable, train_loader
 from lib.engine.checkpoint import TRAINED_WITH, find_resumable, save_checkpoint
 from lib.engine.distributed import Ranks, joined_ranks
-from lib.engine.record import Profile, Record
+from lib.engine.profile import Profile
+from lib.engine.record import Record
 from lib.engine.runs import (
     checkpoint_folder,
     claim_folder,
@@ -98,7 +99,7 @@ def train(
             if record is not None:
                 record.add({**values, "seconds": time.perf_counter() - start})
                 if last or trainer.iteration % log_period == 0:
-                    record.write(trainer.iteration, trainer.images_per_update)
+                    record.write(trainer.iteration, trainer.solver.images_per_update)
                 if picture is not None and image_period and trainer.iteration % image_period == 0:
                     record.show(trainer.iteration, "mining", picture(trainer.model))
                 if last or trainer.iteration % checkpoint_period == 0:
@@ -296,7 +297,7 @@ class TrainingRun:
             text = "stopped by %s; go on with --output %s and the same options"
             logger.info(text, name, self.folder)
             return 128 + stopped_by
-        images = (trainer.iteration - done_before) * trainer.images_per_update
+        images = (trainer.iteration - done_before) * trainer.solver.images_per_update
         self._farewell(images, time.monotonic() - begun, next_tool)
         return 0
 
@@ -333,7 +334,7 @@ def save_failed_update(
     content = {
         "model": trainer.model.state_dict(),
         "step": trainer.iteration,
-        "batch_size": trainer.images_per_update,
+        "batch_size": trainer.solver.images_per_update,
         "seed": trainer.seed,
         "samples": [_plain(sample) for sample in error.samples],
         "losses": list(error.losses),

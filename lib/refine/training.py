@@ -13,10 +13,6 @@ from torchvision.models.detection import MaskRCNN
 
 from lib.config import Config
 from lib.data.coco import CocoImages
-from lib.engine.build import learning_rate
-from lib.engine.distributed import ALONE, Ranks
-from lib.engine.solver import build_optimizer
-from lib.engine.trainer import Trainer
 from lib.structures import InstanceSample
 
 LOSSES = ("objectness", "rpn_box_reg", "classifier", "box_reg", "mask")
@@ -38,33 +34,6 @@ def mask_rcnn_losses(
     target = {"boxes": sample.boxes, "labels": sample.class_idx + 1, "masks": sample.masks}
     losses = model([sample.image], [target])
     return {name: losses[f"loss_{name}"] for name in LOSSES}
-
-
-def build_refine_trainer(
-    config: Config, model: MaskRCNN, device: str, num_lanes: int = 1, ranks: Ranks = ALONE
-) -> Trainer:
-    """A trainer that has made no update yet.
-
-    Args:
-        num_lanes: images worked on at the same time, by a process that is alone.
-    """
-    solver = config.refine.solver
-    model.to(device).train()
-    return Trainer(
-        model=model,
-        losses=mask_rcnn_losses,
-        optimizer=build_optimizer(
-            model, solver.momentum, solver.weight_decay, solver.bias_lr_factor
-        ),
-        learning_rate=learning_rate(solver),
-        loss_weights=dict.fromkeys(LOSSES, 1.0),
-        images_per_update=solver.images_per_update,
-        seed=config.run.seed,
-        clip_grad_norm=solver.clip_grad_norm,
-        device=torch.device(device),
-        num_lanes=num_lanes,
-        ranks=ranks,
-    )
 
 
 def refinement_depends_on(config: Config, coco: CocoImages) -> dict[str, Any]:

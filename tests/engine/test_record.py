@@ -10,16 +10,8 @@ from tensorboardX import summary
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from lib.engine.distributed import ALONE
-from lib.engine.record import (
-    SKIPPED,
-    TRACED,
-    WARM_UP,
-    Averages,
-    Board,
-    Profile,
-    Record,
-    peak_memory,
-)
+from lib.engine.profile import SKIPPED, TRACED, WARM_UP, Profile, peak_memory
+from lib.engine.record import Averages, Board, Record
 from lib.engine.runs import read_lines
 
 

@@ -1,18 +1,21 @@
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
 
-from lib.engine.solver import LearningRate, build_optimizer, set_learning_rate
+from lib.config import SolverConfig, load_config
+from lib.engine.solver import build_optimizer, learning_rate, set_learning_rate
 
 
 def test_learning_rate_by_hand():
-    rate = LearningRate(base_lr=0.3, warmup_iters=4, warmup_factor=1 / 3, steps=(6, 8), gamma=0.1)
+    solver = SolverConfig(base_lr=0.3, warmup_iters=4, warmup_factor=1 / 3, steps=(6, 8), gamma=0.1)
     expected = [0.1, 0.15, 0.2, 0.25, 0.3, 0.3, 0.03, 0.03, 0.003, 0.003]
-    assert [rate(i) for i in range(10)] == pytest.approx(expected)
+    assert [learning_rate(solver, i) for i in range(10)] == pytest.approx(expected)
 
 
 def test_published_schedule():
-    rate = LearningRate(base_lr=2.5e-4, warmup_iters=500, steps=(30000,))
+    rate = partial(learning_rate, SolverConfig())
     assert rate(0) == pytest.approx(2.5e-4 / 3)
     assert rate(250) == pytest.approx(2.5e-4 * 2 / 3)
     assert rate(500) == rate(29999) == pytest.approx(2.5e-4)
@@ -20,12 +23,13 @@ def test_published_schedule():
 
 
 def test_no_warmup_and_no_steps_is_constant():
-    assert {LearningRate(base_lr=0.1)(i) for i in (0, 1, 10**6)} == {0.1}
+    solver = SolverConfig(base_lr=0.1, warmup_iters=0, steps=())
+    assert {learning_rate(solver, i) for i in (0, 1, 10**6)} == {0.1}
 
 
 def test_steps_must_ascend():
-    with pytest.raises(ValueError, match=r"solver.steps must ascend, got \[5, 3\]"):
-        LearningRate(base_lr=0.1, steps=(5, 3))
+    with pytest.raises(ValueError, match=r"solver.steps: must ascend, got \[5, 3\]"):
+        load_config(None, ["solver.steps", "[5, 3]"])
 
 
 class Small(nn.Module):
@@ -38,7 +42,7 @@ class Small(nn.Module):
 
 def test_groups_hold_everything_that_trains_once():
     model = Small()
-    weights, biases = build_optimizer(model, 0.9, 5e-4, 2.0).param_groups
+    weights, biases = build_optimizer(model, SolverConfig()).param_groups
     assert [id(p) for p in weights["params"]] == [id(model.conv.weight), id(model.bn.weight)]
     assert [id(p) for p in biases["params"]] == [id(model.conv.bias), id(model.bn.bias)]
     assert (weights["weight_decay"], biases["weight_decay"]) == (5e-4, 0.0)
@@ -46,20 +50,28 @@ def test_groups_hold_everything_that_trains_once():
 
 def test_nothing_to_train():
     with pytest.raises(ValueError, match="no parameter that trains"):
-        build_optimizer(nn.Linear(2, 2).requires_grad_(False))
+        build_optimizer(nn.Linear(2, 2).requires_grad_(False), SolverConfig())
 
 
 def test_steps_against_plain_arithmetic():
     """Momentum, decay on weights alone, doubled biases, and the buffer's scaling at a drop."""
     torch.manual_seed(0)
     model = nn.Linear(3, 2)
-    optimizer = build_optimizer(model, momentum=0.9, weight_decay=0.01, bias_lr_factor=2.0)
-    rate = LearningRate(base_lr=0.3, warmup_iters=2, steps=(4,), gamma=0.1)
+    solver = SolverConfig(
+        base_lr=0.3,
+        momentum=0.9,
+        weight_decay=0.01,
+        bias_lr_factor=2.0,
+        warmup_iters=2,
+        steps=(4,),
+        gamma=0.1,
+    )
+    optimizer = build_optimizer(model, solver)
     twin = {n: p.detach().clone().double() for n, p in model.named_parameters()}
     buffers = {n: torch.zeros_like(p) for n, p in twin.items()}
     before = None
     for i in range(7):
-        now = rate(i)
+        now = learning_rate(solver, i)
         for name, p in model.named_parameters():
             p.grad = torch.randn_like(p)
             decay, factor = (0.0, 2.0) if name == "bias" else (0.01, 1.0)
@@ -76,7 +88,7 @@ def test_steps_against_plain_arithmetic():
 
 def test_rising_rate_leaves_the_momentum_alone():
     model = nn.Linear(1, 1)
-    optimizer = build_optimizer(model)
+    optimizer = build_optimizer(model, SolverConfig())
     model.weight.grad = torch.ones(1, 1)
     set_learning_rate(optimizer, 0.1)
     optimizer.step()

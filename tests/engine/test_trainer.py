@@ -8,10 +8,12 @@ import pytest
 import torch
 from torch import nn
 
+from lib.config import SolverConfig
+from lib.engine.build import choose_backward
 from lib.engine.checkpoint import list_checkpoints, load_checkpoint, seed_everything
-from lib.engine.distributed import Ranks
+from lib.engine.distributed import ALONE, Ranks
 from lib.engine.runs import read_lines
-from lib.engine.solver import LearningRate, build_optimizer
+from lib.engine.solver import build_optimizer
 from lib.engine.trainer import NonFiniteLossError, Trainer, in_order
 from lib.engine.training import StopSignals, train
 from lib.modeling.criterion import CIMLosses
@@ -70,19 +72,26 @@ def stream(start=0):
     return map(make_sample, itertools.count(start))
 
 
-def make_trainer(seed=0, images_per_update=2, clip=None, criterion=criterion, **options):
+def make_trainer(
+    seed=0, images_per_update=2, clip=None, criterion=criterion, num_lanes=1, ranks=ALONE
+):
     seed_everything(seed)
     model = Scorer()
+    solver = SolverConfig(
+        base_lr=0.05,
+        warmup_iters=2,
+        steps=(5,),
+        images_per_update=images_per_update,
+        clip_grad_norm=clip,
+    )
     return Trainer(
         model=model,
-        losses=CIMLosses(criterion),
-        optimizer=build_optimizer(model),
-        learning_rate=LearningRate(0.05, warmup_iters=2, steps=(5,)),
+        backward=choose_backward(model, CIMLosses(criterion), solver, num_lanes, ranks),
+        optimizer=build_optimizer(model, solver),
+        solver=solver,
         loss_weights={"near": 1.0, "far": 3.0},
-        images_per_update=images_per_update,
         seed=seed,
-        clip_grad_norm=clip,
-        **options,
+        ranks=ranks,
     )
 
 
@@ -94,7 +103,9 @@ def make_resumed():
 
 
 def run_training(trainer, run, max_iter, samples=None):
-    samples = stream(trainer.iteration * trainer.images_per_update) if samples is None else samples
+    samples = (
+        stream(trainer.iteration * trainer.solver.images_per_update) if samples is None else samples
+    )
     extra = {"class_names": ["a", "b"]}
     return train(trainer, samples, run, max_iter, checkpoint_extra=extra, **PERIODS)
 
@@ -233,7 +244,7 @@ def test_an_error_of_an_image_comes_out_and_changes_nothing(num_lanes):
     with pytest.raises(ValueError, match="image 1"):
         trainer.update(stream())
     assert_same(before, weights(trainer))
-    trainer.losses = CIMLosses(quiet)
+    trainer.backward.losses = CIMLosses(quiet)
     trainer.update(stream(10))
     clean = make_trainer(images_per_update=3, num_lanes=num_lanes, criterion=quiet)
     clean.update(stream(10))
