@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> None:
     samples = [sample.to(args.device) for sample in failed["samples"]]
     images = replay(
         trainer.model,
-        replace(trainer.losses, criterion=trainer.losses.criterion.by_stage),
+        replace(trainer.backward.losses, criterion=trainer.backward.losses.criterion.by_stage),
         trainer.loss_weights,
         samples,
         [trainer.generator(first + number) for number in range(len(samples))],
