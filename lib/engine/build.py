@@ -28,9 +28,9 @@ from lib.engine.trainer import (
     Together,
     Trainer,
 )
+from lib.fast.folding import fold_batch_norms
 from lib.fast.precision import bfloat16_speedup
 from lib.modeling.criterion import CIMCriterion, CIMLosses
-from lib.modeling.folding import fold_batch_norms
 from lib.modeling.heads import CIMMiner
 from lib.modeling.model_builder import CIMNet, build_model
 from lib.prm.clusters import ClusterStore
