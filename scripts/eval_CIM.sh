@@ -14,19 +14,5 @@
 # nnodes, rdzv several machines, as for train_CIM.sh; proposals must have been made
 # Arguments override the configuration: bash scripts/eval_CIM.sh test.flips '[none]'
 set -euo pipefail
-dataset=${dataset:-shapes_test}
-source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
-use_run
-
-make_images
-make_proposals "$@"
-test_net "$@"
-if [ "$dataset" = coco2017test ]; then
-    step "The annotations are not public: the file to upload to COCO's server" \
-        python tools/make_submission.py "${run_args[@]}" "${data_args[@]}"
-    exit 0
-fi
-case $dataset in coco*) coco=yes ;; *) coco= ;; esac
-step "Average precision of the masks" \
-    python tools/evaluate.py --cfg "$cfg_file" "${run_args[@]}" "${data_args[@]}" --per-class \
-    ${coco:+--coco} --set "$@"
+source "$(dirname "${BASH_SOURCE[0]}")/install.sh"
+exec python tools/steps.py eval_CIM "$@"

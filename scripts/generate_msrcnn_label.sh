@@ -17,14 +17,5 @@
 # nnodes, rdzv  several machines, as for train_CIM.sh; proposals must have been made
 # Arguments override the configuration: bash scripts/generate_msrcnn_label.sh test.flips '[none]'
 set -euo pipefail
-dataset=${dataset:-shapes_train}
-source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
-use_run
-
-make_images
-make_proposals "$@"
-only_image_labels=yes
-test_net "$@"
-step "Pseudo labels: the confident ones, as a COCO json" \
-    python tools/generate_pseudo_labels.py "${run_args[@]}" "${data_args[@]}" \
-    --score-thresh "${score_thresh:-0.3}" --segmentation "${segmentation:-compressed}"
+source "$(dirname "${BASH_SOURCE[0]}")/install.sh"
+exec python tools/steps.py generate_msrcnn_label "$@"

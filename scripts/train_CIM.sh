@@ -20,25 +20,5 @@
 #              makes it, on one machine, and ends there.
 # Arguments override the configuration: bash scripts/train_CIM.sh solver.base_lr 0.005
 set -euo pipefail
-dataset=${dataset:-shapes_train}
-source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
-cfg_file=${cfg_file:-configs/resnet18_shapes.yaml}
-set -- "$@" ${iter_time:+solver.max_iter "$iter_time"}
-common=(--cfg "$cfg_file" "${data_args[@]}")
-
-make_images
-make_proposals "$@"
-if [ "$nnodes" != 1 ]; then
-    : "${output_file:?nnodes= needs output_file=, a run folder that all machines see}"
-elif [ -n "${points:-}" ]; then
-    step "Clusters: the proposals around every annotated point" \
-        python tools/assign_clusters.py "${common[@]}" --points "$points" --set "$@"
-else
-    step "Peak response network: a classifier whose peaks show where objects are" \
-        python tools/train_prm.py "${common[@]}" --if-needed --set "$@"
-    step "Clusters: the proposals around every peak" \
-        python tools/assign_clusters.py "${common[@]}" --set "$@"
-fi
-if [ -n "${prepare_only:-}" ]; then exit 0; fi
-step "Training CIM" \
-    "${launch[@]}" tools/train_net.py "${common[@]}" ${output_file:+--output "$output_file"} --set "$@"
+source "$(dirname "${BASH_SOURCE[0]}")/install.sh"
+exec python tools/steps.py train_CIM "$@"

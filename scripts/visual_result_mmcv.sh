@@ -16,18 +16,5 @@
 # data_root    where data sets and proposals lie (default: data)
 # Arguments go to tools/visualize.py, see its --help; after --gallery, to tools/gallery.py.
 set -euo pipefail
-dataset=${dataset:-shapes_test}
-source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
-
-title="Pictures of the results on $dataset" tool=tools/visualize.py
-if [ "${1:-}" = --gallery ]; then
-    title="A gallery of the results on $dataset" tool=tools/gallery.py
-    shift
-fi
-if [[ " $* " == *" --detections "* ]]; then
-    step "$title" python $tool "${data_args[@]}" "$@"
-else
-    use_run
-    if [ -n "${iter_time:-}" ]; then test_net; fi
-    step "$title" python $tool "${run_args[@]}" "${data_args[@]}" "$@"
-fi
+source "$(dirname "${BASH_SOURCE[0]}")/install.sh"
+exec python tools/steps.py visual_result_mmcv "$@"

@@ -9,12 +9,13 @@ import importlib
 import importlib.util
 import io
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
 from lib.config import Config, _known_keys, load_config
 from lib.data.catalog import dataset_from_args
+from lib.pipeline.drivers import VARIABLES, driver_steps
 from tests.docs.documents import ROOT
 from tests.docs.rehearsal import Call
 
@@ -58,6 +59,7 @@ RUN_FOR_REAL = {
     "tools/quickstart.py": "tests/tools/test_quickstart.py",
     "tools/replay.py": "tests/tools/test_replay.py",
     "tools/show_proposals.py": "tests/proposals/test_tools.py",
+    "tools/steps.py": "tests/scripts/test_drivers_for_real.py",
     "tools/test_mask_rcnn.py": "tests/tools/test_mask_rcnn.py",
     "tools/test_net.py": "tests/tools/test_train_test.py",
     "tools/train_mask_rcnn.py": "tests/tools/test_mask_rcnn.py",
@@ -116,8 +118,25 @@ def _python(call: Call) -> Iterator[str]:
             yield f"unknown module {rest[0]}; {REGISTER}"
         elif rest[0] in PROGRAMS:
             yield from PROGRAMS[rest[0]](Call(rest[0], tuple(rest[1:]), "", call.exported))
+    elif first == "tools/steps.py":
+        yield from _driver(rest[0], rest[1:], call.exported)
     elif first != "setup.py" or rest[-2:] != ["build_ext", "--inplace"]:
         yield from _script(first, rest)
+
+
+def _driver(name: str, words: Sequence[str], variables: Mapping[str, str]) -> Iterator[str]:
+    """Every step that a driver would run."""
+    if name != "train_CIM":
+        variables = {"output_file": "Outputs/newest", **variables}
+    try:
+        steps = driver_steps(name, variables, words)
+    except ValueError as error:
+        yield str(error)
+        return
+    for step in steps:
+        tools = [n for n, word in enumerate(step.command) if word.startswith("tools/")]
+        for tool in tools:  # two where tools/launch.py is the first
+            yield from _script(step.command[tool], step.command[tool + 1 :])
 
 
 def code_faults(text: str) -> Iterator[str]:
@@ -251,8 +270,9 @@ def _bash(call: Call) -> Iterator[str]:
     if name.startswith("scripts/"):
         yield from _registered(name)
     read = scripts_text(ROOT / name)
-    for variable in () if call.nested else sorted(call.exported - OUTSIDE):
-        if not re.search(rf"\$\{{?{variable}\b", read):
+    of_driver = VARIABLES.get(Path(name).stem, ())
+    for variable in () if call.nested else sorted(call.exported.keys() - OUTSIDE):
+        if variable not in of_driver and not re.search(rf"\$\{{?{variable}\b", read):
             yield f"{name} does not read the variable {variable}"
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,11 +23,9 @@ separator=$'\\x1f'; IFS=$separator
 standing=; [ "${{!#}}" = - ] && standing=$({cat})
 printf '%s' "{name}$separator$*$separator$standing" >> "$CALLS"
 printf '\\x1d' >> "$CALLS"
-printf '%s' "$(compgen -e)" >> "$CALLS"
-printf '\\x1e' >> "$CALLS"
 unset IFS
-"""
-_PYTHON = """if [ "$1" = -c ]; then echo Outputs/newest; fi
+for name in $(compgen -e); do printf '%s=%s\\x1f' "$name" "${{!name}}" >> "$CALLS"; done
+printf '\\x1e' >> "$CALLS"
 """
 _BASH = """export INSIDE_A_SCRIPT=yes
 exec {bash} "$@"
@@ -41,8 +40,8 @@ class Call:
     arguments: tuple[str, ...]
     stdin: str
     """What came by a here-document, where the last argument is `-`."""
-    exported: frozenset[str]
-    """Names of the variables that it was given, beyond those that the rehearsal itself sets."""
+    exported: Mapping[str, str]
+    """The variables that it was given, beyond those that the rehearsal itself sets."""
     nested: bool = False
     """Whether a script started it, which hands on all variables that it was given itself."""
 
@@ -77,7 +76,7 @@ class Rehearsal:
 
     def _stand_in(self, path: Path) -> None:
         known = {"bash": shutil.which("bash"), "cat": shutil.which("cat"), "name": path.name}
-        after = {"bash": _BASH, "python": _PYTHON}.get(path.name, "")
+        after = _BASH if path.name == "bash" else ""
         path.write_text((_NOTE + after).format(**known))
         path.chmod(0o755)
 
@@ -103,10 +102,11 @@ class Rehearsal:
         for entry in self._calls.read_text().split("\x1e")[:-1]:
             words, exported = entry.split("\x1d")
             program, *arguments, stdin = words.split("\x1f")
-            names = frozenset(exported.split()) - given.keys() - {"PWD", "OLDPWD", "SHLVL", "_"}
+            variables = dict(pair.split("=", 1) for pair in exported.split("\x1f")[:-1])
+            for name in (*given, "PWD", "OLDPWD", "SHLVL", "_"):
+                variables.pop(name, None)
             arguments = [word for word in arguments if word not in ("", "...")]
-            nested = "INSIDE_A_SCRIPT" in names
-            names -= {"INSIDE_A_SCRIPT"}
-            calls.append(Call(program, tuple(arguments), stdin, names, nested))
+            nested = variables.pop("INSIDE_A_SCRIPT", None) is not None
+            calls.append(Call(program, tuple(arguments), stdin, variables, nested))
         fault = process.stderr if process.returncode or "not found" in process.stderr else ""
         return calls, fault.strip()

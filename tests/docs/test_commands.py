@@ -129,8 +129,9 @@ def test_variables_and_quotes_are_the_shells(rehearsal, monkeypatch):
     assert not fault
     assert calls[0].arguments == ("tools/evaluate.py", "--json", '"a', 'b.json"', "x y")
     calls, _ = rehearsal.run("iter_time=5 bash scripts/train_CIM.sh")
-    assert calls[0].exported == {"iter_time"}
-    assert calls[-1].arguments[-3:] == ("--set", "solver.max_iter", "5")
+    assert calls[0].exported == {"iter_time": "5"}
+    assert calls[-1].arguments == ("tools/steps.py", "train_CIM")
+    assert calls[-1].exported == {"iter_time": "5"}
 
 
 def test_pages_are_taken_apart(tmp_path):

@@ -36,6 +36,7 @@ from tests.devkits import (
     write_voc,
 )
 from tests.docs.rehearsal import Rehearsal
+from tests.in_process import run_tools_here
 
 SMALL = {
     "model.backbone": "resnet18",
@@ -63,6 +64,7 @@ def user(tmp_path, monkeypatch, capsys):
     """Runs commands in a project folder with an empty `data`; gives back what they print."""
     rehearsal = Rehearsal(tmp_path, ())
     monkeypatch.chdir(rehearsal.project)
+    run_tools_here(monkeypatch, lambda command, log: None)
     small = " ".join(shlex.quote(str(word)) for pair in SMALL.items() for word in pair)
 
     def run(commands: str) -> str:
@@ -73,7 +75,10 @@ def user(tmp_path, monkeypatch, capsys):
             if call.program == "python":
                 name, *arguments = call.arguments
                 tool = importlib.import_module(f"tools.{Path(name).stem}")
-                assert tool.main(arguments) == 0, f"{call}\n{capsys.readouterr().err}"
+                with monkeypatch.context() as given:
+                    for variable, value in call.exported.items():
+                        given.setenv(variable, value)
+                    assert tool.main(arguments) == 0, f"{call}\n{capsys.readouterr().err}"
         return capsys.readouterr().out
 
     return run

@@ -1,45 +1,59 @@
 """The quickstart from beginning to end, with few images and updates."""
 
-import importlib.util
 import json
 from pathlib import Path
 
 import pytest
 
-PATH = Path(__file__).parents[2] / "tools" / "quickstart.py"
+from tools import quickstart
+
 SHORT = ["solver.max_iter", "3", "solver.steps", "[2]", "prm.epochs", "1"]
 
 
-@pytest.fixture(scope="module")
-def quickstart():
-    spec = importlib.util.spec_from_file_location("quickstart", PATH)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_goes_from_nothing_to_a_summary_and_is_not_done_twice(quickstart, tmp_path, capfd):
+def test_goes_from_nothing_to_a_summary_and_trains_once(tmp_path, capfd):
     run = tmp_path / "run"
     common = ["--output", str(run), "--data-root", str(tmp_path / "data"), "--images", "6", "4"]
     assert quickstart.main([*common, "--set", *SHORT]) == 0
-    assert "Mask AP on the test images" in capfd.readouterr().out
+    said = capfd.readouterr()
+    assert "Mask AP on the test images" in said.out
+    titles = [line.split(":")[0] for line in said.err.splitlines() if line.startswith("[")]
+    assert titles == [
+        "[1/13] shapes (shapes_train)",
+        "[2/13] proposals (shapes_train)",
+        "[3/13] proposals (shapes_test)",
+        "[4/13] recall (shapes_test)",
+        "[5/13] prm (shapes_train)",
+        "[6/13] clusters (shapes_train)",
+        "[7/13] train (shapes_train)",
+        "[8/13] test (shapes_test)",
+        "[9/13] evaluate (shapes_test)",
+        "[10/13] masks (shapes_train)",
+        "[11/13] pseudo_labels (shapes_train)",
+        "[12/13] pictures (shapes_test)",
+        "[13/13] gallery (shapes_test)",
+    ]
 
     summary = json.loads((run / "summary.json").read_text())
     assert summary["metrics"].keys() >= {"ap25", "ap50", "ap70", "ap75"}
     assert all(0 <= value <= 1 for value in summary["metrics"].values())
-    stages = {name: seconds for name, seconds in summary["seconds"].items() if name != "total"}
-    assert "train" in stages and min(stages.values()) > 0
-    assert summary["seconds"]["total"] == pytest.approx(sum(stages.values()), abs=0.1)
+    steps = {name: seconds for name, seconds in summary["seconds"].items() if name != "total"}
+    assert len(steps) == 13 and min(steps.values()) > 0
+    assert summary["seconds"]["total"] == pytest.approx(sum(steps.values()), abs=0.1)
     missing = [path for path in summary["paths"].values() if not Path(path).exists()]
     assert not missing
     labels = json.loads(Path(summary["paths"]["pseudo_labels"]).read_text())
     assert len(labels["images"]) == 6
 
-    weights = sorted((run / "ckpt").iterdir())
-    before = [path.stat().st_mtime_ns for path in weights]
+    made = [*(run / "ckpt").iterdir(), tmp_path / "data/prm/shapes_train.pth"]
+    before = [path.stat().st_mtime_ns for path in made]
     assert quickstart.main([*common, "--set", *SHORT]) == 0
-    assert [path.stat().st_mtime_ns for path in weights] == before
-    assert json.loads((run / "summary.json").read_text()) == summary
+    assert [path.stat().st_mtime_ns for path in made] == before
+    again = json.loads((run / "summary.json").read_text())
+    assert again["metrics"] == summary["metrics"] and again["paths"] == summary["paths"]
 
-    assert quickstart.main([*common, "--set", *SHORT, "run.seed", "9"]) == 1
-    assert "made with other arguments" in capfd.readouterr().err
+    capfd.readouterr()
+    with pytest.raises(SystemExit, match="2"):
+        quickstart.main([*common, "--set", *SHORT, "run.seed", "9"])
+    said = capfd.readouterr().err
+    assert "run.seed was 3, is 9; give --overwrite or another --output" in said
+    assert "prm (shapes_train) failed with code 2" in said

@@ -1,4 +1,4 @@
-"""How long the steps from images to masks will take, measured on a few of the images."""
+"""The time that the steps from images to masks will take, measured on a few of the images."""
 
 from __future__ import annotations
 
@@ -26,25 +26,25 @@ from lib.proposals.generate import generate_proposals
 from lib.proposals.store import ProposalStore
 
 SAMPLE = 3
-"""So many images are measured."""
+"""Images to measure."""
 _START = 6.0
-"""Seconds in which a tool starts and ends."""
+"""Seconds that a tool takes to start and end."""
 _SHORT = 2.0
-"""What took less is measured a second time, without what only the first time takes."""
+"""Anything faster is measured a second time: the first call does more."""
 
 
 def estimate_seconds(
     config: Config, dataset: Dataset, coco: CocoImages, device: str, threads: int | None, cores: int
 ) -> dict[str, float]:
-    """Seconds for `proposals`, `prm`, `clusters`, `train` and `masks` on this machine.
+    """Seconds from images to masks on this machine, by the names of the steps.
 
-    Networks start from their weights as configured, so that weights that cannot be had are known
-    before hours are spent.
+    Networks start from their weights as configured, so that missing weights are found before hours
+    are spent.
 
     Args:
-        coco: of the data set; at least one image has a label.
+        coco: the data set's json; at least one image has a label.
         threads: of PyTorch; None takes its own number.
-        cores: processes that make proposals.
+        cores: number of processes that make proposals.
 
     Raises:
         FileNotFoundError, ValueError: weights or images cannot be used.
@@ -67,6 +67,8 @@ def estimate_seconds(
         "clusters": _START + prm_image * len(labelled),
         "train": _START + update * config.solver.max_iter,
         "masks": _START + test * len(coco),
+        "pseudo_labels": 5 + 0.01 * len(coco),
+        "gallery": 10 + 0.2 * len(coco),
     }
 
 

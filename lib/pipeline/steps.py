@@ -1,0 +1,225 @@
+"""The order of the steps: what each does, its command line, what it needs and what it makes.
+
+Quickstart, label_my_images, the ablation and the drivers of scripts/ take their steps from here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from lib.data.catalog import Dataset
+
+Words = tuple[str, ...]
+"""A part of a command line."""
+
+
+class Kind(NamedTuple):
+    """A step of any chain."""
+
+    name: str
+    why: str
+    """One line in plain words, for the reader of the terminal."""
+    command: str
+    """Tool and options; `{...}` are the parts that `Chain` fills in."""
+    needs: tuple[str, ...] = ()
+    """Names of the steps whose results it reads."""
+    makes: str = ""
+    """Where its result lies."""
+
+
+STEPS = (
+    Kind(
+        "shapes",
+        "Draw the embedded data set: small images of objects whose class shows in one small part. "
+        "Training sees which classes an image contains, and nothing else.",
+        "tools/make_shapes.py --root {root} {options}",
+        makes="{root}/shapes",
+    ),
+    Kind(
+        "proposals",
+        "Cut every image into candidate masks by merging superpixels. Nothing is learned yet.",
+        "tools/make_proposals.py {data} {options} {settings}",
+        needs=("shapes",),
+        makes="{root}/proposals/{name}",
+    ),
+    Kind(
+        "recall",
+        "Count the objects that have a good candidate. No later step can find the others.",
+        "tools/proposal_recall.py {data} {options} --output {run}/recall.json",
+        needs=("proposals",),
+        makes="{run}/recall.json",
+    ),
+    Kind(
+        "prm",
+        "Train a classifier on the image labels. The peaks of its response maps show where "
+        "objects are.",
+        "tools/train_prm.py {data} {options} {device} {threads} {settings}",
+        needs=("shapes",),
+        makes="{root}/prm/{name}.pth",
+    ),
+    Kind(
+        "clusters",
+        "Group the candidates around every peak: the first rough hints (AGPL).",
+        "tools/assign_clusters.py {data} {options} {device} {settings}",
+        needs=("proposals", "prm"),
+        makes="{root}/clusters/{name}",
+    ),
+    Kind(
+        "train",
+        "Train CIM: find complete instances among the candidates and learn from them.",
+        "{launch} tools/train_net.py {data} {output} {options} {device} {threads} {settings}",
+        needs=("proposals", "clusters"),
+        makes="{run}/ckpt",
+    ),
+    Kind(
+        "test",
+        "Score the candidates of every image.",
+        "{launch} tools/test_net.py --run {run} {data} {options} {device} {threads} {settings}",
+        needs=("proposals", "train"),
+        makes="{run}/test/{name}/detections.json",
+    ),
+    Kind(
+        "evaluate",
+        "Compare the detections with the true masks: average precision.",
+        "tools/evaluate.py --run {run} {data} {options} {settings}",
+        needs=("test",),
+        makes="{run}/test/{name}/metrics.json",
+    ),
+    Kind(
+        "submission",
+        "The true masks are not public: write the file to upload to COCO's server.",
+        "tools/make_submission.py --run {run} {data}",
+        needs=("test",),
+    ),
+    Kind(
+        "masks",
+        "Score the candidates of every image for the classes that it is labelled with.",
+        "{launch} tools/test_net.py --run {run} {data} --image-labels {options} {device} {threads} "
+        "{settings}",
+        needs=("proposals", "train"),
+        makes="{run}/test/{name}/detections_image_labels.json",
+    ),
+    Kind(
+        "pseudo_labels",
+        "Keep the confident masks as a COCO file, which other detectors can be trained on.",
+        "tools/generate_pseudo_labels.py --run {run} {data} {options}",
+        needs=("masks",),
+        makes="{run}/pseudo_labels/{name}.json",
+    ),
+    Kind(
+        "refine",
+        "Train a Mask R-CNN on the pseudo labels (CIM+).",
+        "{launch} tools/train_mask_rcnn.py --run {run} {data} {options} {settings}",
+        needs=("pseudo_labels",),
+        makes="{run}/mask_rcnn/ckpt",
+    ),
+    Kind(
+        "refine_test",
+        "Detect objects with the Mask R-CNN.",
+        "{launch} tools/test_mask_rcnn.py --run {run} {data} {options} {settings}",
+        makes="{run}/test/{name}/detections.json",
+    ),
+    Kind(
+        "pictures",
+        "Draw the results over the images.",
+        "tools/visualize.py {of_run} {data} {options}",
+        needs=("test",),
+        makes="{run}/visual/{name}",
+    ),
+    Kind(
+        "gallery",
+        "Make a page to browse all of it in a browser: the worst images first.",
+        "tools/gallery.py {of_run} {data} {options}",
+        needs=("test",),
+        makes="{run}/gallery/{name}/index.html",
+    ),
+)
+"""Every step there is, in the order in which a chain runs them."""
+
+_BY_NAME = {kind.name: kind for kind in STEPS}
+
+
+class Step(NamedTuple):
+    """A step of one chain, ready to run."""
+
+    name: str
+    of: str
+    """The data set's name."""
+    why: str
+    command: Words
+    """Tool, seen from the project's folder, and arguments."""
+
+    @property
+    def title(self) -> str:
+        return f"{self.name} ({self.of})"
+
+
+@dataclass(frozen=True)
+class Chain:
+    """What the command lines of one data set's steps have in common."""
+
+    name: str
+    """Of the data set."""
+    data: Words
+    """Options that name the data set, without --data-root."""
+    root: Path = Path("data")
+    cfg: Path | None = None
+    """None: as the tools choose it."""
+    overrides: Words = ()
+    """KEY VALUE of the configuration."""
+    run: Path | None = None
+    """The run folder. None, for training alone: a new one."""
+    launch: Words = ()
+    """tools/launch.py with its options, for the steps that several processes share."""
+    device: str | None = None
+    threads: int | None = None
+    options: Mapping[str, Words] = field(default_factory=dict)
+    """Further options of a step, by its name."""
+
+    def to(self, *goals: str, done: Collection[str] = ()) -> list[Step]:
+        """The steps that make the results of `goals`, in order.
+
+        Args:
+            done: steps to leave out, with what only they need.
+        """
+        wanted: set[str] = set()
+        todo = list(goals)
+        while todo:
+            name = todo.pop()
+            if name not in done and name not in wanted:
+                wanted.add(name)
+                todo += _BY_NAME[name].needs
+        return [self._step(kind) for kind in STEPS if kind.name in wanted]
+
+    def result(self, name: str) -> Path:
+        """Where the result of a step lies unless an option of that step says otherwise."""
+        return Path(_BY_NAME[name].makes.format(**self._texts()))
+
+    def _texts(self) -> dict[str, str]:
+        return {"root": str(self.root), "run": str(self.run), "name": self.name}
+
+    def _step(self, kind: Kind) -> Step:
+        settings = ("--set", *self.overrides)  # takes all that follows: it comes last
+        parts = {
+            "{launch}": self.launch,
+            "{data}": (*self.data, "--data-root", str(self.root)),
+            "{of_run}": ("--run", str(self.run)) if self.run else (),
+            "{output}": ("--output", str(self.run)) if self.run else (),
+            "{options}": self.options.get(kind.name, ()),
+            "{device}": ("--device", self.device) if self.device else (),
+            "{threads}": ("--threads", str(self.threads)) if self.threads else (),
+            "{settings}": (*(("--cfg", str(self.cfg)) if self.cfg else ()), *settings),
+        }
+        words: list[str] = []
+        for word in kind.command.split():
+            words += parts[word] if word in parts else [word.format(**self._texts())]
+        return Step(kind.name, self.name, kind.why, tuple(words))
+
+
+def data_words(dataset: Dataset) -> Words:
+    """Options that name a data set by its files."""
+    files = ("--images", str(dataset.images), "--json", str(dataset.json))
+    return (*files, "--name", dataset.name)
