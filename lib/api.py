@@ -23,6 +23,7 @@ from lib.data.coco import ImageRecord
 from lib.data.images import read_image
 from lib.data.loader import CimDataset, ReadImage
 from lib.data.transforms import mask_boxes
+from lib.engine.build import check_precision, prepare_for_inference
 from lib.engine.checkpoint import CheckpointError, load_checkpoint, load_model
 from lib.engine.inference import score_passes
 from lib.engine.runs import checkpoint_at, newest_checkpoint
@@ -77,10 +78,14 @@ class CIM:
     """A trained network with its configuration and the names of its classes.
 
     Args:
-        model: the network; it is moved to `device` and put into evaluation mode.
-        config: what it was trained with; sections `test` and `proposals` are used.
+        model: the network; it is moved to `device` and made ready for inference in place, after
+            which it cannot be trained or saved any more.
+        config: what it was trained with; sections `test`, `proposals` and `runtime` are used.
         class_names: of its C classes.
         device: None is a GPU where PyTorch sees one, else the CPU.
+
+    Raises:
+        ValueError: the GPU lacks `runtime.precision`.
     """
 
     def __init__(
@@ -93,7 +98,8 @@ class CIM:
         if device is None:
             device = "cuda" if torch.cuda.is_available() else "cpu"
         self.device = torch.device(device)
-        self.model = model.to(self.device).eval()
+        check_precision(config.runtime, str(self.device))
+        self.model = prepare_for_inference(model.to(self.device), config.runtime)
         self.config = config
         self.class_names = tuple(class_names)
 

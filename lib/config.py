@@ -10,8 +10,9 @@ from __future__ import annotations
 import difflib
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import is_dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_type_hints
 
 import pydantic
 import yaml
@@ -21,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
 from lib.files import write_text
+from lib.modeling.heads import CIMMiner
 
 logger = logging.getLogger(__name__)
 
@@ -50,22 +52,6 @@ class ModelConfig(_Section):
     integrity: bool = True
     """Whether the stages have their integrity branch; false is an ablation, to go with
     `mining.complete_by: cls` and `loss.refine_iou: 0`."""
-
-
-class MiningConfig(_Section):
-    labels: Literal["cim", "mist"] = "cim"
-    complete_by: Literal["integrity", "cls"] = "integrity"
-    """What chooses among the proposals that contain a seed; `cls` is an ablation."""
-    seed_fraction: Fraction = 0.1
-    containment_thresh: Fraction = 0.85
-    oversized_fraction: Fraction = 0.9
-    cls_thresh: Fraction = 0.25
-    iou_thresh: Fraction = 0.5
-    thresh_step: Fraction = 0.1
-    """Added to both thresholds at every further stage (cascade)."""
-    anti_noise: bool = True
-    oversized_background: bool = False
-    """Oversized proposals become background (meant, but not done, in the published code)."""
 
 
 class LossConfig(_Section):
@@ -247,7 +233,7 @@ class RunConfig(_Section):
 
 class Config(_Section):
     model: ModelConfig = ModelConfig()
-    mining: MiningConfig = MiningConfig()
+    mining: CIMMiner = CIMMiner()
     loss: LossConfig = LossConfig()
     solver: SolverConfig = SolverConfig()
     input: InputConfig = InputConfig()
@@ -354,9 +340,11 @@ def _explain(error: pydantic.ValidationError, source: str) -> str:
     lines = []
     for fault in error.errors():
         key = ".".join(str(part) for part in fault["loc"])
-        if fault["type"] == "extra_forbidden":
+        if fault["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
             near = _nearest(key, known)
             lines.append(f"unknown key {key}" + (f"; did you mean {near}?" if near else ""))
+        elif fault["type"] == "value_error":  # of a dataclass, which names its field
+            lines.append(f"{key}.{fault['ctx']['error']}")
         else:
             lines.append(f"{key}: {fault['msg']}, got {fault['input']!r}")
     return f"{source}: " + "; ".join(lines)
@@ -376,10 +364,13 @@ def _nearest(key: str, known: Sequence[str]) -> str | None:
     return by_word[word[0]] if word else (whole[0] if whole else None)
 
 
-def _known_keys(model: type[BaseModel], prefix: str = "") -> list[str]:
+def _known_keys(section: type, prefix: str = "") -> list[str]:
+    """Dotted keys of a section, which is a pydantic model or a dataclass, and of those below it."""
     keys = []
-    for name, field in model.model_fields.items():
+    types = section.model_fields if issubclass(section, BaseModel) else get_type_hints(section)
+    for name, field in types.items():
         keys.append(prefix + name)
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            keys += _known_keys(field.annotation, f"{prefix}{name}.")
+        kind = getattr(field, "annotation", field)
+        if isinstance(kind, type) and (issubclass(kind, BaseModel) or is_dataclass(kind)):
+            keys += _known_keys(kind, f"{prefix}{name}.")
     return keys

@@ -117,18 +117,17 @@ class Sample(View):
     """(P,) int64, see Clusters; all 0 where there are none."""
     cluster_column: Tensor
     """(P,) int64, see Clusters; all -1 where there are none."""
-    present: Tensor | None = None
-    """(N,) int64, the classes of the image, ascending. `to` finds them."""
-    num_pixels: int | None = None
-    """Of the image as stored, the sum of `areas`. `to` finds it."""
+    present: Tensor = None
+    """(N,) int64, the classes of the image, 0..C-1 ascending; made from `image_labels`."""
+    num_pixels: int = None
+    """Of the image as stored; made from `areas`."""
 
-    def to(self, device: str, non_blocking: bool = False) -> Self:
-        """Also finds what the host has to know of the content, to wait for no GPU later."""
-        sample = self
+    def __post_init__(self) -> None:
+        # Both are made once, on the CPU: on a GPU they would be waited for.
         if self.present is None:
-            present = self.image_labels.nonzero()[:, 0]
-            sample = replace(self, present=present, num_pixels=int(self.areas.sum()))
-        return super(Sample, sample).to(device, non_blocking)
+            object.__setattr__(self, "present", self.image_labels.nonzero()[:, 0])
+        if self.num_pixels is None and self.areas is not None:
+            object.__setattr__(self, "num_pixels", int(self.areas.sum()))
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,15 +144,15 @@ class InstanceSample(TrainingSample):
 
 @dataclass(frozen=True, eq=False)
 class Scores:
-    """What the network says of P proposals in one pass. S is the number of stages."""
+    """Scores of P proposals from one pass of the network. S is the number of stages."""
 
     cls_prob: Tensor
     """(P, C+1), softmax over classes (MIL branch)."""
     det_prob: Tensor
     """(P, C+1), softmax over proposals (MIL branch)."""
-    refine_cls: Tensor
+    refine_cls_prob: Tensor
     """(S, P, C+1), softmax over classes."""
-    refine_iou: Tensor
+    refine_integrity_prob: Tensor
     """(S, P, C+1), sigmoid: the integrity of a proposal as an instance of a class."""
 
 
@@ -178,8 +177,8 @@ class Targets:
     """(S, P) int64: -1 no label, 0 background, 1..C foreground."""
     weight: Tensor
     """(S, P) float32, 0 without a label."""
-    iou_target: Tensor
-    """(S, P) float32 in {0, 1}, the integrity target."""
+    integrity_target: Tensor
+    """(S, P) float32 in {0, 1}."""
 
 
 @dataclass(frozen=True, eq=False)

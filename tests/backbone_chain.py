@@ -30,8 +30,8 @@ def run_chain(backbone, args):
     model = build_model(config.model, 3, prm.state_dict()).train()
     boxes = torch.tensor([[0.0, 0.0, 30.0, 30.0], [5.0, 5.0, 20.0, 25.0]])
     scores = model(torch.randn(1, 3, 40, 50), boxes, torch.ones(2, 7, 7))
-    assert scores.refine_cls.shape == (3, 2, 4)
-    scores.refine_cls[..., 0].sum().backward()
+    assert scores.refine_cls_prob.shape == (3, 2, 4)
+    scores.refine_cls_prob[..., 0].sum().backward()
 
     refine = config.refine
     mask_rcnn = build_mask_rcnn(refine.model, refine.test, 3, model.state_dict()).train()

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 
 from lib.api import CIM, as_rgb
 from lib.config import ConfigError, load_config, save_config
@@ -84,6 +85,24 @@ def test_equal_to_test_net(world, tmp_path, known, tta, made_here):
             assert np.array_equal(mask, rle_to_mask(entry["segmentation"]))
             x, y, width, height = entry["bbox"]
             assert box.tolist() == [x, y, x + width, y + height]
+
+
+def test_the_precision_of_the_run_is_used(world, tmp_path):
+    root, run, coco, store, _ = world
+    words = ["runtime.precision", "bfloat16"]
+    output = tmp_path / "detections.json"
+    data = ["--dataset", "shapes_test", "--data-root", str(root), "--threads", "1"]
+    test_net("--run", str(run), *data, "--output", str(output), "--set", *words)
+    expected = json.loads(output.read_text())
+    record = coco.images[0]
+    image, proposals = root / "shapes/test" / record.file_name, store.load(record.file_name)
+    cim = CIM.load(run, config=load_config(run / "config.yaml", words), device="cpu")
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in cim.model.modules())
+    scores = cim.predict(image, proposals).scores
+    of_image = [entry["score"] for entry in expected if entry["image_id"] == record.image_id]
+    np.testing.assert_allclose(scores, of_image, rtol=1e-5)
+    exact = CIM.load(run, device="cpu").predict(image, proposals).scores
+    assert exact.tolist() != scores.tolist()
 
 
 def test_images_and_proposals_come_in_any_form(world):

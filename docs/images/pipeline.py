@@ -13,6 +13,7 @@ import base64
 import subprocess
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from xml.sax.saxutils import escape
 
@@ -30,7 +31,8 @@ from lib.engine.checkpoint import load_checkpoint
 from lib.engine.inference import read_passes, score_passes
 from lib.engine.runs import newest_checkpoint
 from lib.evaluation.detections import select_detections
-from lib.modeling.heads import CIMMiner, teachers
+from lib.fast.network import FastCIMNet
+from lib.modeling.heads import teachers
 from lib.prm.clusters import ClusterStore
 from lib.prm.images import SquareImages
 from lib.prm.network import build_prm, load_prm
@@ -105,12 +107,11 @@ def pictures(run: Path, root: Path, name: str) -> tuple[dict[str, np.ndarray], l
         torch.from_numpy(regions.membership), torch.from_numpy(regions.areas)
     )
     present = torch.from_numpy(record.image_labels).nonzero()[:, 0]
-    mining = config.mining.model_dump()
     # MIST's instances are its seeds; with all integrity 1 they are chosen as CIM's.
-    seeds = CIMMiner(**mining | {"labels": "mist"}).mine(
+    seeds = replace(config.mining, labels="mist").mine(
         cls_prob, torch.ones_like(integrity), present, iou, containment
     )
-    instances = CIMMiner(**mining).mine(cls_prob, integrity, present, iou, containment)
+    instances = config.mining.mine(cls_prob, integrity, present, iou, containment)
     for what, mined in (("seeds", seeds), ("instances", instances)):
         for stage, weight in enumerate(mined.weight):
             chosen = (weight > 0.1 * weight.max()).numpy()  # the others weigh next to nothing
@@ -120,7 +121,11 @@ def pictures(run: Path, root: Path, name: str) -> tuple[dict[str, np.ndarray], l
 
     test = config.test
     detections = select_detections(
-        score_passes(model, passes, "cpu").numpy(), read.proposals.boxes, 0.3, test.nms_thresh, 20
+        score_passes(FastCIMNet(model), passes, "cpu").numpy(),
+        read.proposals.boxes,
+        0.3,
+        test.nms_thresh,
+        20,
     )
     masks = regions.membership[detections.proposal_idx][:, regions.labels]
     made["detections"] = _draw(image, masks, detections.class_idx)

@@ -20,7 +20,7 @@ from lib.engine.build import KnowsClasses, build_detector, trained_model
 from lib.engine.checkpoint import TRAINED_WITH, load_checkpoint
 from lib.engine.inference import Detector
 from lib.engine.runs import newest_checkpoint
-from lib.modeling.heads import CIMMiner, teachers
+from lib.modeling.heads import teachers
 from lib.prm.clusters import agpl_clusters
 from lib.prm.network import PeakResponseNet, build_prm, load_prm
 from lib.prm.peaks import Peaks, find_peaks, peak_response_maps, select_peaks
@@ -114,12 +114,11 @@ class Inspector:
         scales = sorted(self.config.input.train_scales)
         sample = CimDataset.view(read, scales[len(scales) // 2]).to(self.device)
         scores = self.detector.model(sample.image[None], sample.boxes, sample.roi_masks)
-        if not len(scores.refine_cls):
+        if not len(scores.refine_cls_prob):
             return None
         iou, containment = overlaps(sample.membership, sample.areas)
         present: Tensor = sample.image_labels.nonzero()[:, 0]
-        miner = CIMMiner(**self.config.mining.model_dump())
-        mined = miner.mine(*teachers(scores), present, iou, containment)
+        mined = self.config.mining.mine(*teachers(scores), present, iou, containment)
         return Instances(mined.class_idx.cpu(), mined.weight.cpu())
 
 

@@ -112,14 +112,14 @@ def analyse_checkpoint(
         CheckpointError: it does not fit the configuration or the classes of the data set.
     """
     model = trained_model(config, load_checkpoint(path), path, data.coco).to(device)
-    miner = CIMMiner(**config.mining.model_dump())
+    miner = config.mining
     generator = torch.Generator().manual_seed(config.run.seed)
     taught, best, results = defaultdict(list), defaultdict(list), defaultdict(list)
     for image in tqdm(images, path.stem, unit="image", leave=False):
         sample = data.view(image.read, max(config.test.scales)).to(device)
         with torch.inference_mode():
             scores = model(sample.image[None], sample.boxes, sample.roi_masks)
-        if len(scores.refine_cls):
+        if len(scores.refine_cls_prob):
             for s, values in enumerate(_taught(scores, sample, image.truth, miner, generator)):
                 taught[f"stage {s + 1}"].append(values)
         for name, score in _heads(scores):
@@ -148,13 +148,13 @@ def _heads(scores: Scores) -> Iterator[tuple[str, Tensor]]:
     yield "MIL branch", (scores.cls_prob * scores.det_prob)[:, 1:]
     yield "MIL branch" + _BY_CLS, scores.cls_prob[:, 1:]
     for s, (cls_prob, integrity) in enumerate(
-        zip(scores.refine_cls, scores.refine_iou, strict=True)
+        zip(scores.refine_cls_prob, scores.refine_integrity_prob, strict=True)
     ):
         yield f"stage {s + 1}", (cls_prob * integrity)[:, 1:]
         yield f"stage {s + 1}" + _BY_CLS, cls_prob[:, 1:]
-    if len(scores.refine_cls):
+    if len(scores.refine_cls_prob):
         yield "all stages", proposal_scores(scores)
-        yield "all stages" + _BY_CLS, scores.refine_cls.mean(dim=0)[:, 1:]
+        yield "all stages" + _BY_CLS, scores.refine_cls_prob.mean(dim=0)[:, 1:]
 
 
 def _detect(score: Tensor, image: KnownImage, config: Config) -> Detections:
@@ -174,7 +174,7 @@ def _taught(
     mined = miner.mine(cls_prob, integrity, present, iou, containment)
     drawn = mined
     if miner.anti_noise:
-        drawn = anti_noise_sample(mined, cls_prob.shape[2] - 1, generator)
+        drawn = anti_noise_sample(mined, generator)
     column = miner.assign(drawn, iou, containment).column.cpu().numpy()
     for s in range(len(cls_prob)):
         thresh = miner.cls_thresh + s * miner.thresh_step

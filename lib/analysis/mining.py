@@ -76,5 +76,4 @@ class MiningView:
 def mining_view(config: Config, data: CimDataset, device: str) -> MiningView:
     """Pictures of what is mined as training goes on; at the middle one of the training scales."""
     scales = sorted(config.input.train_scales)
-    miner = CIMMiner(**config.mining.model_dump())
-    return MiningView(data, miner, scales[len(scales) // 2], device)
+    return MiningView(data, config.mining, scales[len(scales) // 2], device)

@@ -32,6 +32,8 @@ from lib.engine.inference import score_passes
 from lib.engine.profile import SKIPPED, TRACED, WARM_UP, Profile
 from lib.engine.solver import build_optimizer
 from lib.engine.trainer import OneByOne, Together, Trainer
+from lib.fast.mining import fast_miner
+from lib.fast.network import FastCIMNet, LossesTogether
 from lib.modeling.backbones import build_backbone
 from lib.modeling.criterion import CIMCriterion, CIMLosses
 from lib.modeling.heads import CIMMiner
@@ -148,7 +150,8 @@ def _scores(count: int, seed: int) -> Tensor:
 
 
 def _targets(options: dict, arguments: list[Tensor], seed: int) -> Targets:
-    return CIMMiner(**options)(*arguments, torch.Generator().manual_seed(seed))
+    miner = fast_miner(CIMMiner(**options), arguments[0].device)
+    return miner(*arguments, torch.Generator().manual_seed(seed))
 
 
 def no_waiting(conditions: Conditions) -> Iterator[Row]:
@@ -204,13 +207,13 @@ def same_scores(conditions: Conditions) -> Iterator[Row]:
     if conditions.device.type == "cuda":
         torch.backends.cudnn.allow_tf32 = False
     views = [draw_sample(side, 50) for side in ((48, 48, 64) if conditions.quick else (240, 320))]
-    expected = score_passes(make_network(Conditions(quick=conditions.quick)).eval(), views, "cpu")
+    plain = make_network(Conditions(quick=conditions.quick)).eval()
+    expected = score_passes(FastCIMNet(plain), views, "cpu")
     model = make_network(conditions).eval()
     if conditions.device.type == "cuda":
         views = [view.view().pin_memory() for view in views]
     for precision, tolerance in TOLERANCES.items():
-        model.precision = precision
-        scores = score_passes(model, views, conditions.device)
+        scores = score_passes(FastCIMNet(model, precision), views, conditions.device)
         error = float((scores - expected).abs().max() / expected.abs().max())
         yield Row(f"{str(precision)[6:]}: scores", error, "of the largest", at_most=tolerance)
 
@@ -222,7 +225,8 @@ def one_rank(conditions: Conditions) -> Iterator[Row]:
     device = torch.device("cuda", torch.cuda.current_device()) if gpu else conditions.device
     store = dist.TCPStore("localhost", 0, world_size=1, is_master=True)
     dist.init_process_group(backend, store=store, rank=0, world_size=1)
-    model, losses = make_network(conditions).train(), make_losses()
+    losses = make_losses(conditions)
+    model = FastCIMNet(make_network(conditions).train())
     samples = [draw_sample(96, 20, seed=n).to(device) for n in range(2)]
     gradients = []
     for network in (model, summing_model(model, Ranks(0, 1, str(device)))):
@@ -326,8 +330,8 @@ def make_network(conditions: Conditions) -> CIMNet:
     return network.to(conditions.device, memory_format=torch.channels_last)
 
 
-def make_losses() -> CIMLosses:
-    return CIMLosses(CIMCriterion(CIMMiner()))
+def make_losses(conditions: Conditions) -> CIMLosses:
+    return CIMLosses(CIMCriterion(fast_miner(CIMMiner(), conditions.device)))
 
 
 def make_trainer(
@@ -336,11 +340,11 @@ def make_trainer(
     together: bool = False,
     chunk: int | None = None,
 ) -> Trainer:
-    model, losses = make_network(conditions).train(), make_losses()
-    model.precision, model.proposals_chunk = precision, chunk
+    losses = make_losses(conditions)
+    model = FastCIMNet(make_network(conditions).train(), precision, chunk)
     return Trainer(
         model=model,
-        backward=Together(model, losses.together) if together else OneByOne(model, losses),
+        backward=Together(model, LossesTogether(losses)) if together else OneByOne(model, losses),
         optimizer=build_optimizer(model, SOLVER),
         solver=SOLVER,
         loss_weights=LOSS_WEIGHTS,

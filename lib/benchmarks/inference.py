@@ -11,13 +11,14 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from lib.benchmarks.drawn import Product, draw_sample
-from lib.benchmarks.network import PlainNet, fastest_precision, two_networks
+from lib.benchmarks.network import fastest_precision, two_networks
 from lib.benchmarks.report import Conditions, Row
 from lib.benchmarks.timing import time_together
 from lib.config import RuntimeConfig
 from lib.data.transforms import mirror_boxes, mirror_roi_masks
 from lib.engine.build import prepare_for_inference
 from lib.engine.inference import proposal_scores, score_passes
+from lib.modeling.model_builder import CIMNet
 from lib.structures import Sample
 
 SCALES = (480, 576, 688, 864, 1200)
@@ -40,8 +41,8 @@ def run(conditions: Conditions) -> Iterator[Row]:
     products = {name: Product(getattr(torch, name), conditions) for name in models}
     calls = {"plain": lambda: score_plainly(plain, passes, conditions.device)}
     for name, model in models.items():
-        prepare_for_inference(model, RuntimeConfig(precision=name))
-        calls[name] = lambda model=model: score_passes(model, passes, conditions.device)
+        fast = prepare_for_inference(model, RuntimeConfig(precision=name))
+        calls[name] = lambda fast=fast: score_passes(fast, passes, conditions.device)
     scores, flops = {}, {}
     for name, call in calls.items():
         with FlopCounterMode(display=False) as counter:
@@ -72,7 +73,7 @@ def run(conditions: Conditions) -> Iterator[Row]:
 
 
 @torch.inference_mode()
-def score_plainly(model: PlainNet, passes: Sequence[Sample], device: torch.device | str) -> Tensor:
+def score_plainly(model: CIMNet, passes: Sequence[Sample], device: torch.device | str) -> Tensor:
     """What `score_passes` computes, pass by pass."""
     total = 0
     for view in passes:

@@ -111,8 +111,8 @@ class LiteralMiner(CIMMiner):
         ):
             found = {i: (c, weights[i]) for i, c in enumerate(classes) if c >= 0}
             rows.append(self.assign_stage(s, found, iou.numpy()))
-        column, weight, iou_target = map(np.stack, zip(*rows, strict=True))
-        return Targets(*map(torch.from_numpy, (column, weight, iou_target)))
+        column, weight, integrity_target = map(np.stack, zip(*rows, strict=True))
+        return Targets(*map(torch.from_numpy, (column, weight, integrity_target)))
 
     def assign_stage(
         self, stage: int, found: Found, iou: np.ndarray
@@ -120,7 +120,7 @@ class LiteralMiner(CIMMiner):
         """Column, weight and integrity target of every proposal."""
         num = len(iou)
         column = np.full(num, -1)
-        weight, iou_target = np.zeros((2, num), np.float32)
+        weight, integrity_target = np.zeros((2, num), np.float32)
         for i in range(num):
             nearest, overlap = None, 0.0
             for instance in sorted(found):
@@ -133,5 +133,5 @@ class LiteralMiner(CIMMiner):
             if overlap < np.float32(self.cls_thresh + self.thresh_step * stage):
                 column[i] = 0
             if overlap > np.float32(self.iou_thresh + self.thresh_step * stage):
-                iou_target[i] = 1
-        return column, weight, iou_target
+                integrity_target[i] = 1
+        return column, weight, integrity_target

@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import astuple
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from lib.benchmarks.drawn import NUM_CLASSES, Product, draw_sample
 from lib.benchmarks.network import fastest_precision, two_networks
 from lib.benchmarks.report import Conditions, Row
-from lib.benchmarks.slow_twins import LiteralMiner
 from lib.benchmarks.timing import time_together
 from lib.config import Config, RuntimeConfig, SolverConfig
 from lib.engine.build import build_trainer
 from lib.engine.trainer import OneByOne, Trainer
+from lib.fast.mining import fast_miner
 from lib.modeling.criterion import CIMCriterion, CIMLosses
 from lib.modeling.heads import CIMMiner
-from lib.structures import Targets
 
 GOALS = {("cpu", "bfloat16"): 2.5, ("cpu", "float32"): 2.0, ("cuda", "bfloat16"): 4.0}
 """By device and the fastest precision that it has products for."""
@@ -30,8 +28,8 @@ ALIKE = "plain, mined alike"
 def run(conditions: Conditions) -> Iterator[Row]:
     """Times an update of four images on the fast path beside the plain one.
 
-    On a GPU also beside the plain one with the miner of the fast one: there the loops of the
-    literal miner, on one core of the processor, can take longer than the network.
+    On a GPU also beside the plain one with the miner of the fast one, for which the GPU need not
+    wait.
     """
     gpu = conditions.device.type == "cuda"
     long_side, num = (688, 500) if gpu else (480, 100)
@@ -52,7 +50,7 @@ def run(conditions: Conditions) -> Iterator[Row]:
     products = {n: Product(getattr(torch, n), conditions) for n in {"float32", precision}}
     trainers = {"plain": plain, precision: fast}
     if gpu:
-        miner = CIMMiner(**config.mining.model_dump())
+        miner = fast_miner(config.mining, conditions.device)
         trainers[ALIKE] = plain_trainer(plain_net, config, conditions.device, miner)
     losses, flops = {}, {}
     for name, trainer in trainers.items():
@@ -89,12 +87,12 @@ def run(conditions: Conditions) -> Iterator[Row]:
 def plain_trainer(
     model: nn.Module, config: Config, device: torch.device, miner: CIMMiner | None = None
 ) -> Trainer:
-    """As written down: float32, contiguous, mining in loops, SGD tensor by tensor.
+    """As written down: float32, contiguous, the plain miner, SGD tensor by tensor.
 
     Args:
-        miner: in place of the loops.
+        miner: in place of the plain one.
     """
-    miner = _MinesOnCpu(**config.mining.model_dump()) if miner is None else miner
+    miner = config.mining if miner is None else miner
     parameters = [p for p in model.parameters() if p.requires_grad]
     return Trainer(
         model=model.train(),
@@ -106,20 +104,3 @@ def plain_trainer(
         loss_weights=config.loss.model_dump(),
         device=device,
     )
-
-
-class _MinesOnCpu(LiteralMiner):
-    """Loops cannot run on a GPU."""
-
-    def __call__(
-        self,
-        cls_prob: Tensor,
-        integrity: Tensor,
-        present: Tensor,
-        iou: Tensor,
-        containment: Tensor,
-        generator: torch.Generator | None = None,
-    ) -> Targets:
-        tensors = (t.cpu() for t in (cls_prob, integrity, present, iou, containment))
-        targets = super().__call__(*tensors, generator)
-        return Targets(*(t.to(iou.device) for t in astuple(targets)))

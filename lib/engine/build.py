@@ -29,9 +29,10 @@ from lib.engine.trainer import (
     Trainer,
 )
 from lib.fast.folding import fold_batch_norms
+from lib.fast.mining import fast_miner
+from lib.fast.network import FastCIMNet, LossesTogether
 from lib.fast.precision import bfloat16_speedup
 from lib.modeling.criterion import CIMCriterion, CIMLosses
-from lib.modeling.heads import CIMMiner
 from lib.modeling.model_builder import CIMNet, build_model
 from lib.prm.clusters import ClusterStore
 from lib.prm.network import prm_backbone
@@ -147,10 +148,9 @@ def build_trainer(
     runtime = config.runtime
     check_precision(runtime, device)
     model.to(device, memory_format=_memory_format(runtime)).train()
-    model.precision = getattr(torch, runtime.precision)
-    model.proposals_chunk = runtime.proposals_chunk
-    losses = CIMLosses(CIMCriterion(CIMMiner(**config.mining.model_dump())))
-    together = losses.together if runtime.images_together else None
+    model = FastCIMNet(model, getattr(torch, runtime.precision), runtime.proposals_chunk)
+    losses = CIMLosses(CIMCriterion(fast_miner(config.mining, device)))
+    together = LossesTogether(losses) if runtime.images_together else None
     backward = choose_backward(model, losses, solver, num_lanes, ranks, together)
     if runtime.compile:
         for net in backward.models:
@@ -230,9 +230,8 @@ def build_detector(
     """
     test = config.test
     check_precision(config.runtime, device)
-    prepare_for_inference(model, config.runtime)
     return Detector(
-        model=model,
+        model=prepare_for_inference(model, config.runtime),
         category_ids=coco.category_ids,
         scales=test.scales if augment else (max(test.scales),),
         flips=test.flips if augment else ("none",),
@@ -244,17 +243,21 @@ def build_detector(
     )
 
 
-def prepare_for_inference(model: CIMNet, runtime: RuntimeConfig) -> None:
-    """Folds batch norms, stores the weights as they are needed, and has all views of an image go
-    through MaskFuse together; in place."""
+def prepare_for_inference(model: CIMNet, runtime: RuntimeConfig) -> FastCIMNet:
+    """The fast form of a network for testing, with batch norms folded and weights stored in the
+    precision that they are used in.
+
+    Args:
+        model: is changed in place and cannot be trained or saved any more.
+    """
     model.eval().requires_grad_(False)
     fold_batch_norms(model.Conv_Body)
-    model.precision = getattr(torch, runtime.precision)
+    precision = getattr(torch, runtime.precision)
     for part in (model.Conv_Body, model.Box_Head):
-        part.to(model.precision, memory_format=_memory_format(runtime))
-    model.proposals_chunk = runtime.proposals_chunk or PROPOSALS_TOGETHER
+        part.to(precision, memory_format=_memory_format(runtime))
     if runtime.compile:
         model.Conv_Body.compile(dynamic=True)
+    return FastCIMNet(model, precision, runtime.proposals_chunk or PROPOSALS_TOGETHER)
 
 
 def check_precision(runtime: RuntimeConfig, device: str) -> None:

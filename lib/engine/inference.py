@@ -23,8 +23,8 @@ from lib.data.transforms import Flip
 from lib.engine.distributed import ALONE, Ranks
 from lib.engine.journal import Journal
 from lib.evaluation.detections import select_detections, to_coco_results
+from lib.fast.network import FastCIMNet
 from lib.files import atomic_file, read_json, remove_parts, write_json
-from lib.modeling.model_builder import CIMNet
 from lib.structures import Detections, Sample, Scores, View
 
 logger = logging.getLogger(__name__)
@@ -42,13 +42,15 @@ def proposal_scores(scores: Scores) -> Tensor:
         probability times integrity; class times detection probability of the MIL branch in a
         network without stages.
     """
-    if len(scores.refine_cls) == 0:
+    if len(scores.refine_cls_prob) == 0:
         return (scores.cls_prob * scores.det_prob)[:, 1:]
-    return (scores.refine_cls * scores.refine_iou).mean(dim=0)[:, 1:]  # (S, P, C+1) to (P, C)
+    return (scores.refine_cls_prob * scores.refine_integrity_prob).mean(dim=0)[
+        :, 1:
+    ]  # (S, P, C+1) to (P, C)
 
 
 @torch.inference_mode()
-def score_passes(model: CIMNet, passes: Sequence[View], device: torch.device | str) -> Tensor:
+def score_passes(model: FastCIMNet, passes: Sequence[View], device: torch.device | str) -> Tensor:
     """Mean of `proposal_scores` over several views of one image.
 
     Args:

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from lib.engine.checkpoint import random_state, set_random_state
 from lib.engine.distributed import ALONE, Ranks, summing_model
-from lib.engine.lanes import Lanes
 from lib.engine.solver import lay_out_momentum, learning_rate, set_learning_rate
+from lib.fast.lanes import Lanes
 from lib.structures import TrainingSample
 
 if TYPE_CHECKING:
@@ -89,13 +89,13 @@ class Trainer:
 
         Returns:
             Mean of every loss and of their weighted sum (`total`) over the images, the learning
-            rate `lr`, the norm of the gradient before clipping `grad_norm`, the `seconds` that it
-            took, and those that this rank spent waiting for images `data_wait`.
+            rate `lr`, the norm of the gradient before clipping `grad_norm`, and the seconds that
+            this rank spent waiting for images `data_wait`.
 
         Raises:
             NonFiniteLossError: before any weight has changed.
         """
-        begun, taken, waited = time.perf_counter(), [], 0.0
+        taken, waited = [], 0.0
 
         def images() -> Images:
             nonlocal waited
@@ -119,9 +119,7 @@ class Trainer:
         self.optimizer.step()
         self.iteration += 1
         means = {name: sum(one[name] for one in losses) / len(losses) for name in losses[0]}
-        seconds = time.perf_counter() - begun
-        of_update = {"grad_norm": told_norm, "data_wait": waited, "seconds": seconds}
-        return {**means, "lr": rate, **of_update}
+        return {**means, "lr": rate, "grad_norm": told_norm, "data_wait": waited}
 
     def weigh(self, losses: Losses) -> Losses:
         """The losses of an image, and their weighted sum as `total`."""

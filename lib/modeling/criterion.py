@@ -1,8 +1,8 @@
-"""Which losses an image gives: the MIL branch, its clusters, and every refinement stage."""
+"""The losses of an image: the MIL branch, its clusters, and every refinement stage."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -14,16 +14,15 @@ from lib.modeling.losses import (
     pcl_loss,
     refine_bag_loss,
     refine_cls_loss,
-    refine_iou_loss,
+    refine_integrity_loss,
 )
-from lib.modeling.model_builder import CIMNet
 from lib.proposals.overlaps import overlaps
 from lib.structures import Sample, Scores
 
 
 @dataclass(frozen=True)
 class CIMLosses:
-    """From the network and one image to its losses, as a Trainer wants it."""
+    """The losses of a network on one image, for a Trainer."""
 
     criterion: Callable[..., dict[str, Tensor]]
     """(scores, sample, iou, containment, generator) -> unweighted losses by name."""
@@ -32,25 +31,17 @@ class CIMLosses:
         self, model: nn.Module, sample: Sample, generator: torch.Generator
     ) -> dict[str, Tensor]:
         scores = model(sample.image[None], sample.boxes, sample.roi_masks)
-        return self._of(scores, sample, generator)
+        return self.from_scores(scores, sample, generator)
 
-    def together(
-        self,
-        model: CIMNet,
-        samples: Sequence[Sample],
-        generators: Sequence[torch.Generator],
-    ) -> list[dict[str, Tensor]]:
-        """The losses of several images, whose proposals pass MaskFuse together."""
-        scores = model.score_views(samples)
-        return list(map(self._of, scores, samples, generators))
-
-    def _of(self, scores: Scores, sample: Sample, generator: torch.Generator) -> dict[str, Tensor]:
+    def from_scores(
+        self, scores: Scores, sample: Sample, generator: torch.Generator
+    ) -> dict[str, Tensor]:
         iou, containment = overlaps(sample.membership, sample.areas, sample.num_pixels)
         return self.criterion(scores, sample, iou, containment, generator)
 
 
 class CIMCriterion:
-    """The losses of one image, by name and unweighted: `total` is for the caller to sum.
+    """The losses of one image, by name and unweighted: the caller weighs and sums them.
 
     Args:
         miner: makes the targets of the refinement stages.
@@ -100,21 +91,20 @@ class CIMCriterion:
             "bag": bag_loss(scores.cls_prob, scores.det_prob, labels),
             "pcl": pcl_loss(scores.cls_prob, sample.cluster_number, sample.cluster_column),
         }
-        num_stages = len(scores.refine_cls)
-        if num_stages == 0:
+        if not len(scores.refine_cls_prob):
             return losses
 
-        present = labels.nonzero()[:, 0] if sample.present is None else sample.present
-        targets = self.miner(*teachers(scores), present, iou, containment, generator)
+        targets = self.miner(*teachers(scores), sample.present, iou, containment, generator)
         bags, classes, integrities = [], [], []
-        for s in range(num_stages):
-            cls_prob, integrity = scores.refine_cls[s], scores.refine_iou[s]
-            column, weight = targets.column[s], targets.weight[s]
-            if s == 0:
+        for stage, cls_prob in enumerate(scores.refine_cls_prob):
+            integrity_prob = scores.refine_integrity_prob[stage]
+            column, weight = targets.column[stage], targets.weight[stage]
+            if stage == 0:
                 weight = self.first_stage_weight * weight
-            bags.append(refine_bag_loss(cls_prob, integrity, column, weight, labels))
+            complete = targets.integrity_target[stage]
+            bags.append(refine_bag_loss(cls_prob, integrity_prob, column, weight, labels))
             classes.append(refine_cls_loss(cls_prob, column, weight))
-            integrities.append(refine_iou_loss(integrity, column, weight, targets.iou_target[s]))
+            integrities.append(refine_integrity_loss(integrity_prob, column, weight, complete))
         losses["refine_bag"] = torch.stack(bags)
         losses["refine_cls"] = torch.stack(classes)
         losses["refine_iou"] = torch.stack(integrities)

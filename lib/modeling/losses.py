@@ -1,7 +1,7 @@
 """The losses of one image, as pure functions of scores and targets.
 
-Every probability is clamped to [1e-6, 1 - 1e-6] before its logarithm. Nothing to learn from gives
-0, never NaN.
+Every probability is clamped to [1e-6, 1 - 1e-6] before its logarithm. Where there is nothing to
+learn from a loss is 0, never NaN.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ _EPS = 1e-6
 
 
 def bag_loss(cls_prob: Tensor, det_prob: Tensor, image_labels: Tensor) -> Tensor:
-    """Multiple instance learning: the image's score of a class is the sum over its proposals.
+    """Multiple instance learning: an image's score of a class is the sum over its proposals.
 
     Args:
         cls_prob: (P, C+1), softmax over classes.
@@ -28,32 +28,26 @@ def bag_loss(cls_prob: Tensor, det_prob: Tensor, image_labels: Tensor) -> Tensor
     return _cross_entropy(image_score, _with_background(image_labels)).mean()
 
 
-def pcl_loss(cls_prob: Tensor, number: Tensor, column: Tensor) -> Tensor:
+def pcl_loss(cls_prob: Tensor, cluster_id: Tensor, cluster_column: Tensor) -> Tensor:
     """Proposal clusters (PCL, Tang et al. 2018): the mean of a cluster should be of its class.
 
-    The members of the background cluster count each on its own.
+    Members of the background cluster count individually.
 
     Args:
         cls_prob: (P, C+1).
-        number: (P,) int64, the cluster of every proposal, 0 for none.
-        column: (P,) int64, the column of that cluster; -1 for none.
+        cluster_id: (P,) int64, the cluster of every proposal, 0 for none.
+        cluster_column: (P,) int64, the column of that cluster's class; -1 for none.
 
     Returns:
         Mean over the clustered proposals of the binary cross-entropy (a mean over columns) of
         their cluster, times 12.
     """
-    is_member = (number > 0).to(cls_prob.dtype)
-    # Clusters are counted from 0 in ascending order, so that there are at most P. (`unique` does
-    # the same, but waits for a GPU to know the size of its result.)
-    ordered, order = number.sort()
-    is_next = ordered != torch.cat([ordered[:1], ordered[:-1]])
-    cluster = torch.empty_like(number).scatter_(0, order, is_next.cumsum(dim=0))  # (P,)
-    size = torch.zeros_like(is_member).index_add(0, cluster, torch.ones_like(is_member))
-    total = torch.zeros_like(cls_prob).index_add(0, cluster, cls_prob)
-    mean = total[cluster] / size[cluster][:, None]  # (P, C+1): n members give n terms
-    prob = torch.where((column == 0)[:, None], cls_prob, mean)
-    target = F.one_hot(column.clamp(min=0), cls_prob.shape[1]).to(cls_prob.dtype)
-    loss = _cross_entropy(prob, target).mean(dim=1)
+    together = (cluster_id[:, None] == cluster_id).to(cls_prob.dtype)  # (P, P)
+    mean = together @ cls_prob / together.sum(dim=1, keepdim=True)  # (P, C+1), of the own cluster
+    prob = torch.where((cluster_column == 0)[:, None], cls_prob, mean)
+    target = F.one_hot(cluster_column.clamp(min=0), cls_prob.shape[1]).to(cls_prob.dtype)
+    loss = _cross_entropy(prob, target).mean(dim=1)  # (P,): n members give n terms
+    is_member = (cluster_id > 0).to(cls_prob.dtype)
     return 12 * (loss * is_member).sum() / (is_member.sum() + 1e-6)
 
 
@@ -70,32 +64,34 @@ def refine_cls_loss(cls_prob: Tensor, column: Tensor, weight: Tensor) -> Tensor:
     return _mean_where(is_labelled, -_clamp(prob).log() * weight)
 
 
-def refine_iou_loss(iou: Tensor, column: Tensor, weight: Tensor, iou_target: Tensor) -> Tensor:
+def refine_integrity_loss(
+    integrity_prob: Tensor, column: Tensor, weight: Tensor, integrity_target: Tensor
+) -> Tensor:
     """Weighted smooth L1 of a stage's integrity, mean over the proposals labelled foreground.
 
     Args:
-        iou: (P, C+1), sigmoid.
+        integrity_prob: (P, C+1), sigmoid.
         column: (P,) int64, -1 without a label, 0 background.
         weight: (P,).
-        iou_target: (P,) in {0, 1}.
+        integrity_target: (P,) in {0, 1}.
     """
-    of_class = iou.gather(1, column.clamp(min=0)[:, None])[:, 0]
-    loss = F.smooth_l1_loss(of_class, iou_target, reduction="none")
+    of_class = integrity_prob.gather(1, column.clamp(min=0)[:, None])[:, 0]
+    loss = F.smooth_l1_loss(of_class, integrity_target, reduction="none")
     return _mean_where(column > 0, loss * weight)
 
 
 def refine_bag_loss(
-    cls_prob: Tensor, iou: Tensor, column: Tensor, weight: Tensor, image_labels: Tensor
+    cls_prob: Tensor, integrity_prob: Tensor, column: Tensor, weight: Tensor, image_labels: Tensor
 ) -> Tensor:
     """The best proposal of a present class should show it; no proposal should show an absent one.
 
-    The score is cls_prob * iou. Of a present class only the proposals labelled with it compete, and
-    the loss is weighted as the winner is. A present class that labels no proposal adds a constant,
-    without gradient.
+    The score is cls_prob * integrity_prob. Of a present class only the proposals labelled with it
+    compete, and the loss is weighted by the winner's weight. A present class that labels no
+    proposal adds a constant, without gradient.
 
     Args:
         cls_prob: (P, C+1), softmax over classes.
-        iou: (P, C+1), sigmoid.
+        integrity_prob: (P, C+1), sigmoid.
         column: (P,) int64, -1 without a label.
         weight: (P,).
         image_labels: (C,) in {0, 1}.
@@ -105,7 +101,7 @@ def refine_bag_loss(
     """
     target = _with_background(image_labels)
     is_present = target > 0
-    score = _clamp(cls_prob) * _clamp(iou)
+    score = _clamp(cls_prob) * _clamp(integrity_prob)
     if not len(score):
         return score.sum()  # there is no best of no proposals
     columns = torch.arange(score.shape[1], device=score.device)
@@ -124,8 +120,8 @@ def _clamp(prob: Tensor) -> Tensor:
 def _cross_entropy(prob: Tensor, target: Tensor) -> Tensor:
     """Binary cross-entropy by element.
 
-    Where a network has diverged, NaN stays NaN, to be reported by whoever trains it; torch's own
-    function fails an assertion, which on CUDA ends the use of the device.
+    NaN of a diverged network stays NaN, for the trainer to report; torch's own function fails an
+    assertion instead.
     """
     prob = _clamp(prob)
     return -(torch.xlogy(target, prob) + torch.special.xlog1py(1 - target, -prob))

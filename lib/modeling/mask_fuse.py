@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
-
-from lib.modeling.mask_conv import masked_conv
 
 
 class MaskFuse(nn.Module):
@@ -26,7 +25,6 @@ class MaskFuse(nn.Module):
     ) -> None:
         super().__init__()
         channels = in_channels if fuse_channels is None else fuse_channels
-        self.out_features = hidden_dim
         self.mask_branch = nn.Sequential(
             nn.Conv2d(2 * in_channels, channels, kernel_size=3, padding=1), nn.ReLU(inplace=True)
         )
@@ -42,11 +40,8 @@ class MaskFuse(nn.Module):
                 nn.init.zeros_(module.bias)
 
     def forward(self, features: Tensor, roi_masks: Tensor) -> Tensor:
-        """Pooled features (P, D, 7, 7) and masks (P, 7, 7) in {0, 1} to (P, hidden_dim)."""
-        return self.seg_fc(self.fuse(features, roi_masks))
-
-    def fuse(self, features: Tensor, roi_masks: Tensor) -> Tensor:
-        """The part before the linear layers: (P, channels * 49)."""
-        conv, relu = self.mask_branch
-        fused = masked_conv(features, roi_masks, conv.weight, conv.bias)  # (P, channels, 7, 7)
-        return relu(fused).flatten(1)
+        """Turns pooled features (P, D, 7, 7) and masks (P, 7, 7) in {0, 1} into (P, hidden_dim)."""
+        masked = features * roi_masks[:, None]  # (P, D, 7, 7)
+        both = torch.cat([features, masked], dim=1)  # (P, 2D, 7, 7)
+        fused = self.mask_branch(both)  # (P, channels, 7, 7)
+        return self.seg_fc(fused.flatten(1))

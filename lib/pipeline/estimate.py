@@ -16,7 +16,7 @@ from lib.data.catalog import Dataset
 from lib.data.coco import CocoImages
 from lib.data.images import read_image
 from lib.data.loader import CimDataset
-from lib.engine.build import build_trainer, share_threads
+from lib.engine.build import build_trainer, prepare_for_inference, share_threads
 from lib.engine.inference import read_passes, score_passes
 from lib.modeling.model_builder import build_model
 from lib.prm.images import SquareImages
@@ -126,7 +126,7 @@ def _cim(
     updating = _seconds(lambda: trainer.update(stream), device)
 
     lanes = share_threads(device, threads, at_most=4)
-    model.eval()
+    model = prepare_for_inference(model, config.runtime)
     testing = _seconds(
         lambda: score_passes(
             model, read_passes(data, sample[0], config.test.scales, config.test.flips)[1], device

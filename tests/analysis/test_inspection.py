@@ -15,7 +15,7 @@ from lib.config import load_config, save_config
 from lib.data.coco import CocoImages
 from lib.data.loader import CimDataset, no_clusters
 from lib.engine.checkpoint import TRAINED_WITH, save_checkpoint
-from lib.modeling.heads import CIMMiner, teachers
+from lib.modeling.heads import teachers
 from lib.modeling.model_builder import build_model
 from lib.prm.assign import prm_peaks
 from lib.prm.clusters import ClusterStore, agpl_clusters
@@ -105,7 +105,7 @@ def test_instances_are_those_of_the_miner(place):
     sample = CimDataset.view(read, 64)  # of 48 and 64
     with torch.no_grad():
         scores = inspector.detector.model(sample.image[None], sample.boxes, sample.roi_masks)
-    mined = CIMMiner(**config.mining.model_dump()).mine(
+    mined = config.mining.mine(
         *teachers(scores), torch.tensor([0]), *overlaps(sample.membership, sample.areas)
     )
     assert (seen.instances.class_idx >= 0).any(dim=1).all()

@@ -11,13 +11,13 @@ from lib.benchmarks.report import Conditions
 QUICK = Conditions(quick=True)
 
 
-def test_the_plain_network_is_the_same_network():
+def test_the_plain_network_has_the_same_weights():
     plain, model = two_networks(QUICK)
     sample = draw_sample(64, 9)
     arguments = (sample.image[None], sample.boxes, sample.roi_masks)
     with torch.no_grad():
         expected, found = plain.eval()(*arguments), model.eval()(*arguments)
-    torch.testing.assert_close(found.refine_cls, expected.refine_cls)
+    torch.testing.assert_close(found.refine_cls_prob, expected.refine_cls_prob)
     torch.testing.assert_close(found.det_prob, expected.det_prob)
 
 

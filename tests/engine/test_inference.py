@@ -13,8 +13,8 @@ def scores_of(num_stages, proposals=3, classes=2, seed=0):
     return Scores(
         cls_prob=torch.rand(shape, generator=rng),
         det_prob=torch.rand(shape, generator=rng),
-        refine_cls=torch.rand((num_stages, *shape), generator=rng),
-        refine_iou=torch.rand((num_stages, *shape), generator=rng),
+        refine_cls_prob=torch.rand((num_stages, *shape), generator=rng),
+        refine_integrity_prob=torch.rand((num_stages, *shape), generator=rng),
     )
 
 
@@ -41,7 +41,8 @@ def test_score_against_loops(num_stages, proposals):
     for p in range(proposals):
         for c in range(2):
             branches = [
-                s.refine_cls[k, p, c + 1] * s.refine_iou[k, p, c + 1] for k in range(num_stages)
+                s.refine_cls_prob[k, p, c + 1] * s.refine_integrity_prob[k, p, c + 1]
+                for k in range(num_stages)
             ] or [s.cls_prob[p, c + 1] * s.det_prob[p, c + 1]]
             assert result[p, c] == pytest.approx(float(sum(branches)) / len(branches))
 

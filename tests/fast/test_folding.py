@@ -118,7 +118,7 @@ def test_a_network_that_cannot_be_folded_scores_all_the_same(caplog):
     model.Conv_Body.res2[0].bn1.bias.data.fill_(0.3)
     inputs = torch.randn(1, 3, 32, 64), torch.tensor([[0.0, 0, 20, 30]]), torch.ones(1, 7, 7)
     with torch.no_grad():
-        before = model(*inputs).refine_cls
-        prepare_for_inference(model, RuntimeConfig(channels_last=False))
-        torch.testing.assert_close(model(*inputs).refine_cls, before)
+        before = model(*inputs).refine_cls_prob
+        fast = prepare_for_inference(model, RuntimeConfig(channels_last=False))
+        torch.testing.assert_close(fast(*inputs).refine_cls_prob, before)
     assert "used unfolded" in caplog.text

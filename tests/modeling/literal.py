@@ -58,21 +58,21 @@ def refine_cls(cls_prob, column, weight):
     )
 
 
-def refine_iou(iou_prob, column, weight, iou_target):
+def refine_integrity(integrity_prob, column, weight, integrity_target):
     foreground = [p for p in range(len(column)) if column[p] > 0]
     total = 0.0
     for p in foreground:
-        error = abs(float(iou_prob[p, column[p]]) - float(iou_target[p]))
+        error = abs(float(integrity_prob[p, column[p]]) - float(integrity_target[p]))
         total += (0.5 * error**2 if error < 1 else error - 0.5) * float(weight[p])
     return total / len(foreground) if foreground else 0.0
 
 
-def refine_bag(cls_prob, iou_prob, column, weight, image_labels):
+def refine_bag(cls_prob, integrity_prob, column, weight, image_labels):
     if all(c < 0 for c in column):
         return 0.0
     terms = []
     for c, y in enumerate([1.0, *image_labels]):
-        score = [clamp(cls_prob[p, c]) * clamp(iou_prob[p, c]) for p in range(len(column))]
+        score = [clamp(cls_prob[p, c]) * clamp(integrity_prob[p, c]) for p in range(len(column))]
         pool = [p for p in range(len(column)) if column[p] == c or not y]
         if pool:
             best = max(pool, key=lambda p: score[p])

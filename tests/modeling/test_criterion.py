@@ -41,12 +41,17 @@ def test_losses_equal_the_literal_loop(seed):
     for s in range(3):
         foreground = (cls_prob[:, 1:], integrity[:, 1:], np.flatnonzero(labels).tolist())
         found = miner.mine_stage(s, *foreground, iou.numpy(), containment.numpy())
-        column, weight, iou_target = miner.assign_stage(s, found, iou.numpy())
+        column, weight, integrity_target = miner.assign_stage(s, found, iou.numpy())
         weight = weight * (3 if s == 0 else 1)
-        cls_prob, integrity = scores.refine_cls[s].numpy(), scores.refine_iou[s].numpy()
+        cls_prob, integrity = (
+            scores.refine_cls_prob[s].numpy(),
+            scores.refine_integrity_prob[s].numpy(),
+        )
         expected["refine_bag"] += literal.refine_bag(cls_prob, integrity, column, weight, labels)
         expected["refine_cls"] += literal.refine_cls(cls_prob, column, weight)
-        expected["refine_iou"] += literal.refine_iou(integrity, column, weight, iou_target)
+        expected["refine_iou"] += literal.refine_integrity(
+            integrity, column, weight, integrity_target
+        )
     losses = CIMCriterion(CIMMiner(anti_noise=False))(scores, sample, iou, containment)
     assert set(losses) == set(expected)
     for name, value in expected.items():
@@ -55,7 +60,12 @@ def test_losses_equal_the_literal_loop(seed):
 
 def test_without_refinement_there_are_two_losses():
     scores, sample, iou, containment = image(0)
-    alone = Scores(scores.cls_prob, scores.det_prob, scores.refine_cls[:0], scores.refine_iou[:0])
+    alone = Scores(
+        scores.cls_prob,
+        scores.det_prob,
+        scores.refine_cls_prob[:0],
+        scores.refine_integrity_prob[:0],
+    )
     losses = CIMCriterion(CIMMiner())(alone, sample, iou, containment)
     assert set(losses) == {"bag", "pcl"}
 

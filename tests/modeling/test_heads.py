@@ -3,8 +3,7 @@ import pytest
 import torch
 
 from lib.benchmarks.slow_twins import LiteralMiner, pairwise_overlaps
-from lib.modeling import heads
-from lib.modeling.heads import CIMMiner, Heads, _highest, anti_noise_sample, greedy_nms, teachers
+from lib.modeling.heads import CIMMiner, Heads, anti_noise_sample, teachers
 from lib.structures import Instances, Scores
 from tests.modeling.cases import random_labels, random_masks, random_scores
 
@@ -65,49 +64,6 @@ def test_mining_equals_the_literal_loop(seed, labels):
         expected = vars(getattr(literal, step)(*arguments))
         for name, value in vars(getattr(miner, step)(*arguments)).items():
             np.testing.assert_array_equal(value, expected[name], err_msg=f"{step}: {name}")
-
-
-@pytest.mark.parametrize("seed", range(10))
-def test_without_counts_the_result_is_the_same(seed, monkeypatch):
-    """The way that CUDA takes, where the sizes of results are not waited for."""
-    rng = np.random.default_rng(seed)
-    iou, containment = (torch.as_tensor(part) for part in pairwise_overlaps(random_masks(rng, 20)))
-    teacher, present = teachers(random_scores(rng, 20, 3)), torch.tensor([0, 2])
-    miner = CIMMiner(anti_noise=False, seed_fraction=0.4)
-    expected = miner(*teacher, present, iou, containment)
-    monkeypatch.setattr(heads, "_size", lambda count, at_most: at_most)
-    targets = miner(*teacher, present, iou, containment)
-    for name, value in vars(expected).items():
-        assert torch.equal(getattr(targets, name), value), name
-
-
-@pytest.mark.parametrize("seed", range(30))
-def test_greedy_nms_equals_the_loop(seed):
-    rng = np.random.default_rng(seed)
-    size = int(rng.integers(1, 60))
-    overlaps = rng.random((2, 3, size, size)) < rng.choice([0.02, 0.1, 0.5])
-    overlaps |= overlaps.swapaxes(-1, -2)
-    kept = greedy_nms(torch.as_tensor(overlaps))
-    for one, got in zip(overlaps.reshape(-1, size, size), kept.reshape(-1, size), strict=True):
-        expected = []
-        for j in range(size):
-            if not any(one[i, j] for i in expected):
-                expected.append(j)
-        assert got.nonzero()[:, 0].tolist() == expected
-
-
-def test_greedy_nms_of_a_chain_needs_every_round():
-    # Each overlaps the next alone, so that every second one stays, decided one after the other.
-    chain = torch.diag(torch.ones(40, dtype=torch.bool), diagonal=1)
-    assert greedy_nms(chain | chain.T).tolist() == [i % 2 == 0 for i in range(41)]
-
-
-@pytest.mark.parametrize("seed", range(10))
-def test_the_highest_values_are_those_of_a_stable_sort(seed):
-    rng = np.random.default_rng(seed)
-    values = torch.as_tensor(rng.integers(0, 5, (2, 3, 50)) * rng.choice([0.25, 1e-42, 1e-7]))
-    order = values.float().argsort(dim=2, descending=True, stable=True)
-    assert torch.equal(_highest(values.float(), 17), order[:, :, :17])
 
 
 # -- the rules by hand --------------------------------------------------------------------------
@@ -185,7 +141,7 @@ def test_targets_by_hand():
     targets = CIMMiner().assign(instances, iou, containment)
     assert targets.column.tolist() == [[2, 2, 2, 0, -1]]
     assert targets.weight.tolist() == [[0.5, 0.5, 0.5, 0.5, 0.0]]
-    assert targets.iou_target.tolist() == [[1, 1, 0, 0, 0]]
+    assert targets.integrity_target.tolist() == [[1, 1, 0, 0, 0]]
 
 
 def test_thresholds_grow_with_the_stage():
@@ -195,7 +151,7 @@ def test_thresholds_grow_with_the_stage():
     class_idx = torch.tensor([[0, -1, -1]]).expand(3, -1)
     instances = Instances(class_idx, torch.tensor([[1.0, 0, 0]]).expand(3, -1))
     targets = CIMMiner().assign(instances, iou, containment)  # IoU 11/20 and 7/20
-    assert targets.iou_target[:, 1].tolist() == [1, 0, 0]
+    assert targets.integrity_target[:, 1].tolist() == [1, 0, 0]
     assert targets.column[:, 2].tolist() == [1, 1, 0]  # 0.35 is not below the second threshold
 
 
@@ -233,7 +189,7 @@ def test_nothing_to_mine_gives_no_labels(num, present):
         torch.Generator(),
     )
     assert targets.column.tolist() == [[-1] * num] * 3
-    assert targets.weight.tolist() == targets.iou_target.tolist() == [[0.0] * num] * 3
+    assert targets.weight.tolist() == targets.integrity_target.tolist() == [[0.0] * num] * 3
 
 
 def test_one_proposal_is_its_own_instance_unless_it_is_oversized():
@@ -272,7 +228,7 @@ def test_samples_follow_the_weights():
     instances = instances_of(class_idx, weight)
     draws = 20000
     many = Instances(instances.class_idx.expand(draws, -1), instances.weight.expand(draws, -1))
-    kept = anti_noise_sample(many, 4, torch.Generator().manual_seed(0))
+    kept = anti_noise_sample(many, torch.Generator().manual_seed(0))
     rate = (kept.class_idx >= 0).double().mean(dim=0).tolist()
     expected = [1 - 0.9**3, 1 - 0.8**3, 1 - 0.3**3, 1.0, 1 - 0.25**2, 1 - 0.75**2, 0.0]
     for got, p in zip(rate, expected, strict=True):
@@ -284,7 +240,7 @@ def test_samples_follow_the_weights():
 
 def test_what_stays_is_unchanged():
     instances = instances_of([0, 1, -1, 0], [0.5, 0.25, 0.0, 0.125])
-    kept = anti_noise_sample(instances, 2, torch.Generator().manual_seed(3))
+    kept = anti_noise_sample(instances, torch.Generator().manual_seed(3))
     stays = kept.class_idx >= 0
     assert torch.equal(kept.class_idx[stays], instances.class_idx[stays])
     assert torch.equal(kept.weight, instances.weight.where(stays, 0.0))
@@ -304,7 +260,7 @@ def test_weights_that_are_no_chances(weight, may_stay):
     stayed = set()
     for seed in range(50):
         generator = torch.Generator().manual_seed(seed)
-        kept = anti_noise_sample(instances_of([1, 1, 1], weight), 2, generator)
+        kept = anti_noise_sample(instances_of([1, 1, 1], weight), generator)
         stays = set(kept.class_idx[0].ge(0).nonzero()[:, 0].tolist())
         assert stays
         stayed |= stays
@@ -315,7 +271,7 @@ def test_sampling_is_decided_by_the_generator_alone():
     instances = instances_of([0] * 30, [0.1] * 30)
 
     def draw(seed):
-        return anti_noise_sample(instances, 1, torch.Generator().manual_seed(seed)).class_idx
+        return anti_noise_sample(instances, torch.Generator().manual_seed(seed)).class_idx
 
     torch.manual_seed(1)
     before = torch.get_rng_state()
@@ -342,22 +298,23 @@ def test_heads_score(num_stages):
     features = torch.randn(6, 8)
     scores = model(features)
     assert scores.cls_prob.shape == scores.det_prob.shape == (6, 5)
-    assert scores.refine_cls.shape == scores.refine_iou.shape == (num_stages, 6, 5)
+    assert scores.refine_cls_prob.shape == (num_stages, 6, 5)
+    assert scores.refine_integrity_prob.shape == (num_stages, 6, 5)
     torch.testing.assert_close(scores.cls_prob.sum(dim=1), torch.ones(6))
     torch.testing.assert_close(scores.det_prob.sum(dim=0), torch.ones(5))
     for s in range(num_stages):
         logits = features @ model.refine_cls[s].weight.T + model.refine_cls[s].bias
-        torch.testing.assert_close(scores.refine_cls[s], logits.softmax(dim=1))
+        torch.testing.assert_close(scores.refine_cls_prob[s], logits.softmax(dim=1))
         logits = features @ model.refine_iou[s].weight.T + model.refine_iou[s].bias
-        torch.testing.assert_close(scores.refine_iou[s], 1 / (1 + (-logits).exp()))
+        torch.testing.assert_close(scores.refine_integrity_prob[s], 1 / (1 + (-logits).exp()))
 
 
 def test_without_the_integrity_branch_all_integrity_is_one():
     model = Heads(in_features=8, num_classes=4, num_stages=2, integrity=False)
     assert not any("refine_iou" in name for name, _ in model.named_parameters())
     scores = model(torch.randn(6, 8))
-    assert scores.refine_cls.shape == (2, 6, 5)
-    assert torch.equal(scores.refine_iou, torch.ones(2, 6, 5))
+    assert scores.refine_cls_prob.shape == (2, 6, 5)
+    assert torch.equal(scores.refine_integrity_prob, torch.ones(2, 6, 5))
 
 
 def test_each_stage_learns_from_the_one_before():

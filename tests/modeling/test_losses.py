@@ -9,7 +9,7 @@ from lib.modeling.losses import (
     pcl_loss,
     refine_bag_loss,
     refine_cls_loss,
-    refine_iou_loss,
+    refine_integrity_loss,
 )
 from tests.modeling import literal
 from tests.modeling.cases import random_labels
@@ -38,11 +38,11 @@ def case(request):
     return {
         "cls_prob": softmax(rng, shape, 1),
         "det_prob": softmax(rng, shape, 0),
-        "iou": rng.random(shape, np.float32),
+        "integrity": rng.random(shape, np.float32),
         "labels": labels,
         "column": column,
         "weight": (rng.random(num) * (column >= 0)).astype(np.float32),
-        "iou_target": rng.integers(0, 2, num).astype(np.float32),
+        "integrity_target": rng.integers(0, 2, num).astype(np.float32),
         "number": number,
         "cluster_column": np.array([cluster_class[n] for n in number]),
     }
@@ -54,8 +54,16 @@ def case(request):
         (bag_loss, literal.bag, ["cls_prob", "det_prob", "labels"]),
         (pcl_loss, literal.pcl, ["cls_prob", "number", "cluster_column"]),
         (refine_cls_loss, literal.refine_cls, ["cls_prob", "column", "weight"]),
-        (refine_iou_loss, literal.refine_iou, ["iou", "column", "weight", "iou_target"]),
-        (refine_bag_loss, literal.refine_bag, ["cls_prob", "iou", "column", "weight", "labels"]),
+        (
+            refine_integrity_loss,
+            literal.refine_integrity,
+            ["integrity", "column", "weight", "integrity_target"],
+        ),
+        (
+            refine_bag_loss,
+            literal.refine_bag,
+            ["cls_prob", "integrity", "column", "weight", "labels"],
+        ),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
@@ -83,34 +91,34 @@ def test_pcl_by_hand():
     assert pcl_loss(cls_prob, number, column).item() == pytest.approx(expected)
 
 
-def test_refine_cls_and_iou_by_hand():
+def test_refine_cls_and_integrity_by_hand():
     prob = torch.tensor([[0.1, 0.9], [0.4, 0.6], [0.3, 0.7]])
     column, weight = torch.tensor([1, 0, -1]), torch.tensor([0.5, 2.0, 0.0])
     expected = (-math.log(0.9) * 0.5 - math.log(0.4) * 2) / 2
     assert refine_cls_loss(prob, column, weight).item() == pytest.approx(expected)
     # Only the first counts: background has no integrity.
-    loss = refine_iou_loss(prob, column, weight, torch.tensor([0.0, 1.0, 1.0]))
+    loss = refine_integrity_loss(prob, column, weight, torch.tensor([0.0, 1.0, 1.0]))
     assert loss.item() == pytest.approx(0.5 * 0.9**2 * 0.5)
 
 
 def test_refine_bag_by_hand():
     cls_prob = torch.tensor([[0.5, 0.5, 0.9], [0.2, 0.8, 0.1]])
-    iou = torch.tensor([[1.0, 0.5, 0.5], [0.5, 1.0, 0.5]])
+    integrity = torch.tensor([[1.0, 0.5, 0.5], [0.5, 1.0, 0.5]])
     column, weight = torch.tensor([1, 0]), torch.tensor([0.5, 2.0])
     # Class 0 (column 1): only proposal 0 is labelled with it. Background: only proposal 1.
     # Class 1 is absent: its best proposal is 0, with weight 1.
     expected = -(2 * math.log(0.1) + 0.5 * math.log(0.25) + math.log(1 - 0.45)) / 3
     labels = torch.tensor([1.0, 0.0])
-    loss = refine_bag_loss(cls_prob, iou, column, weight, labels)
+    loss = refine_bag_loss(cls_prob, integrity, column, weight, labels)
     assert loss.item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_a_present_class_without_proposals_adds_a_constant():
     """As published: proposal 0 wins with a score of 0, which no gradient can change."""
     cls_prob = torch.tensor([[0.5, 0.5], [0.2, 0.8]], requires_grad=True)
-    iou = torch.full((2, 2), 0.5, requires_grad=True)
+    integrity = torch.full((2, 2), 0.5, requires_grad=True)
     column, weight = torch.tensor([1, 1]), torch.tensor([0.25, 1.0])
-    loss = refine_bag_loss(cls_prob, iou, column, weight, torch.ones(1))
+    loss = refine_bag_loss(cls_prob, integrity, column, weight, torch.ones(1))
     expected = (FAR * 0.25 - math.log(0.4)) / 2
     assert loss.item() == pytest.approx(expected, rel=1e-5)
     loss.backward()
@@ -125,7 +133,7 @@ def test_no_labels_give_no_loss_and_no_gradient():
     none, zero = torch.full((3,), -1), torch.zeros(3)
     losses = [
         refine_cls_loss(prob, none, zero),
-        refine_iou_loss(prob, none, zero, zero),
+        refine_integrity_loss(prob, none, zero, zero),
         refine_bag_loss(prob, prob, none, zero, torch.ones(3)),
         pcl_loss(prob, torch.zeros(3, dtype=torch.int64), none),
     ]
@@ -162,7 +170,9 @@ def test_gradients_equal_finite_differences():
     assert torch.autograd.gradcheck(lambda a, b: bag_loss(a, b, labels), (prob, other))
     assert torch.autograd.gradcheck(lambda a: pcl_loss(a, number, column), prob)
     assert torch.autograd.gradcheck(lambda a: refine_cls_loss(a, column, weight), prob)
-    assert torch.autograd.gradcheck(lambda a: refine_iou_loss(a, column, weight, target), prob)
+    assert torch.autograd.gradcheck(
+        lambda a: refine_integrity_loss(a, column, weight, target), prob
+    )
     assert torch.autograd.gradcheck(
         lambda a, b: refine_bag_loss(a, b, column, weight, labels), (prob, other)
     )

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from lib.fast.network import FastCIMNet
 from lib.modeling.backbones import BACKBONES, build_backbone
 from lib.modeling.criterion import CIMCriterion
 from lib.modeling.heads import CIMMiner
@@ -65,8 +66,17 @@ def network(backbone, num_columns):
     return model.train()
 
 
+FORMS = {"plain": lambda model: model, "fast": FastCIMNet}
+
+
+@pytest.fixture(params=FORMS)
+def form(request):
+    """The plain network or its fast form."""
+    return request.param
+
+
 @functools.cache
-def step(backbone, inputs, device="cpu"):
+def step(backbone, inputs, form, device="cpu"):
     """What one training step on the inputs of a *_model.npz, without sampling, comes to.
 
     Returns:
@@ -90,6 +100,7 @@ def step(backbone, inputs, device="cpu"):
         cluster_column=column.where(number > 0, -1),
     )
     model = network(backbone, data["cluster_matrix"].shape[1]).to(device)
+    model = FORMS[form](model)
     features = []
     model.Conv_Body.register_forward_hook(lambda *args: features.append(args[-1].detach()))
     # oneDNN rounds otherwise than the convolutions of the golden numbers. It puts one activation
@@ -106,7 +117,7 @@ def step(backbone, inputs, device="cpu"):
         else (torch.linalg.vector_norm(p.grad, dtype=torch.float64).item(), p.numel())
         for name, p in model.named_parameters()
     }
-    score = (scores.refine_cls * scores.refine_iou)[:, :, 1:].detach()
+    score = (scores.refine_cls_prob * scores.refine_integrity_prob)[:, :, 1:].detach()
     return score, published(losses), (features[0].mean(dim=(2, 3)), features[0].shape), grads
 
 
@@ -133,8 +144,8 @@ def test_names_shapes_and_what_trains(golden):
 
 
 @pytest.mark.golden("*_model.npz")
-def test_features_scores_and_losses(golden):
-    score, losses, (mean, shape), _ = step(backbone_of(golden), golden.path, golden.device)
+def test_features_scores_and_losses(golden, form):
+    score, losses, (mean, shape), _ = step(backbone_of(golden), golden.path, form, golden.device)
     golden.check("feature_shape", shape)
     golden.check("feature_mean", mean, rtol=1e-4, atol=1e-6)
     golden.check("refine_score", score, rtol=2e-5)
@@ -142,13 +153,13 @@ def test_features_scores_and_losses(golden):
 
 
 @pytest.mark.golden("*_train_step.json")
-def test_losses_and_gradients_of_a_step(golden):
+def test_losses_and_gradients_of_a_step(golden, form):
     backbone = backbone_of(golden)
     # All backbones were run on the same inputs; those of hrnet48 have no file of their own.
     inputs = golden.sibling(f"{backbone}_model.npz") or golden.sibling("resnet50_model.npz")
     if inputs is None:
         pytest.skip(f"no golden file {backbone}_model.npz with the inputs of this step")
-    _, losses, _, grads = step(backbone, inputs.path, golden.device)
+    _, losses, _, grads = step(backbone, inputs.path, form, golden.device)
     for name, value in losses.items():
         golden.check(f"losses {name}", value, rtol=2e-6, expected=golden["losses"][name])
     assert {name for name, grad in grads.items() if grad is None} == set(golden["no_grad"])

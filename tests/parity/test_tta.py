@@ -5,10 +5,13 @@ import json
 import cv2
 import numpy as np
 import pytest
+import torch
 
+from lib.config import RuntimeConfig
 from lib.data.coco import CocoImages
 from lib.data.loader import CimDataset
-from lib.engine.inference import read_passes, score_passes
+from lib.engine.build import prepare_for_inference
+from lib.engine.inference import proposal_scores, read_passes, score_passes
 from lib.evaluation.detections import select_detections
 from lib.structures import Proposals, Regions
 from tests.parity.test_model import backbone_of, network
@@ -45,15 +48,27 @@ def data_set(folder, image_bgr, num_classes, store):
     return CimDataset(CocoImages(path), folder, store)
 
 
+def plain_scores(model, passes):
+    """Mean over the passes, each on its own through the plain network."""
+    with torch.no_grad():
+        scores = [model(view.image[None], view.boxes, view.roi_masks) for view in passes]
+    return torch.stack([proposal_scores(one) for one in scores]).mean(dim=0)
+
+
+def fast_scores(model, passes):
+    return score_passes(prepare_for_inference(model, RuntimeConfig()), passes, "cpu")
+
+
+@pytest.mark.parametrize("score", [plain_scores, fast_scores])
 @pytest.mark.golden("*_tta.npz")
-def test_a_whole_inference_with_test_time_augmentation(golden, tmp_path):
+def test_a_whole_inference_with_test_time_augmentation(golden, tmp_path, score):
     num_classes = golden["scores"].shape[1]
     model = network(backbone_of(golden), num_classes + 1).eval()
     store = GivenProposals(golden["boxes"], golden["masks"].astype(bool))
     dataset = data_set(tmp_path, golden["image_bgr"], num_classes, store)
 
     read, passes = read_passes(dataset, 0, golden["scales"].tolist(), FLIPS)
-    scores = score_passes(model, passes, "cpu").numpy()
+    scores = score(model, passes).numpy()
     golden.check("scores", scores, rtol=1e-5)
 
     detections = select_detections(

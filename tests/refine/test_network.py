@@ -8,7 +8,7 @@ from torchvision.models.detection import maskrcnn_resnet50_fpn
 from torchvision.ops import box_iou
 
 from lib.config import RefineModelConfig, RefineTestConfig, load_config
-from lib.engine.lanes import Lanes
+from lib.fast.lanes import Lanes
 from lib.modeling.backbones import build_backbone
 from lib.refine.network import BalancedSampler, PaddedBatch, build_mask_rcnn
 from lib.refine.training import LOSSES, mask_rcnn_losses

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torchvision import ops
 
-from lib.modeling.roi_align import roi_align
+from lib.fast.roi_align import roi_align
 
 
 def boxes_of_all_kinds(count, height, width, generator):

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.nn import functional
 
-from lib.modeling import mask_conv
-from lib.modeling.mask_conv import masked_conv
+from lib.fast import mask_conv
+from lib.fast.mask_conv import masked_conv
 
 
 def case(num=5, size=7, depth=3, width=4, dtype=torch.float64):

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from lib.engine.lanes import Lanes
+from lib.fast.lanes import Lanes
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
