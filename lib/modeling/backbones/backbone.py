@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple
 from urllib.error import URLError
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchvision.models import WeightsEnum
 
@@ -228,8 +229,11 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
             "model.weights which they are"
         )
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load has no error type of its own
+        if path.suffix == ".safetensors":
+            content = load_file(path)
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # the readers have no error type of their own
         raise ValueError(f"{path}: not a readable checkpoint ({error}); copy it again") from error
     for key in ("model", "state_dict"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):

