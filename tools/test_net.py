@@ -84,9 +84,9 @@ def run(args: argparse.Namespace, ranks: Ranks) -> None:
     coco = CocoImages(dataset.json, require_annotations=args.image_labels)
     data = open_test_data(dataset, coco)
     state = load_checkpoint(checkpoint)
-    model = trained_model(config, state, checkpoint, coco)
+    model = trained_model(config, state, checkpoint, coco.class_names)
     detector = build_detector(
-        config, model, coco, ranks.device, args.tta == "config", args.image_labels
+        config, model, coco.category_ids, ranks.device, args.tta == "config", args.image_labels
     )
     passes = len(detector.scales) * len(detector.flips)
     logger.info("network: %s after %s updates", checkpoint, state.get("step", "?"))

@@ -98,7 +98,7 @@ def pictures(run: Path, root: Path, name: str) -> tuple[dict[str, np.ndarray], l
     )
 
     checkpoint = newest_checkpoint(run)
-    model = trained_model(config, load_checkpoint(checkpoint), checkpoint, coco)
+    model = trained_model(config, load_checkpoint(checkpoint), checkpoint, coco.class_names)
     read, passes = read_passes(data, index, config.test.scales, config.test.flips)
     with torch.no_grad():
         scores = model(passes[0].image[None], passes[0].boxes, passes[0].roi_masks)

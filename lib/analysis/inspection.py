@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from lib.config import Config, load_config
-from lib.data.coco import ImageRecord
+from lib.data.coco import CocoImages, ImageRecord
 from lib.data.images import read_image
 from lib.data.loader import CimDataset, ReadImage, no_clusters
 from lib.data.transforms import normalise
-from lib.engine.build import KnowsClasses, build_detector, trained_model
+from lib.engine.build import build_detector, trained_model
 from lib.engine.checkpoint import TRAINED_WITH, load_checkpoint
 from lib.engine.inference import Detector
 from lib.engine.runs import newest_checkpoint
@@ -130,25 +130,10 @@ def inspect(read: ReadImage, inspector: Inspector | None) -> Inspection:
     return Inspection(read.record, read.image, read.proposals, clusters=stored)
 
 
-@dataclass(frozen=True)
-class Classes:
-    """Classes without a data set, as `trained_model` and `build_detector` need them."""
-
-    class_names: list[str]
-
-    @property
-    def num_classes(self) -> int:
-        return len(self.class_names)
-
-    @property
-    def category_ids(self) -> list[int]:
-        return list(range(1, len(self.class_names) + 1))
-
-
 def open_inspector(
     run: Path,
     data_root: Path,
-    coco: KnowsClasses | None = None,
+    coco: CocoImages | None = None,
     prm_file: Path | None = None,
     device: str = "cpu",
 ) -> Inspector:
@@ -169,19 +154,22 @@ def open_inspector(
     if coco is None:
         if not state.get("class_names"):
             raise ValueError(f"{checkpoint}: does not name its classes; name a data set")
-        coco = Classes(list(state["class_names"]))
-    model = trained_model(config, state, checkpoint, coco).to(device)
+        class_names = list(state["class_names"])
+        category_ids = list(range(1, len(class_names) + 1))
+    else:
+        class_names, category_ids = coco.class_names, coco.category_ids
+    model = trained_model(config, state, checkpoint, class_names).to(device)
     if prm_file is None:
         trained_on = state.get(TRAINED_WITH, {}).get("data", {}).get("name", "")
         prm_file = data_root / "prm" / f"{trained_on}.pth"
         prm_file = prm_file if prm_file.is_file() else None
     prm = None
     if prm_file is not None:
-        prm = build_prm(config.prm, coco.num_classes, weights="random")
+        prm = build_prm(config.prm, len(class_names), weights="random")
         load_prm(prm, prm_file)
         prm.to(device).eval()
-    detector = build_detector(config, model, coco, device)
-    return Inspector(config, list(coco.class_names), detector, prm, device)
+    detector = build_detector(config, model, category_ids, device)
+    return Inspector(config, class_names, detector, prm, device)
 
 
 def read_picture(

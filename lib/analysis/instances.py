@@ -111,7 +111,7 @@ def analyse_checkpoint(
     Raises:
         CheckpointError: it does not fit the configuration or the classes of the data set.
     """
-    model = trained_model(config, load_checkpoint(path), path, data.coco).to(device)
+    model = trained_model(config, load_checkpoint(path), path, data.coco.class_names).to(device)
     miner = config.mining
     generator = torch.Generator().manual_seed(config.run.seed)
     taught, best, results = defaultdict(list), defaultdict(list), defaultdict(list)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -57,16 +57,6 @@ class Store(Protocol):
     def has(self, file_name: str) -> bool: ...
 
 
-class KnowsClasses(Protocol):
-    """What networks need to know of a data set; CocoImages does."""
-
-    class_names: list[str]
-    category_ids: list[int]
-
-    @property
-    def num_classes(self) -> int: ...
-
-
 def open_training_data(dataset: Dataset, coco: CocoImages, with_clusters: bool) -> CimDataset:
     """The data to train on, after a look whether everything that it needs is there.
 
@@ -114,19 +104,20 @@ def initial_model(
 
 
 def trained_model(
-    config: Config, state: Mapping[str, Any], source: Path, coco: KnowsClasses
+    config: Config, state: Mapping[str, Any], source: Path, class_names: Sequence[str]
 ) -> CIMNet:
     """The network of a checkpoint that `load_checkpoint` gave, in evaluation mode.
 
     Args:
         source: the checkpoint's file, for messages.
+        class_names: of the data set.
 
     Raises:
         CheckpointError: it does not fit the configuration, or the classes of the data set.
     """
-    model = build_model(config.model, coco.num_classes, pretrained=False)
-    load_model(model, state["model"], source, coco.num_classes)
-    for there, here in zip(state.get("class_names", ()), coco.class_names, strict=False):
+    model = build_model(config.model, len(class_names), pretrained=False)
+    load_model(model, state["model"], source, len(class_names))
+    for there, here in zip(state.get("class_names", ()), class_names, strict=False):
         if there != here:
             logger.warning("%s calls a class %s, the data set calls it %s", source, there, here)
     return model.eval()
@@ -213,7 +204,7 @@ def choose_backward(
 def build_detector(
     config: Config,
     model: nn.Module,
-    coco: KnowsClasses,
+    category_ids: Sequence[int],
     device: str,
     augment: bool = True,
     only_image_labels: bool = False,
@@ -222,6 +213,7 @@ def build_detector(
 
     Args:
         model: is made ready for inference in place and cannot be trained or saved any more.
+        category_ids: the COCO category id of every class.
         augment: False makes one pass, at the largest scale and not mirrored.
         only_image_labels: detect only what an image is labelled with, and as much as there is.
 
@@ -232,7 +224,7 @@ def build_detector(
     check_precision(config.runtime, device)
     return Detector(
         model=prepare_for_inference(model, config.runtime),
-        category_ids=coco.category_ids,
+        category_ids=category_ids,
         scales=test.scales if augment else (max(test.scales),),
         flips=test.flips if augment else ("none",),
         score_thresh=test.score_thresh,

@@ -11,13 +11,13 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from lib.data.coco import CocoImages, ImageRecord
+from lib.data.coco import CocoImages
 from lib.data.loader import CimDataset, ReadImage
 from lib.data.transforms import Flip
 from lib.engine.distributed import ALONE, Ranks
@@ -25,6 +25,8 @@ from lib.engine.journal import Journal
 from lib.evaluation.detections import select_detections, to_coco_results
 from lib.fast.network import FastCIMNet
 from lib.files import atomic_file, read_json, remove_parts, write_json
+from lib.refine.data import InstanceDataset, ReadInstances
+from lib.refine.detect import MaskRCNNDetector
 from lib.structures import Detections, Sample, Scores, View
 
 logger = logging.getLogger(__name__)
@@ -152,28 +154,9 @@ class Detector:
         )
 
 
-class DetectsImages(Protocol):
-    """What is needed of a Detector, of whatever network."""
-
-    model: nn.Module
-    device: torch.device | str
-
-    def prepare(self, dataset: Any, index: int) -> tuple[Read, Any]: ...
-
-    def __call__(self, read: Read, views: Any) -> list[dict[str, Any]]: ...
-
-
-class Read(Protocol):
-    record: ImageRecord
-
-
-class Images(Protocol):
-    coco: CocoImages
-
-
 def detect_dataset(
-    detector: DetectsImages,
-    dataset: Images,
+    detector: Detector | MaskRCNNDetector,
+    dataset: CimDataset | InstanceDataset,
     output: Path,
     made_from: Mapping[str, Any],
     num_threads: int = 0,
@@ -290,14 +273,17 @@ def _merged(
 
 
 def _detections(
-    detector: DetectsImages, dataset: Images, image_idx: Sequence[int], num_threads: int
-) -> Iterator[tuple[Read, list[dict[str, Any]]]]:
+    detector: Detector | MaskRCNNDetector,
+    dataset: CimDataset | InstanceDataset,
+    image_idx: Sequence[int],
+    num_threads: int,
+) -> Iterator[tuple[ReadImage | ReadInstances, list[dict[str, Any]]]]:
     """Images in the given order with their COCO results."""
 
-    def prepare(index: int) -> tuple[Read, Any]:
+    def prepare(index: int) -> tuple[ReadImage | ReadInstances, Any]:
         return detector.prepare(dataset, index)
 
-    def detect(index: int) -> tuple[Read, list[dict[str, Any]]]:
+    def detect(index: int) -> tuple[ReadImage | ReadInstances, list[dict[str, Any]]]:
         read, views = prepare(index)
         return read, detector(read, views)
 
