@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -67,16 +68,33 @@ def file_state(path: Path) -> dict[str, str | int]:
 
 
 def read_json(path: str | Path) -> Any:
-    """Reads JSON; a missing or broken file raises an error that names it and says what to do."""
+    """Reads JSON; a missing or broken file raises an error that names it and the remedy."""
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
+        raise FileNotFoundError(
+            f"{path}: {'a folder, expected a' if path.exists() else 'no such'} file"
+        )
     try:
         return json.loads(path.read_bytes())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # also numbers of more than 4300 digits
         raise ValueError(
             f"{path}: not valid JSON ({error}); the file may be truncated: copy or make it again"
         ) from None
+
+
+def whole(value: Any) -> int | None:
+    """The int of a whole number, which JSON may write as 4.0; None for anything else."""
+    if type(value) is float and value.is_integer():
+        return int(value)
+    return value if type(value) is int else None
+
+
+def id_key(value: Any) -> int | str | None:
+    """What two ids are compared by: 1, 1.0 and "1" are one id. None for what is no id."""
+    if isinstance(value, str) and value:
+        number = re.fullmatch(r"(-?(?:0|[1-9][0-9]{0,30}))(?:\.0+)?", value)
+        return int(number[1]) if number else value
+    return whole(value)
 
 
 def _umask() -> int:

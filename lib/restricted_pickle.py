@@ -35,7 +35,34 @@ def load_pickle(path: str | Path) -> Any:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
-    content = path.read_bytes()
+    return _load(path.read_bytes(), path)
+
+
+def load_npy(path: str | Path) -> Any:
+    """Content of a .npy file, whose objects are read as `load_pickle` reads them.
+
+    Raises:
+        FileNotFoundError, ValueError: as `load_pickle`; also where it is no .npy file.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    try:
+        with path.open("rb") as file:
+            version = np.lib.format.read_magic(file)
+            read = np.lib.format.read_array_header_1_0
+            if version != (1, 0):
+                read = np.lib.format.read_array_header_2_0
+            *_, dtype = read(file)
+            if dtype.hasobject:
+                return _load(file.read(), path)
+        return np.load(path, allow_pickle=False)
+    except (ValueError, EOFError, OSError, SyntaxError) as error:
+        text = str(error).removeprefix(f"{path}: ")
+        raise ValueError(f"{path}: not a readable .npy file: {text}") from error
+
+
+def _load(content: bytes, path: Path) -> Any:
     try:
         _check_lengths(content)
         return _Unpickler(io.BytesIO(content), encoding="latin1").load()
@@ -90,7 +117,7 @@ def load_by_image(path: str | Path, *keys: str) -> dict[str, tuple[Any, ...]]:
 
 
 def find_image(
-    by_image: dict[str, tuple[Any, ...]], image_id: int, file_name: str
+    by_image: dict[str, tuple[Any, ...]], image_id: int | str, file_name: str
 ) -> tuple[Any, ...] | None:
     """Values of one image, whose index may be its id or the stem of its file name.
 

@@ -15,6 +15,31 @@ from torch import Tensor
 
 
 @dataclass(frozen=True, eq=False)
+class ImageRecord:
+    """One image of a data set, as its json says."""
+
+    image_id: int
+    file_name: str
+    """Relative to the image folder; may name sub-folders."""
+    height: int
+    width: int
+    image_labels: np.ndarray
+    """(C,) float32 in {0, 1}."""
+    original_id: int | str | None = None
+    """The id in the json, where that was text or too large and `image_id` takes its place."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width)"""
+        return self.height, self.width
+
+    @property
+    def known_as(self) -> int | str:
+        """The id by which files made elsewhere know the image."""
+        return self.image_id if self.original_id is None else self.original_id
+
+
+@dataclass(frozen=True, eq=False)
 class Regions:
     """P mask proposals of one image, losslessly: pixels that lie in the same proposals are one
     region (see lib/proposals/regions.py)."""

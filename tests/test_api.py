@@ -15,9 +15,9 @@ from lib.config import ConfigError, load_config, save_config
 from lib.data.coco import CocoImages
 from lib.data.shapes import make_shapes
 from lib.engine.checkpoint import CheckpointError, save_checkpoint
-from lib.evaluation.rle import rle_to_mask
 from lib.modeling.model_builder import build_model
 from lib.proposals.generate import generate_proposals
+from lib.proposals.rle import rle_to_mask
 from lib.proposals.store import ProposalStore
 
 ROOT = Path(__file__).parents[1]

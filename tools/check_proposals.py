@@ -13,7 +13,6 @@ from lib.data.catalog import Dataset, add_dataset_arguments, dataset_from_args
 from lib.data.coco import CocoImages
 from lib.evaluation.coco_files import read_ground_truth
 from lib.evaluation.proposal_recall import find_objects
-from lib.files import read_json
 from lib.parallel import add_parallel_arguments, workers_from_args
 from lib.proposals.check import StoreCheck, check_store, compare_with_published
 from lib.proposals.recall import recall_table
@@ -76,11 +75,11 @@ def print_check(check: StoreCheck, store: ProposalStore, num_images: int) -> Non
 
 def print_recall(dataset: Dataset, store: ProposalStore, unusable: set[str], jobs: int) -> None:
     """The best that these proposals allow, where the json has masks to tell by."""
-    annotations = read_json(dataset.json).get("annotations", [])
-    if not annotations or not all("segmentation" in a for a in annotations):
+    truth = read_ground_truth(dataset.json, need_masks=False)
+    if not truth["annotations"]:
         print(f"recall: {dataset.json} has no masks")
         return
-    found = find_objects(store, read_ground_truth(dataset.json), [ALL], unusable, jobs)
+    found = find_objects(store, truth, [ALL], unusable, jobs)
     if found.failures:
         print_images(found.failures, "left out of the recall")
     rows = recall_table(found.best, found.areas, [ALL], [0.5, 0.75])

@@ -24,9 +24,7 @@ from lib.data.images import read_image
 from lib.data.loader import ReadImage, no_clusters
 from lib.engine.runs import newest_run, start_logging
 from lib.evaluation.coco_files import read_ground_truth
-from lib.files import read_json
 from lib.proposals.store import ProposalStore
-from lib.visualization.collect import has_masks
 from lib.visualization.panels import save_png
 
 logger = logging.getLogger("explain")
@@ -108,14 +106,13 @@ def read_record(
 
 def true_masks(record: ImageRecord, coco: CocoImages) -> list[dict[str, Any]] | None:
     """Class index and mask of the objects of an image; None where the data set has no masks."""
-    content = read_json(coco.path)
-    if not has_masks(content):
+    objects = read_ground_truth(coco.path, need_masks=False)["annotations"]
+    if not objects:
         return None
-    content["annotations"] = [a for a in content["annotations"] if a["image_id"] == record.image_id]
     return [
         {**a, "class_idx": coco.category_ids.index(a["category_id"])}
-        for a in read_ground_truth(content)["annotations"]
-        if not a["iscrowd"]
+        for a in objects
+        if a["image_id"] == record.image_id and not a["iscrowd"]
     ]
 
 

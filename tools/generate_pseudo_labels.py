@@ -16,7 +16,7 @@ from pathlib import Path
 
 from lib.command_line import errors_in_a_line
 from lib.data.catalog import add_dataset_arguments, dataset_from_args
-from lib.data.coco import CocoImages
+from lib.data.coco import read_coco
 from lib.engine.runs import add_result_arguments, detections_from_args, run_of
 from lib.evaluation.pseudo_labels import (
     MIN_PART,
@@ -83,10 +83,9 @@ def generate(args: argparse.Namespace) -> None:
         target = run / "pseudo_labels" / f"{dataset.name}.json"
     else:
         target = detections.with_name(f"{detections.stem}_pseudo_labels.json")
-    CocoImages(dataset.json)  # names whatever is wrong with the json
     labels = to_coco_annotations(
         read_json(detections),
-        read_json(dataset.json),
+        read_coco(dataset.json),
         args.score_thresh,
         args.segmentation,
         name=str(detections),

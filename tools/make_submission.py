@@ -12,6 +12,7 @@ from pathlib import Path
 
 from lib.command_line import errors_in_a_line
 from lib.data.catalog import add_dataset_arguments, dataset_from_args
+from lib.data.coco import read_coco
 from lib.engine.runs import add_result_arguments, detections_from_args
 from lib.evaluation.submission import submission_name, write_submission
 from lib.files import read_json
@@ -38,7 +39,7 @@ def pack(args: argparse.Namespace) -> None:
     name = submission_name(dataset.json, args.algorithm)
     detections = detections_from_args(args, dataset.name)
     path = (args.output or detections.parent) / f"{name}.zip"
-    content = read_json(dataset.json)
+    content = read_coco(dataset.json, annotations=False)
     count, images = write_submission(read_json(detections), content, path, str(detections))
     print(
         f"{count} detections on {images} of {len(content['images'])} images\n"

@@ -13,12 +13,12 @@ from tqdm import tqdm
 
 from lib.command_line import errors_in_a_line
 from lib.data.catalog import Dataset, add_dataset_arguments, dataset_from_args
-from lib.data.coco import CocoImages, ImageRecord
+from lib.data.coco import CocoImages, ImageRecord, read_coco
 from lib.data.images import read_image
 from lib.engine.runs import add_result_arguments, detections_from_args, run_from_args, run_of
-from lib.evaluation import rle
 from lib.evaluation.coco_files import by_image
 from lib.files import read_json
+from lib.proposals import rle
 from lib.visualization.draw import draw_instances
 from lib.visualization.panels import contact_sheet, save_png, side_by_side
 
@@ -61,11 +61,12 @@ def visualize(args: argparse.Namespace) -> None:
     images = [coco.images[number] for number in chosen[: args.limit]]
     kind, source = source_from_args(args, dataset)
     folder = args.output or default_folder(args, dataset)
-    content = read_json(dataset.json)
-    drawn = content if kind == "ground_truth" else read_json(source)
-    layers = [(kind.replace("_", " "), by_image(drawn, content, str(source), args.score_thresh))]
+    content = read_coco(dataset.json, annotations=False)
+    drawn = by_image(read_json(source), content, str(source), args.score_thresh)
+    layers = [(kind.replace("_", " "), drawn)]
     if args.compare and kind != "ground_truth":
-        layers.insert(0, ("ground truth", by_image(content, content, str(dataset.json))))
+        truth = by_image(read_json(dataset.json), content, str(dataset.json))
+        layers.insert(0, ("ground truth", truth))
 
     sheet, instances = [], 0
     for record in tqdm(images, desc="drawing", unit="image"):

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 
 from lib.analysis.inspection import Inspection
-from lib.evaluation import rle
+from lib.proposals import rle
 from lib.visualization.draw import (
     draw_clusters,
     draw_instances,

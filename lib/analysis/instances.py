@@ -19,6 +19,7 @@ from tqdm import tqdm
 from lib.analysis import instance_quality as quality
 from lib.analysis.instance_quality import Truth, Values
 from lib.config import Config
+from lib.data.coco import read_coco
 from lib.data.loader import CimDataset, ReadImage
 from lib.engine.build import trained_model
 from lib.engine.checkpoint import load_checkpoint
@@ -26,9 +27,9 @@ from lib.engine.inference import proposal_scores
 from lib.evaluation.coco_eval import evaluate_segm
 from lib.evaluation.coco_files import by_image
 from lib.evaluation.detections import select_detections, to_coco_results
-from lib.evaluation.rle import rle_to_mask
 from lib.modeling.heads import CIMMiner, anti_noise_sample, teachers
 from lib.proposals.overlaps import overlaps
+from lib.proposals.rle import rle_to_mask
 from lib.structures import Detections, Instances, Sample, Scores
 
 Measures = dict[str, float | None]
@@ -55,7 +56,7 @@ def known_images(data: CimDataset, ground_truth: dict[str, Any], name: str) -> l
     Raises:
         ValueError: an annotation without a mask, or one that does not fit its image.
     """
-    objects = by_image(ground_truth, ground_truth, name)
+    objects = by_image(ground_truth, read_coco(ground_truth, name=name), name)
     class_of = {category_id: c for c, category_id in enumerate(data.coco.category_ids)}
     known = []
     for index, record in enumerate(data.coco.images):

@@ -15,9 +15,9 @@ import numpy as np
 
 from lib.benchmarks.report import Conditions, Row
 from lib.benchmarks.timing import time_together
-from lib.evaluation import rle
 from lib.evaluation.coco_eval import evaluate_segm
 from lib.evaluation.detections import to_coco_results
+from lib.proposals import rle
 from lib.structures import Detections, Regions
 
 logger = logging.getLogger(__name__)

@@ -1,7 +1,7 @@
-"""A data set of one's own, from a folder of images and their labels, made ready once.
+"""Makes a data set of a folder of images and their labels, once.
 
-What comes out is a COCO json without masks in the data root, which everything else takes. Images
-that could not be used as they are stored (turned by their EXIF orientation, 16 bits deep,
+The result is a COCO json without masks in the data root, which everything else takes. Images
+that cannot be used as they are stored (turned by their EXIF orientation, 16 bits deep,
 transparent, enormous) are copied into a usable form under the same name; the others are linked.
 """
 
@@ -17,8 +17,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from lib.data import usable
-from lib.data.tags import IMAGE_SUFFIXES, ImageTags, read_tags, visible_files
+import numpy as np
+
+from lib.data import images as image_files
+from lib.data.images import IMAGE_SUFFIXES, check_name, make_usable
+from lib.data.tags import ImageTags, read_tags, visible_files, warn_of_labels
 from lib.files import link_or_copy, read_json, write_json
 from lib.parallel import for_each
 
@@ -27,7 +30,7 @@ logger = logging.getLogger(__name__)
 FEW = 200
 """Below this many images starting processes takes longer than they save."""
 _NAMED = 10
-"""So many of the names that something is wrong with are told."""
+"""Maximum number of names listed in a message."""
 
 
 def prepare(
@@ -35,12 +38,12 @@ def prepare(
 ) -> tuple[Path, Path]:
     """Makes `<root>/custom/<name>.json` of a folder of images and their labels.
 
-    Done again only when the labels, or the images that they name, have changed. Every image is
+    Made again only when the labels, or the images that they name, have changed. Every image is
     read once, and all that cannot be used are told together. Images without an entry in the
     labels are left out, with a warning.
 
     Args:
-        images: a folder; sub-folders are looked through as well.
+        images: a folder; sub-folders are looked through as well, but not `root`.
         labels: see `lib.data.tags.read_tags`.
         name: of the data set.
 
@@ -52,13 +55,14 @@ def prepare(
         FileNotFoundError: there is no such folder or file, or labels name images that are not there.
         ValueError: labels or images cannot be used; or the name is that of another data set.
     """
-    images, labels = Path(images), Path(labels)
-    target = Path(root) / "custom" / f"{name}.json"
+    images, labels, root = Path(images), Path(labels), Path(root)
+    target = root / "custom" / f"{name}.json"
     if not images.is_dir():
         raise FileNotFoundError(f"{images}: no such folder of images")
-    tags = read_tags(labels)
-    index = ImageIndex(images)
-    found, tags = _resolve(tags, index, labels)
+    tags = read_tags(labels, leave_out=root)
+    index = ImageIndex(images, leave_out=root)
+    tags = _resolve(tags, index, labels)
+    found = list(tags.labels)
     source = {"images": str(images.absolute()), "labels": str(labels.absolute())}
     made_from = {**source, "content": _digest(tags, images, found)}
     if target.is_file():
@@ -72,6 +76,10 @@ def prepare(
             )
         logger.warning("%s: labels or images have changed; it is made anew", target)
     _warn_of_unlisted(index, found, labels)
+    matrix = np.zeros((len(found), len(tags.class_names)), bool)
+    for row, classes in zip(matrix, tags.labels.values(), strict=True):
+        row[list(classes)] = True
+    warn_of_labels(tags.class_names, matrix, labels)
     sizes = _read_all(images, found, target.with_suffix(""))
     content = _coco(tags, sizes)
     info = {"description": f"image-level labels of {labels.name}", "made_from": made_from}
@@ -83,79 +91,136 @@ def prepare(
 class ImageIndex:
     """The images of a folder, found by what lists call them.
 
-    A list may leave out the suffix or the folder, write the suffix in other case, separate folders
-    by `\\\\`, and spell accented letters in either of Unicode's ways.
+    A list may leave out the suffix or leading folders, write more leading folders than there are
+    below the folder, write letters in other case, separate folders by `\\\\`, and spell accented
+    letters in either of Unicode's ways. A folder that is written below the folder must agree.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, leave_out: Path | None = None) -> None:
         self.folder = folder
-        self.files = visible_files(folder)
-        self.images = [f for f in self.files if Path(f).suffix.lower() in IMAGE_SUFFIXES]
+        self.files = visible_files(folder, leave_out)
+        self.images = [f for f in self.files if f.lower().endswith(IMAGE_SUFFIXES)]
+        self.unknown_folders: set[str] = set()
+        """Leading folders that lists wrote and that are not those of this folder."""
         self._exact = set(self.files)
-        self._by: list[dict[str, list[str]]] = [defaultdict(list) for _ in range(4)]
+        self._roots = {_key(str(folder.absolute())), _key(os.path.realpath(folder))}
+        self._by_name: dict[str, list[str]] = defaultdict(list)
+        self._by_stem: dict[str, list[str]] = defaultdict(list)
+        self._by_number: dict[int, list[str]] = defaultdict(list)
         for file in self.files:
-            for table, key in zip(self._by, _keys(file), strict=True):
-                table[key].append(file)
+            path = PurePosixPath(_key(file))
+            self._by_name[path.name].append(file)
+            self._by_stem[path.stem].append(file)
+            if (digits := path.stem.replace("_", "")).isdecimal() and len(digits) < 30:
+                self._by_number[int(digits)].append(file)
 
     def find(self, name: str) -> list[str]:
         """The files that `name` may mean: one if all is well."""
         name = name.strip()
         if name in self._exact:
             return [name]
-        name = name.replace("\\", "/").removeprefix("./").lstrip("/")
-        if name in self._exact:
-            return [name]
-        whole, _, last, _ = _keys(name)
-        # In this order: as given, without suffix, in any sub-folder, there without suffix.
-        for table, key in zip(self._by, (whole, whole, last, last), strict=True):
-            found = table.get(key, [])
-            images = [f for f in found if Path(f).suffix.lower() in IMAGE_SUFFIXES]
-            if images or found:
-                return images or found
+        name = name.replace("\\", "/")
+        whole = os.path.normpath(name) if name else ""
+        if whole in self._exact:
+            return [whole]
+        written = PurePosixPath(_key(whole))
+        inside = self._inside(written)
+        for table, stem in ((self._by_name, False), (self._by_stem, True)):
+            found = self._ends_alike(table.get(written.name, []), inside or written, stem)
+            if inside is not None:
+                found = [f for f in found if len(PurePosixPath(f).parts) == len(inside.parts)]
+            if found:
+                return found
+        if whole.isdecimal() and len(whole) < 30:  # an image id: VOC's and COCO's are the names
+            return self._by_number.get(int(whole), [])
         return []
 
+    def _inside(self, written: PurePosixPath) -> PurePosixPath | None:
+        """The path below this folder, where `written` leads into it."""
+        for root in self._roots:
+            for start in ("", _key(os.getcwd())):
+                path = PurePosixPath(start, written)
+                if path.is_absolute() and path.is_relative_to(root):
+                    return path.relative_to(root)
+        return None
 
-def _keys(name: str) -> tuple[str, str, str, str]:
-    """The path, the path without suffix, the file name, the file name without suffix."""
-    path = PurePosixPath(unicodedata.normalize("NFC", name).casefold())
-    return str(path), str(path.with_suffix("")) if path.name else "", path.name, path.stem
+    def _ends_alike(self, files: list[str], written: PurePosixPath, stem: bool) -> list[str]:
+        """Those of which one path is the end of the other: the longest common end."""
+        best: dict[int, list[str]] = defaultdict(list)
+        for file in files:
+            parts = PurePosixPath(_key(file)).parts
+            shorter = min(len(parts), len(written.parts))
+            if shorter == 1 or parts[-shorter:-1] == written.parts[-shorter:-1]:
+                best[shorter if len(parts) <= len(written.parts) else 0].append(file)
+        found = best[max(best)] if best else []
+        found = [f for f in found if f.lower().endswith(IMAGE_SUFFIXES)] or found
+        if len(found) > 1:  # one file by two ways is one
+            real = {os.path.realpath(self.folder / file): file for file in reversed(found)}
+            found = sorted(real.values())
+        if len(found) == 1:
+            more = written.parts[: -len(PurePosixPath(found[0]).parts)]
+            roots = [PurePosixPath(root).parts for root in self._roots]
+            if more and not any(root[-len(more) :] == more for root in roots):
+                self.unknown_folders.add(str(PurePosixPath(*more)))
+        return found
 
 
-def _resolve(tags: ImageTags, index: ImageIndex, labels: Path) -> tuple[list[str], ImageTags]:
-    """The distinct files that the labels are of, and the labels by file."""
-    by_file: dict[str, set[int]] = {}
-    ids: dict[str, int] = {}
-    missing, ambiguous = [], []
+def _key(name: str) -> str:
+    return unicodedata.normalize("NFC", name).casefold()
+
+
+def _resolve(tags: ImageTags, index: ImageIndex, labels: Path) -> ImageTags:
+    """The labels by the distinct files that they are of."""
+    by_file: dict[str, tuple[int, ...]] = {}
+    names: dict[str, str] = {}
+    missing, ambiguous, twice = [], [], []
     for name, classes in tags.labels.items():
         found = index.find(name)
         if len(found) != 1:
             (ambiguous if found else missing).append(
                 f"{name} ({' and '.join(found[:3])})" if found else name
             )
-            continue
-        by_file.setdefault(found[0], set()).update(classes)
-        if tags.image_ids is not None:
-            ids.setdefault(found[0], tags.image_ids[name])
+        elif names.setdefault(found[0], name) != name:
+            twice.append(f"{names[found[0]]} and {name} ({found[0]})")
+        else:
+            by_file[found[0]] = classes
     if missing:
         raise FileNotFoundError(
             f"{labels}: {len(missing)} of its {len(tags.labels)} images are not in {index.folder}: "
-            f"{_some(missing)}; is it the right folder?"
+            f"{_some(missing)}; is it the right folder? Folders that are written must agree with "
+            "those below it"
         )
     if ambiguous:
         raise ValueError(
             f"{labels}: {len(ambiguous)} names may mean several files in {index.folder}: "
             f"{_some(ambiguous)}; write folder and suffix"
         )
-    stems = Counter(str(PurePosixPath(file).with_suffix("")) for file in by_file)
-    twice = [stem for stem, count in stems.items() if count > 1]
     if twice:
         raise ValueError(
-            f"{labels}: images of one folder differ only in their suffix: {_some(twice)}; what is "
+            f"{labels}: {len(twice)} files in {index.folder} are meant by two names: "
+            f"{_some(twice)}; write every image in one way, with its folder"
+        )
+    if index.unknown_folders:
+        logger.warning(
+            "%s: images are found by the ends of their paths; in front of these it has %s, and "
+            "they lie in %s",
+            labels,
+            _some(sorted(index.unknown_folders)),
+            index.folder,
+        )
+    if odd := [fault for file in by_file if (fault := check_name(file))]:
+        raise ValueError(
+            f"{index.folder}: {len(odd)} images have a name that cannot be used: {_some(odd)}"
+        )
+    stems = Counter(str(PurePosixPath(file).with_suffix("")) for file in by_file)
+    if same := [stem for stem, count in stems.items() if count > 1]:
+        raise ValueError(
+            f"{labels}: images of one folder differ only in their suffix: {_some(same)}; what is "
             "made from an image is called like it without suffix: rename one of each"
         )
-    resolved = {file: tuple(sorted(classes)) for file, classes in by_file.items()}
-    numbers = ids if tags.image_ids is not None else None
-    return list(resolved), ImageTags(tags.class_names, resolved, tags.category_ids, numbers)
+    ids = tags.image_ids
+    numbers = None if ids is None else {file: ids[names[file]] for file in by_file}
+    return ImageTags(tags.class_names, by_file, tags.category_ids, numbers, tags.original_ids)
 
 
 def _warn_of_unlisted(index: ImageIndex, found: Iterable[str], labels: Path) -> None:
@@ -173,7 +238,7 @@ def _warn_of_unlisted(index: ImageIndex, found: Iterable[str], labels: Path) -> 
 
 def _digest(tags: ImageTags, images: Path, files: Iterable[str]) -> str:
     """Tells apart other labels, and other images by their sizes and times."""
-    content = hashlib.blake2b(repr((tags, usable.MAX_PIXELS)).encode(), digest_size=16)
+    content = hashlib.blake2b(repr((tags, image_files.MAX_PIXELS)).encode(), digest_size=16)
     for file in files:
         status = (images / file).stat()
         content.update(f"{status.st_size} {status.st_mtime_ns};".encode())
@@ -192,7 +257,7 @@ def _read_all(images: Path, files: list[str], folder: Path) -> dict[str, tuple[i
         shutil.rmtree(old, ignore_errors=True)
     tasks = ((file, (images / file, making / file)) for file in files)
     jobs = 1 if len(files) < FEW else -1
-    read, failures = for_each(usable.make_usable, tasks, len(files), jobs, "reading images")
+    read, failures = for_each(make_usable, tasks, len(files), jobs, "reading images")
     if failures:
         shutil.rmtree(making, ignore_errors=True)
         reasons = "; ".join(list(failures.values())[:_NAMED])
@@ -220,7 +285,10 @@ def _coco(tags: ImageTags, sizes: Mapping[str, tuple[int, int]]) -> dict[str, An
     for number, (file, classes) in enumerate(tags.labels.items(), start=1):
         image_id = tags.image_ids[file] if tags.image_ids is not None else number
         height, width = sizes[file]
-        images.append({"id": image_id, "file_name": file, "height": height, "width": width})
+        image = {"id": image_id, "file_name": file, "height": height, "width": width}
+        if tags.original_ids and image_id in tags.original_ids:
+            image["original_id"] = tags.original_ids[image_id]
+        images.append(image)
         for c in classes:
             annotations.append(
                 {
@@ -243,4 +311,6 @@ def _summary(tags: ImageTags) -> str:
 
 
 def _some(names: list[str]) -> str:
-    return ", ".join(names[:_NAMED]) + (", ..." if len(names) > _NAMED else "")
+    """The first of them, as text that can be printed whatever is in it."""
+    text = ", ".join(names[:_NAMED]) + (", ..." if len(names) > _NAMED else "")
+    return text.encode("utf-8", "backslashreplace").decode()

@@ -1,22 +1,40 @@
-"""Image files: whole, decoded, and of the size that they should have."""
+"""Image files: found, read whole and upright, and copied where they cannot be used as they are."""
 
 from __future__ import annotations
 
+import io
 import re
 import struct
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import cv2
 import numpy as np
+from PIL import ExifTags, Image
+
+from lib.files import atomic_file
+
+IMAGE_SUFFIXES = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".webp", ".tif", ".tiff", ".bmp", ".dib"),
+    *(".gif", ".avif", ".jp2", ".ppm", ".pgm", ".pbm", ".pnm"),
+)
+"""Files of a folder that are taken for images; of each the decoder reads the first picture."""
+MAX_PIXELS = 50_000_000
+"""Larger images are shrunk: a mask of this size takes 50 MB wherever it is drawn."""
+MAX_NAME = 215
+"""Bytes of a file name; file systems take 255, and what is made from an image adds to its name."""
 
 
 def read_image(path: str | Path, size: tuple[int, int] | None = None) -> np.ndarray:
     """Reads an image of any format that OpenCV knows as 8-bit RGB.
 
-    Grey images get three equal channels and an alpha channel is dropped. The EXIF orientation
-    is ignored: COCO's sizes and annotations are those of the pixels as stored. JPEG and PNG
-    files must be whole (OpenCV fills what is missing of a JPEG with grey and says nothing).
+    Grey images get three equal channels and an alpha channel is dropped. An EXIF orientation is
+    applied, unless only the pixels as stored have the `size` asked for: COCO's sizes and
+    annotations are those of the pixels as stored, most other tools' those of the upright image.
+    JPEG and PNG files must be whole (OpenCV fills what is missing of a JPEG with grey and says
+    nothing).
 
     Args:
         size: (height, width) that the image must have, if given.
@@ -28,12 +46,93 @@ def read_image(path: str | Path, size: tuple[int, int] | None = None) -> np.ndar
         FileNotFoundError: no such file.
         ValueError: truncated, not an image, or not of the given size.
     """
+    content = _whole_content(path)
+    orientation = _orientation(content)
+    decoded = _decode(content, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION, path)
+    image = _upright(cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB), orientation, content)
+    if size is not None and image.shape[:2] != tuple(size):
+        stored = _TURNS[_BACK.get(orientation, orientation)](image)
+        if stored.shape[:2] != tuple(size):
+            both = f"{_by(stored)} pixels as stored" if orientation != 1 else f"{_by(image)} pixels"
+            turned = f", {_by(image)} when turned upright (EXIF)" if orientation != 1 else ""
+            raise ValueError(
+                f"{path}: the image has {both} (height x width){turned}, the json says "
+                f"{size[0]}x{size[1]}; take the images the json was made for"
+            )
+        image = stored
+    return np.ascontiguousarray(image)
+
+
+def find_file(path: Path) -> Path | None:
+    """The file of this name, whichever way Unicode writes its accents; None if there is none."""
+    if path.is_file():
+        return path
+    for form in ("NFC", "NFD"):
+        for folder in (path.parent, Path(unicodedata.normalize(form, str(path.parent)))):
+            other = folder / unicodedata.normalize(form, path.name)
+            if other.is_file():
+                return other
+    return None
+
+
+def check_name(name: str) -> str | None:
+    """What keeps a file name from being used, with the remedy; None if nothing does."""
+    try:
+        longest = max(len(part.encode()) for part in name.split("/"))
+    except UnicodeEncodeError:
+        return f"{name!a:.300}, which is not UTF-8; rename it (convmv -f latin1 -t utf8 --notest)"
+    if "\0" in name:
+        return f"{name!a:.300}, which no file can be called"
+    if longest > MAX_NAME:
+        return (
+            f"{name!r:.300} of {longest} bytes; what is made from an image adds to its name, and "
+            f"file systems take 255 bytes: give it a name of at most {MAX_NAME} bytes"
+        )
+    return None
+
+
+def make_usable(path: Path, copy: Path) -> tuple[tuple[int, int], list[str]]:
+    """Looks at an image; writes `copy` if it cannot be used as it is.
+
+    Returns:
+        (height, width) to be used, and what was done to it, in words.
+
+    Raises:
+        FileNotFoundError, ValueError: see `read_image`.
+    """
+    content = _whole_content(path)
+    flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
+    if not content.startswith(b"\xff\xd8"):  # JPEG has no depth and no alpha to see
+        flags = cv2.IMREAD_UNCHANGED
+    try:
+        image, done = _in_eight_bits(_decode(content, flags, path), path)
+    except ValueError as error:
+        if path.suffix.lower() in IMAGE_SUFFIXES:
+            raise
+        raise ValueError(f"{error} (known: {', '.join(IMAGE_SUFFIXES)})") from None
+    orientation = _orientation(content)
+    if orientation != 1:
+        image = _upright(image, orientation, content)
+        done.append("turned upright (EXIF)")
+    height, width = image.shape[:2]
+    if height * width > MAX_PIXELS:
+        factor = (MAX_PIXELS / (height * width)) ** 0.5
+        size = (max(1, int(width * factor)), max(1, int(height * factor)))
+        image = cv2.resize(np.ascontiguousarray(image), size, interpolation=cv2.INTER_AREA)
+        done.append(f"of more than {MAX_PIXELS // 10**6} million pixels, shrunk")
+    if done:
+        _write(copy, image)
+    return image.shape[:2], done
+
+
+def _whole_content(path: str | Path) -> bytes:
     path = Path(path)
-    if not path.is_file():
+    found = find_file(path)
+    if found is None:
         raise FileNotFoundError(
             f"{path}: no such image; is the image folder right, and is the download complete?"
         )
-    content = path.read_bytes()
+    content = found.read_bytes()
     if not content:
         raise ValueError(f"{path}: the file is empty; copy or download it again")
     if _is_truncated(content):
@@ -41,20 +140,105 @@ def read_image(path: str | Path, size: tuple[int, int] | None = None) -> np.ndar
             f"{path}: the image is truncated (its data end after {len(content)} bytes); "
             "copy or download it again"
         )
+    return content
+
+
+def _decode(content: bytes, flags: int, path: str | Path) -> np.ndarray:
     try:
-        image = cv2.imdecode(
-            np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
-        )
+        image = cv2.imdecode(np.frombuffer(content, np.uint8), flags)
     except cv2.error as error:
         raise ValueError(f"{path}: OpenCV cannot decode it ({error.err})") from None
     if image is None:
         raise ValueError(f"{path}: not an image that OpenCV can read, or damaged; replace it")
-    if size is not None and image.shape[:2] != tuple(size):
-        raise ValueError(
-            f"{path}: the image has {_by(image.shape)} pixels (height x width), the json says "
-            f"{_by(size)}; take the images the json was made for"
-        )
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+    return image
+
+
+_TURNS = {
+    1: lambda image: image,
+    2: lambda image: image[:, ::-1],
+    3: lambda image: image[::-1, ::-1],
+    4: lambda image: image[::-1],
+    5: lambda image: image.transpose(1, 0, 2),
+    6: lambda image: np.rot90(image, -1),
+    7: lambda image: image[::-1, ::-1].transpose(1, 0, 2),
+    8: lambda image: np.rot90(image),
+}
+"""Brings the pixels upright for every value of EXIF's orientation."""
+_BACK = {6: 8, 8: 6}
+"""The turn that undoes another; all others undo themselves."""
+_EXIF_MARKS = (b"Exif", b"eXIf", b"EXIF", b"exif", b"tiff:Orientation", b"irot", b"imir")
+_TIFF_MARKS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+
+
+def _orientation(content: bytes) -> int:
+    if not content.startswith(_TIFF_MARKS) and not any(mark in content for mark in _EXIF_MARKS):
+        return 1
+    try:
+        with _of_any_size(), Image.open(io.BytesIO(content)) as image:
+            value = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # whatever Pillow cannot read of an image that OpenCV reads
+        return 1
+    return value if value in _TURNS else 1
+
+
+@contextmanager
+def _of_any_size() -> Iterator[None]:
+    """Pillow refuses to open images of more than 179 million pixels; here only the header is read."""
+    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit
+
+
+def _upright(image: np.ndarray, orientation: int, content: bytes) -> np.ndarray:
+    # OpenCV turns TIFF by itself, even where it is told not to.
+    return image if content.startswith(_TIFF_MARKS) else _TURNS[orientation](image)
+
+
+def _in_eight_bits(stored: np.ndarray, path: Path) -> tuple[np.ndarray, list[str]]:
+    """(H, W, 3) uint8 RGB of what OpenCV decodes, and what had to be done for it, in words."""
+    stored = stored if stored.ndim == 3 else stored[..., None]
+    values = stored[..., :3] if stored.shape[2] >= 3 else stored[..., :1]
+    done = []
+    alpha = None
+    if stored.shape[2] == 4 and stored.dtype.kind == "u":
+        alpha = stored[..., 3:].astype(np.float32) / np.iinfo(stored.dtype).max
+        alpha = alpha if alpha.min() < 1 else None
+    if stored.dtype != np.uint8:
+        if not np.isfinite(values).all():
+            raise ValueError(f"{path}: has pixels that are not finite; replace it")
+        seen = values if alpha is None or not alpha.any() else values[alpha[..., 0] > 0]
+        low, high = float(seen.min()), float(seen.max())
+        values = (values.astype(np.float32) - low) * np.float32(255 / max(high - low, 1e-12))
+        values = np.clip(values, 0, 255)
+        done.append("of more than 8 bits, stretched to 8")
+    if alpha is not None:
+        values = values * alpha + 255 * (1 - alpha)
+        done.append("transparent, laid on white")
+    values = np.rint(values).astype(np.uint8)[..., ::-1]
+    return np.broadcast_to(values, (*values.shape[:2], 3)), done
+
+
+# What is lost by writing an image again cannot be seen; by default more of the colour is.
+_JPEG = [cv2.IMWRITE_JPEG_QUALITY, 95, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, 0x111111]
+_WRITE = {
+    **dict.fromkeys((".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"), (".jpg", _JPEG)),
+    **{suffix: (suffix, []) for suffix in (".bmp", ".dib", ".tif", ".tiff", ".ppm", ".pnm")},
+    ".webp": (".webp", [cv2.IMWRITE_WEBP_QUALITY, 101]),
+}
+
+
+def _write(path: Path, image: np.ndarray) -> None:
+    """Writes RGB in the format of the name's suffix, or as PNG where that would lose something."""
+    suffix, options = _WRITE.get(path.suffix.lower(), (".png", []))
+    _, content = cv2.imencode(suffix, np.ascontiguousarray(image[..., ::-1]), options)
+    with atomic_file(path) as file:
+        file.write(content.tobytes())
+
+
+def _by(image: np.ndarray) -> str:
+    return f"{image.shape[0]}x{image.shape[1]}"
 
 
 # A marker of a JPEG's entropy-coded data other than stuffing, restarts and fill bytes.
@@ -94,7 +278,3 @@ def _png_is_truncated(content: bytes) -> bool:
             return False
         at += 12 + length
     return True
-
-
-def _by(size: Sequence[int]) -> str:
-    return f"{size[0]}x{size[1]}"

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch.utils.data import Sampler
 
-from lib.data.coco import CocoImages, ImageRecord, read_image
+from lib.data.coco import CocoImages, ImageRecord
+from lib.data.images import read_image
 from lib.data.transforms import (
     FLIPS,
     Flip,

@@ -1,28 +1,53 @@
-"""Image-level labels: where all that training knows about the content of an image comes from.
+"""Image-level labels: all that training knows about the content of an image.
 
-Besides COCO annotations they may come from a text file, a CSV file, a folder per class or a COCO
-json without masks. lib/data/custom.py makes a whole COCO json of these, and everything else goes
-on as usual.
+They come as a CSV, a text list, a dictionary of numpy vectors, a COCO json or a folder for each
+class. lib/data/custom.py makes a COCO json of them.
 """
 
 from __future__ import annotations
 
+import ast
+import codecs
 import csv
+import io
 import logging
+import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from lib.files import read_json
+from lib.data.coco import image_labels, read_coco
+from lib.data.images import IMAGE_SUFFIXES
+from lib.restricted_pickle import load_npy
 
 logger = logging.getLogger(__name__)
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
-_CSV_HEADER = ["file", "label"]
+FEW_IMAGES = 10
+"""Classes with fewer images than this are warned of."""
+_FILE_HEADERS = (
+    *("file", "filename", "filenames", "files", "fname", "filepath", "path", "image", "images"),
+    *("imagename", "imagepath", "imagefile", "img", "imgname", "imgpath", "photo", "picture"),
+    *("imageid", "imgid", "name", "id"),
+)
+_LABEL_HEADERS = (
+    *("label", "labels", "tag", "tags", "class", "classes", "classname", "labelname", "category"),
+    *("categories", "categoryname", "cats", "species", "breed", "target", "targets"),
+    *("object", "objects", "labelid", "classid", "categoryid", "id"),
+)
+"""Names of columns, in the order in which they are taken, without case, spaces, `_` and `-`."""
+_SPLIT_HEADERS = {"isvalid", "istrain", "istest", "valid", "train", "test", "split", "fold"}
+_BITS = {"0": 0, "0.0": 0, "false": 0, "": 0, "1": 1, "1.0": 1, "true": 1}
+_MARKS = (
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
 
 
 @dataclass(frozen=True)
@@ -37,13 +62,18 @@ class ImageTags:
     """Of every class, where the source numbers them itself."""
     image_ids: Mapping[str, int] | None = None
     """Of every name in `labels`, where the source numbers them itself."""
+    original_ids: Mapping[int, int | str] | None = None
+    """Image id -> the source's own, where that was text."""
 
 
-def read_tags(path: str | Path) -> ImageTags:
+def read_tags(path: str | Path, leave_out: Path | None = None) -> ImageTags:
     """Reads labels in whichever of the forms below they come.
 
-    A folder has a sub-folder for each class; of files the suffix tells: `.csv`, `.txt` or `.lst`,
-    `.json`.
+    A folder has a sub-folder for each class; of files the suffix tells: `.csv` or `.tsv`, `.txt`
+    or `.lst`, `.npy`, `.json`.
+
+    Args:
+        leave_out: a folder that is passed over where labels are folders.
 
     Raises:
         FileNotFoundError: there is no such file or folder.
@@ -51,115 +81,220 @@ def read_tags(path: str | Path) -> ImageTags:
     """
     path = Path(path)
     if path.is_dir():
-        return read_folder_tags(path)
+        return read_folder_tags(path, leave_out)
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
         raise ValueError(
             f"{_existing(path)}: labels come as a .csv of rows `file,label`, a .txt of lines "
-            "`name class-id ...`, a COCO .json, or a folder with a sub-folder for each class; "
-            "save a spreadsheet as CSV"
+            "`name class-id ...`, a .npy of a dictionary (name -> 0/1 vector), a COCO .json, or a "
+            "folder with a sub-folder for each class; save a spreadsheet as CSV"
         )
     return reader(path)
 
 
-def labels_from_annotations(
-    annotations: Sequence[dict], image_ids: Sequence[int], category_ids: Sequence[int]
-) -> np.ndarray:
-    """Which categories are annotated in which image; crowds (`iscrowd` 1) do not count.
+def warn_of_labels(class_names: Sequence[str], labels: np.ndarray, source: str | Path) -> None:
+    """Says what in the labels cannot teach anything, before hours are spent on it.
 
     Args:
-        annotations: COCO annotations of which `image_id`, `category_id` and, if there,
-            `iscrowd` are read, and nothing else.
-
-    Returns:
-        (number of images, C) float32 in {0, 1}, in the orders of the ids given.
+        labels: (N, C) in {0, 1}, of the images to train on.
+        source: what the warnings call the labels.
     """
-    row = {image_id: number for number, image_id in enumerate(image_ids)}
-    column = {category_id: number for number, category_id in enumerate(category_ids)}
-    labels = np.zeros((len(row), len(column)), np.float32)
-    for annotation in annotations:
-        if not annotation.get("iscrowd", 0):
-            labels[row[annotation["image_id"]], column[annotation["category_id"]]] = 1
-    return labels
+    labels = labels[labels.any(axis=1)].astype(bool)
+    counts, total = labels.sum(axis=0), len(labels)
+    there = np.flatnonzero(counts)
+
+    def told(classes: Sequence[int]) -> str:
+        shown = [f"{class_names[c]} ({counts[c]})" for c in classes[:10]]
+        return ", ".join(shown) + (", ..." if len(classes) > 10 else "")
+
+    def warn(text: str) -> None:
+        logger.warning("%s: %s", source, text)
+
+    if len(there) == 1:
+        warn(
+            f"there is only one class, {told(there)}: nothing tells it from anything; add images of "
+            "something else"
+        )
+    elif (everywhere := there[counts[there] == total]).size:
+        warn(f"in every one of the {total} images: {told(everywhere)}; add images without it")
+    if (few := there[counts[there] < FEW_IMAGES]).size:
+        warn(f"fewer than {FEW_IMAGES} images have: {told(few)}; they will hardly be learned")
+    columns: dict[bytes, list[int]] = {}
+    for c in there[counts[there] < total]:
+        columns.setdefault(labels[:, c].tobytes(), []).append(c)
+    for same in columns.values():
+        if len(same) > 1:
+            warn(f"always together, so that nothing tells them apart: {told(same)}")
+    folded = Counter(name.casefold() for name in class_names)
+    alike = [name for name in class_names if folded[name.casefold()] > 1]
+    if alike:
+        warn(f"labels that differ only in case are different classes: {', '.join(sorted(alike))}")
 
 
 def read_text_tags(path: str | Path, class_names: Sequence[str] | None = None) -> ImageTags:
-    """Reads lines `name class-id ...`, with class ids from 0; empty lines are passed over.
+    """Reads lines `name class-id ...`, with class ids from 0, or `name 0 1 0 ...`.
 
-    A leading `/` of a name is dropped. A name without class ids is an image without labels.
+    Where every line has the same number of 0 and 1, these say for every class whether it is
+    there. Empty lines are passed over. A name without class ids is an image without labels.
 
     Args:
         class_names: the names of the classes; None calls them `class 0` up to the highest id.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: with file and line: a class id that is not a whole number from 0 or has no
-            name, a name that occurs twice; or no line at all.
+        ValueError: with file and line: a class id that is not a whole number from 0, has no name
+            or occurs twice; a name that occurs twice; lines that could be ids or 0/1; no line.
     """
     path = _existing(path)
-    labels: dict[str, tuple[int, ...]] = {}
-    for number, line in enumerate(_text(path).splitlines(), start=1):
+    rows: dict[str, tuple[int, list[str]]] = {}
+    for number, line in enumerate(_text(path).split("\n"), start=1):
         if not line.strip():
             continue
         name, *words = line.split()
-        name = name.lstrip("/")
         for word in words:
-            if not word.isdecimal():
+            if not (word.isascii() and word.isdecimal() and len(word) < 10):
                 raise ValueError(
-                    f"{path}:{number}: {word!r} is not a class id (0, 1, ...); "
+                    f"{path}:{number}: {word!r:.80} is not a class id (0, 1, ...); "
                     "lines are `name class-id ...`; class names, and file names with spaces, "
                     "need a CSV"
                 )
-        if name in labels:
+        if name in rows:
             raise ValueError(f"{path}:{number}: image {name} occurs for the second time")
-        labels[name] = tuple(sorted({int(word) for word in words}))
-        highest = labels[name][-1] if words else -1
-        if class_names is not None and highest >= len(class_names):
+        rows[name] = number, words
+    if _are_bits(rows, path):
+        return _from_bits({name: words for name, (_, words) in rows.items()}, class_names, path)
+    labels: dict[str, tuple[int, ...]] = {}
+    for name, (number, words) in rows.items():
+        ids = sorted(map(int, words))
+        if len(set(ids)) < len(ids):
             raise ValueError(
-                f"{path}:{number}: class id {highest}, but there are {len(class_names)} classes, "
+                f"{path}:{number}: a class id occurs twice; lines are `name class-id ...`, or "
+                "`name 0 1 0 ...` with as many 0 and 1 on every line as there are classes"
+            )
+        if class_names is not None and ids and ids[-1] >= len(class_names):
+            raise ValueError(
+                f"{path}:{number}: class id {ids[-1]}, but there are {len(class_names)} classes, "
                 f"0..{len(class_names) - 1}; ids count from 0"
             )
+        labels[name] = tuple(ids)
     count = 1 + max((ids[-1] for ids in labels.values() if ids), default=-1)
     if not count:
-        raise ValueError(f"{path}: no image has a class; lines are `name class-id ...`")
-    names = class_names if class_names is not None else [f"class {n}" for n in range(count)]
-    return ImageTags(tuple(names), labels)
+        raise ValueError(
+            f"{path}: no image has a class; lines are `name class-id ...`"
+            + ("; a list with commas is a .csv" if any("," in name for name in labels) else "")
+        )
+    if class_names is None and count > 10 * len(labels) + 1000:
+        raise ValueError(f"{path}: class id {count - 1}; ids count from 0 without large gaps")
+    return ImageTags(tuple(class_names or _numbered_names(count)), labels)
+
+
+def _are_bits(rows: Mapping[str, tuple[int, list[str]]], path: Path) -> bool:
+    """Whether the words of all lines are 0/1 for every class, and not class ids."""
+    lengths = {len(words) for _, words in rows.values()}
+    if len(lengths) != 1 or min(lengths) < 2:
+        return False
+    if any(word not in "01" for _, words in rows.values() for word in words):
+        return False
+    if all(len(set(words)) == 2 for _, words in rows.values()) and lengths == {2}:
+        raise ValueError(
+            f"{path}:{min(number for number, _ in rows.values())}: every line has one 0 and one 1: "
+            "class ids, or 0/1 for each of two classes? Write ids of one class alone, or a CSV "
+            "with a column for each class"
+        )
+    return True
+
+
+def _from_bits(
+    rows: Mapping[str, Sequence[Any]], class_names: Sequence[str] | None, path: Path
+) -> ImageTags:
+    """Labels of 0/1 for every class."""
+    labels = {name: tuple(i for i, bit in enumerate(r) if int(bit)) for name, r in rows.items()}
+    count = len(next(iter(rows.values())))
+    if class_names is not None and len(class_names) != count:
+        raise ValueError(f"{path}: 0/1 for {count} classes, but there are {len(class_names)}")
+    if not any(labels.values()):
+        raise ValueError(f"{path}: no image has a class; every value is 0")
+    return ImageTags(tuple(class_names or _numbered_names(count)), labels)
+
+
+def _numbered_names(count: int) -> list[str]:
+    return [f"class {number}" for number in range(count)]
+
+
+def read_npy_tags(path: str | Path) -> ImageTags:
+    """Reads a dictionary (name or number of an image -> 0/1 vector) as numpy saves it.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: something else is in it, or it would run code.
+    """
+    content = load_npy(_existing(path))
+    content = content.item() if isinstance(content, np.ndarray) and content.ndim == 0 else content
+    if not isinstance(content, dict) or not content:
+        raise ValueError(
+            f"{path}: found a {type(content).__name__}, expected a dictionary (name -> 0/1 vector)"
+        )
+    rows: dict[str, list[int]] = {}
+    for name, value in content.items():
+        vector = np.asarray(value)
+        if vector.ndim != 1 or vector.dtype.kind not in "biuf" or not np.isin(vector, (0, 1)).all():
+            raise ValueError(f"{path}: the entry {name!r:.80} is not a vector of 0 and 1")
+        if rows and len(vector) != len(next(iter(rows.values()))):
+            raise ValueError(f"{path}: the entry {name!r:.80} has another length than the first")
+        if str(name) in rows:
+            raise ValueError(f"{path}: image {name} occurs for the second time")
+        rows[str(name)] = vector.astype(int).tolist()
+    return _from_bits(rows, None, Path(path))
 
 
 def read_csv_tags(path: str | Path, class_names: Sequence[str] | None = None) -> ImageTags:
-    """Reads rows `file,label`, one for every label of an image; a header row may come first.
+    """Reads rows `file,label`, one for every label of an image, or with several in a cell.
 
-    An empty label names an image without labels.
+    Columns are separated by comma, semicolon or tab (or what a line `sep=` says). A header names
+    them as is usual (file, image, path, id ..; label, class, category, tags ..); other columns are
+    passed over, with a line. Instead of labels there may be a column of 0/1 for every class. An
+    empty label names an image without labels.
 
     Args:
         class_names: the names of the classes in their order; None takes the labels, sorted.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: with file and line: not two columns, no file name, a label that is not a
-            class; or no label at all.
+        ValueError: with file and line: another number of columns, no file name, a label that is
+            not a class or that may be one or several; or no label at all.
     """
     path = _existing(path)
-    found: dict[str, set[str]] = {}
-    rows = csv.reader(_text(path).splitlines(), skipinitialspace=True, strict=True)
-    for number, row in _numbered(rows, path):
-        if not row or (number == 1 and [word.strip().lower() for word in row] == _CSV_HEADER):
-            continue
-        if len(row) != 2 or not row[0].strip():
+    rows = _csv_rows(_text(path), path)
+    if not rows:
+        raise ValueError(f"{path}: no image has a label; rows are `file,label`")
+    header, file_column, columns = _csv_columns(rows, path)
+    body = rows[1:] if header else rows
+    width = len(rows[0][1])
+    if not header and len(columns) == 1:
+        width = 2
+    for number, row in body:
+        if len(row) != width or not row[file_column].strip():
             raise ValueError(
-                f"{path}:{number}: expected `file,label`, got {','.join(row)!r:.80}; "
-                "an image with several labels has a row for each"
+                f"{path}:{number}: expected "
+                f"{f'{width} columns' if width > 2 else '`file,label`'}, got "
+                f"{','.join(row)!r:.80}; an image with several labels has a row for each"
             )
-        name, label = row[0].strip(), row[1].strip()
-        found.setdefault(name, set())
-        if label:
+    if len(columns) > 1 or columns[0][1] is not None:
+        return _from_bit_columns(body, file_column, columns, class_names, path)
+    column = columns[0][0]
+    cells = [(number, row[column].strip()) for number, row in body]
+    split = _splitter(cells, path)
+    found: dict[str, dict[str, None]] = {}
+    for (number, text), (_, row) in zip(cells, body, strict=True):
+        own = found.setdefault(row[file_column].strip(), {})
+        for label in split(text):
             if class_names is not None and label not in class_names:
                 raise ValueError(
                     f"{path}:{number}: label {label!r} is none of the {len(class_names)} classes "
                     f"({', '.join(class_names[:5])}{', ...' if len(class_names) > 5 else ''})"
                 )
-            found[name].add(label)
-    names = sorted(set().union(*found.values())) if class_names is None else list(class_names)
+            own[label] = None
+    names = sorted({*()}.union(*found.values())) if class_names is None else list(class_names)
     if not any(found.values()):
         raise ValueError(f"{path}: no image has a label; rows are `file,label`")
     index = {name: number for number, name in enumerate(names)}
@@ -169,12 +304,181 @@ def read_csv_tags(path: str | Path, class_names: Sequence[str] | None = None) ->
     )
 
 
-def read_folder_tags(folder: str | Path) -> ImageTags:
+def _csv_rows(text: str, path: Path) -> list[tuple[int, list[str]]]:
+    """(line, cells) of every row that is not empty."""
+    first = next((line for line in text.splitlines() if line.strip()), "")
+    skip = 0
+    if first.lower().startswith("sep=") and len(first.strip()) <= 5:
+        delimiter = first.rstrip("\r\n")[4:5] or ","
+        skip = 1
+    else:
+        bare = "".join(part for i, part in enumerate(first.split('"')) if i % 2 == 0)
+        marks = [mark for mark in bare if mark in ",;"]
+        delimiter = "\t" if "\t" in bare else marks[0] if marks else ","
+    reader = csv.reader(
+        io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True, strict=True
+    )
+    try:
+        rows = [(reader.line_num, row) for row in reader if any(cell.strip() for cell in row)]
+    except csv.Error as error:
+        raise ValueError(f"{path}:{reader.line_num}: not valid CSV: {error}") from None
+    return rows[skip:]
+
+
+def _csv_columns(
+    rows: Sequence[tuple[int, list[str]]], path: Path
+) -> tuple[bool, int, list[tuple[int, str | None]]]:
+    """Whether there is a header, the column of files, and those of labels.
+
+    A column of labels is (number, None); columns of 0/1 are (number, name of the class).
+    """
+    number, head = rows[0]
+    names = ["".join(c for c in cell.lower() if c not in " _-") for cell in head]
+    body = [row for _, row in rows[1:]]
+    files = [c for c in range(len(head)) if body and all(_is_image(row, c) for row in body)]
+    known = any(name in _FILE_HEADERS for name in names)
+    if any(_is_image(head, c) for c in range(len(head))) or not (known or files):
+        return _columns_without_header(rows)
+    file_column = _first(names, _FILE_HEADERS, files)
+    if file_column is None:
+        file_column = next(c for c, name in enumerate(names) if name not in _LABEL_HEADERS)
+    others = [c for c, name in enumerate(names) if c != file_column and name]
+    label = _first([n if c in others else "" for c, n in enumerate(names)], _LABEL_HEADERS)
+    if label is None:
+        columns = [
+            (c, head[c].strip())
+            for c in others
+            if names[c] not in _SPLIT_HEADERS and all(_bit(row, c) is not None for row in body)
+        ]
+        if not columns and len(others) == 1:
+            columns = [(others[0], None)]
+        if not columns or not body:
+            raise ValueError(
+                f"{path}:{number}: no column of labels among {', '.join(head)!r:.200}; call it "
+                "label (or class, category, tags), or have a column of 0 and 1 for every class"
+            )
+    else:
+        columns = [(label, None)]
+    unread = [head[c].strip() for c in others if c not in {column for column, _ in columns}]
+    if unread:
+        logger.info("%s: columns that are not read: %s", path, ", ".join(unread))
+    return True, file_column, columns
+
+
+def _columns_without_header(
+    rows: Sequence[tuple[int, list[str]]],
+) -> tuple[bool, int, list[tuple[int, str | None]]]:
+    width = len(rows[0][1])
+    file_column = 0
+    if width == 2 and all(_is_image(row, 1) and not _is_image(row, 0) for _, row in rows):
+        file_column = 1
+    bits = range(1, width)
+    if width > 2 and all(_bit(row, c) is not None for _, row in rows for c in bits):
+        return False, 0, [(c, f"class {c - 1}") for c in bits]
+    return False, file_column, [(1 - file_column, None)]
+
+
+def _first(names: Sequence[str], wanted: Sequence[str], else_: Sequence[int] = ()) -> int | None:
+    found = (names.index(name) for name in wanted if name in names)
+    return next(found, else_[0] if else_ else None)
+
+
+def _is_image(row: Sequence[str], column: int) -> bool:
+    return column < len(row) and row[column].strip().lower().endswith(IMAGE_SUFFIXES)
+
+
+def _bit(row: Sequence[str], column: int) -> int | None:
+    return _BITS.get(row[column].strip().lower()) if column < len(row) else None
+
+
+def _from_bit_columns(
+    body: Sequence[tuple[int, list[str]]],
+    file_column: int,
+    columns: Sequence[tuple[int, str | None]],
+    class_names: Sequence[str] | None,
+    path: Path,
+) -> ImageTags:
+    names = [str(name) for _, name in columns]
+    if len(set(names)) < len(names):
+        raise ValueError(f"{path}: two columns are called {Counter(names).most_common(1)[0][0]!r}")
+    rows: dict[str, list[int]] = {}
+    for number, row in body:
+        name = row[file_column].strip()
+        if name in rows:
+            raise ValueError(f"{path}:{number}: image {name} occurs for the second time")
+        rows[name] = [_bit(row, column) or 0 for column, _ in columns]
+    logger.info("%s: read as 0/1 for the %d classes %s", path, len(names), ", ".join(names))
+    return _from_bits(rows, class_names or names, path)
+
+
+def _splitter(
+    cells: Sequence[tuple[int, str]], path: Path
+) -> Callable[[str], list[str]]:
+    """How the labels in a cell are told apart, decided by all cells together."""
+    lines: dict[str, int] = {}
+    for number, text in cells:
+        lines.setdefault(text, number)
+    pieces = {text: parts for text in lines if (parts := _listed(text)) is not None}
+    commas = {
+        text: [part.strip() for part in text.split(",") if part.strip()]
+        for text in lines
+        if "," in text and text not in pieces
+    }
+    alone = {text for text in lines if text not in pieces and text not in commas}
+    alone |= {part for parts in pieces.values() for part in parts}
+    times = Counter(part for parts in commas.values() for part in set(parts))
+    if any(part in alone or times[part] > 1 for parts in commas.values() for part in parts):
+        for text, parts in commas.items():
+            recur = [part in alone or times[part] > 1 for part in parts]
+            if not alone.intersection(parts) and not all(recur):
+                raise ValueError(
+                    f"{path}:{lines[text]}: is {text!r:.80} one label or several? Separate several "
+                    "by |, or give each a row; write one label without the comma"
+                )
+        pieces |= commas
+    alone |= {part for parts in pieces.values() for part in parts}
+    for text in sorted(alone, key=lambda text: lines.get(text, 0)):
+        words = text.split()
+        if len(words) > 1 and all(word in alone for word in words):
+            raise ValueError(
+                f"{path}:{lines.get(text, 0)}: is {text!r:.80} one label or the labels "
+                f"{', '.join(words)}? Separate several by | or give each a row; join the words of "
+                "one label by _"
+            )
+    several = [text for text, parts in pieces.items() if len(parts) > 1]
+    if several:
+        logger.info(
+            "%s: cells with several labels, such as %r, are read as %s",
+            path,
+            several[0],
+            " and ".join(pieces[several[0]]),
+        )
+    return lambda text: pieces.get(text, [text] if text else [])
+
+
+def _listed(text: str) -> list[str] | None:
+    """The labels of a cell that is a list or has | or ; in it; None for any other."""
+    if text.startswith("[") and text.endswith("]"):
+        try:
+            content = ast.literal_eval(text)
+        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+            return None
+        return [str(part).strip() for part in content if str(part).strip()]
+    for mark in "|;":
+        if mark in text:
+            return [part.strip() for part in text.split(mark) if part.strip()]
+    return None
+
+
+def read_folder_tags(folder: str | Path, leave_out: Path | None = None) -> ImageTags:
     """Takes every sub-folder for a class and the images in it for images of that class.
 
     Classes are the names of the sub-folders, sorted; image names are `<class>/<file>`, with
     further sub-folders between them if there are any, so an image has one label. Files that are
-    not images and hidden ones are passed over.
+    not images and hidden ones are passed over. Links to folders are followed.
+
+    Args:
+        leave_out: a folder that is passed over, wherever it lies.
 
     Raises:
         FileNotFoundError: there is no such folder.
@@ -183,14 +487,18 @@ def read_folder_tags(folder: str | Path) -> ImageTags:
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder")
-    classes = sorted(f for f in folder.iterdir() if f.is_dir() and not f.name.startswith("."))
+    classes = sorted(
+        sub
+        for sub in folder.iterdir()
+        if sub.is_dir() and not sub.name.startswith(".") and not _is_same(sub, leave_out)
+    )
     if not classes:
         raise ValueError(f"{folder}: it has no sub-folders; expected one for each class")
     labels: dict[str, tuple[int, ...]] = {}
     passed_over: Counter[str] = Counter()
     for number, sub in enumerate(classes):
-        files = visible_files(sub)
-        images = [name for name in files if Path(name).suffix.lower() in IMAGE_SUFFIXES]
+        files = visible_files(sub, leave_out)
+        images = [name for name in files if name.lower().endswith(IMAGE_SUFFIXES)]
         if not images:
             raise ValueError(
                 f"{sub}: no images in this class's folder ({', '.join(IMAGE_SUFFIXES)}); remove "
@@ -204,58 +512,64 @@ def read_folder_tags(folder: str | Path) -> ImageTags:
     return ImageTags(tuple(sub.name for sub in classes), labels)
 
 
-def visible_files(folder: Path) -> list[str]:
-    """The files below a folder, relative to it with `/`, sorted, without hidden ones."""
-    found = []
-    for path in folder.rglob("*"):
-        relative = path.relative_to(folder)
-        if path.is_file() and not any(part.startswith(".") for part in relative.parts):
-            found.append(relative.as_posix())
-    return sorted(found)
+def visible_files(folder: Path, leave_out: Path | None = None) -> list[str]:
+    """The files below a folder, relative to it with `/`, sorted, without hidden ones.
+
+    Links to folders are followed, but not into a folder that they lie in.
+    """
+
+    def below(path: str, prefix: str, above: frozenset[str]) -> Iterator[str]:
+        real = os.path.realpath(path)
+        if real in above or _is_same(Path(path), leave_out):
+            return
+        with os.scandir(path) as entries:
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue
+                if entry.is_dir():
+                    yield from below(entry.path, f"{prefix}{entry.name}/", above | {real})
+                elif entry.is_file():
+                    yield prefix + entry.name
+
+    return sorted(below(str(folder), "", frozenset()))
+
+
+def _is_same(path: Path, other: Path | None) -> bool:
+    return other is not None and path.exists() and other.exists() and path.samefile(other)
 
 
 def read_coco_tags(path: str | Path) -> ImageTags:
     """Takes from a COCO json which categories each image shows, and its ids.
 
-    Of annotations `image_id`, `category_id` and `iscrowd` are read; masks, boxes and sizes need
-    not be there.
+    Masks, boxes and sizes need not be there.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: not such a json, with the entry that is wrong; or no label at all.
+        ValueError: see `lib.data.coco.read_coco`; or no label at all.
     """
-    content = read_json(path)
-    try:
-        categories = {int(c["id"]): str(c["name"]) for c in content["categories"]}
-        images = {int(i["id"]): str(i["file_name"]) for i in content["images"]}
-        ids = tuple(sorted(categories))
-        labels = labels_from_annotations(content["annotations"], list(images), ids)
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"{path}: not a COCO json of image-level labels ({type(error).__name__}: {error}); "
-            "expected images (id, file_name), categories (id, name) and annotations (image_id, "
-            "category_id) of these"
-        ) from None
+    content = read_coco(path, sizes=False)
+    labels = image_labels(content)
     if not labels.any():
         raise ValueError(f"{path}: no image has a label")
-    if len(set(images.values())) < len(images):
-        twice = Counter(images.values()).most_common(1)[0][0]
-        raise ValueError(f"{path}: image {twice} occurs for the second time")
+    images, categories = content["images"], content["categories"]
     return ImageTags(
-        tuple(categories[i] for i in ids),
+        tuple(category["name"] for category in categories),
         {
-            name: tuple(np.flatnonzero(row).tolist())
-            for name, row in zip(images.values(), labels, strict=True)
+            image["file_name"]: tuple(np.flatnonzero(row).tolist())
+            for image, row in zip(images, labels, strict=True)
         },
-        ids,
-        {name: image_id for image_id, name in images.items()},
+        tuple(category["id"] for category in categories),
+        {image["file_name"]: image["id"] for image in images},
+        {image["id"]: image["original_id"] for image in images if "original_id" in image},
     )
 
 
 _READERS = {
     ".csv": read_csv_tags,
+    ".tsv": read_csv_tags,
     ".txt": read_text_tags,
     ".lst": read_text_tags,
+    ".npy": read_npy_tags,
     ".json": read_coco_tags,
 }
 
@@ -268,15 +582,17 @@ def _existing(path: str | Path) -> Path:
 
 
 def _text(path: Path) -> str:
+    content = path.read_bytes()
+    encoding = next((name for mark, name in _MARKS if content.startswith(mark)), "utf-8")
     try:
-        return path.read_text(encoding="utf-8-sig")
+        text = content.decode(encoding)
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not a text file in UTF-8 ({error})") from None
-
-
-def _numbered(rows: Any, path: Path) -> Iterator[tuple[int, list[str]]]:
-    try:
-        for row in rows:
-            yield rows.line_num, row
-    except csv.Error as error:
-        raise ValueError(f"{path}:{rows.line_num}: not valid CSV: {error}") from None
+        number = content.count(b"\n", 0, error.start) + 1
+        raise ValueError(
+            f"{path}:{number}: not a text file in UTF-8 ({error.reason}, byte "
+            f"{content[error.start : error.start + 1]!r}); save it as UTF-8 (in Excel: CSV UTF-8), or "
+            f"convert it, from Windows for example by `iconv -f cp1252 -t utf-8`"
+        ) from None
+    if "\0" in text:
+        raise ValueError(f"{path}: not a text file in UTF-8 (it holds zero bytes); save it as UTF-8")
+    return text

@@ -20,9 +20,9 @@ import numpy as np
 from pycocotools import coco as pycoco
 from pycocotools.cocoeval import COCOeval
 
-from lib.evaluation import rle
 from lib.evaluation.coco_files import check_results, read_ground_truth
 from lib.files import read_json
+from lib.proposals import rle
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +82,8 @@ def evaluate_segm(
     extra = [t for t in iou_thresholds if not any(math.isclose(t, w) for w in wanted)]
     thresholds = sorted({*wanted, *extra})
     run = _run_hotcoco if evaluator == "hotcoco" else _run_pycocotools
-    average = _mean_over_recall(run(truth, detections, thresholds))  # (T, C, sizes)
+    precision = run(*with_small_ids(truth, detections), thresholds)
+    average = _mean_over_recall(precision)  # (T, C, sizes)
 
     columns = {
         metric_name(t): ([int(np.argmin(np.abs(np.array(thresholds) - t)))], "all")
@@ -163,6 +164,41 @@ def _mean_over_recall(precision: np.ndarray) -> np.ndarray:
     (T, C, sizes) AP at the highest limit, NaN there."""
     average = precision[..., -1].mean(axis=1)
     return np.where(average < 0, np.nan, average)
+
+
+def with_small_ids(
+    truth: dict[str, Any], detections: Sequence[dict[str, Any]]
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The same with images and categories numbered from 1 in the order of their ids.
+
+    Evaluators keep ids as 64-bit or floating-point numbers, or know no negative ones. Equal scores
+    count in the order of ids, which stays.
+    """
+    numbers = {
+        key: {id_: number for number, id_ in enumerate(sorted(e["id"] for e in truth[key]), 1)}
+        for key in ("images", "categories")
+    }
+
+    def renumbered(entries: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        image, category = numbers["images"], numbers["categories"]
+        return [
+            {
+                **entry,
+                "image_id": image[entry["image_id"]],
+                "category_id": category[entry["category_id"]],
+            }
+            for entry in entries
+        ]
+
+    fields = {"images": ("file_name", "height", "width"), "categories": ("name",)}
+    small = {
+        key: [
+            {"id": numbers[key][entry["id"]], **{field: entry[field] for field in fields[key]}}
+            for entry in truth[key]
+        ]
+        for key in numbers
+    }
+    return small | {"annotations": renumbered(truth["annotations"])}, renumbered(detections)
 
 
 def _run_hotcoco(

@@ -2,67 +2,25 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lib.evaluation import rle
-from lib.files import read_json
+from lib.data.coco import lookup, read_coco, score_of
+from lib.proposals import rle
 
 
-def read_ground_truth(source: str | Path | dict[str, Any]) -> dict[str, Any]:
-    """A COCO json with masks, as file or content, in one form whatever form it came in.
+def read_ground_truth(
+    source: str | Path | dict[str, Any], need_masks: bool = True
+) -> dict[str, Any]:
+    """A COCO json with masks, see `lib.data.coco.read_coco`.
 
-    Returns:
-        `images` as given, `categories` in order of id, `annotations` numbered from 1 with image_id,
-        category_id, segmentation (compressed RLE), area, bbox and iscrowd.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: missing fields, ids that are not listed or listed twice, segmentations that
-            are missing or do not fit their image; the text names the file and the entry.
+    Categories are in the order of their ids. Without `need_masks`, no annotations are given where
+    none has a usable mask.
     """
-    given = isinstance(source, dict)
-    name = "the ground truth" if given else str(source)
-    content = source if given else read_json(source)
-    if not isinstance(content, dict):
-        raise ValueError(
-            f"{name}: found a {type(content).__name__}, expected a COCO json (images, annotations, "
-            "categories); a list is a result file"
-        )
-    if "annotations" not in content:
-        raise ValueError(
-            f"{name}: it has no annotations to compare with; detections on COCO test-dev go to the "
-            "evaluation server, packed by tools/make_submission.py"
-        )
-    _require(content, ("images", "categories"), name)
-    images = _by_id(content["images"], ("id", "file_name", "height", "width"), f"{name}: image")
-    categories = _by_id(content["categories"], ("id", "name"), f"{name}: category")
-    annotations = []
-    for number, annotation in enumerate(content["annotations"], start=1):
-        where = f"{name}: annotation number {number}"
-        _require(annotation, ("image_id", "category_id", "segmentation"), where)
-        where = f"{name}: annotation {annotation.get('id', number)}"
-        mask = _mask_of(annotation, images, categories, where)
-        area = annotation.get("area")
-        annotations.append(
-            {
-                "id": number,
-                "image_id": annotation["image_id"],
-                "category_id": annotation["category_id"],
-                "segmentation": mask,
-                # COCO sorts objects into sizes by the area its file states.
-                "area": rle.area(mask) if area is None else area,
-                "bbox": annotation.get("bbox") or rle.tight_box(mask),
-                "iscrowd": int(annotation.get("iscrowd", 0)),
-            }
-        )
-    return {
-        "images": list(images.values()),
-        "categories": [categories[i] for i in sorted(categories)],
-        "annotations": annotations,
-    }
+    content = read_coco(source, masks=True, need_masks=need_masks, annotations=need_masks)
+    content["categories"].sort(key=lambda category: category["id"])
+    return content
 
 
 def check_results(
@@ -74,7 +32,7 @@ def check_results(
     """COCO results brought into one form, in their order.
 
     Args:
-        dataset: a COCO json with the images and categories that the results are of.
+        dataset: what the results are of, as `read_coco` gives it.
         name: what errors call the results, their file for example.
         need_score: False also takes annotations, which need not have a score.
 
@@ -87,24 +45,56 @@ def check_results(
         ValueError: missing fields, ids the data set does not list, scores that are not finite
             numbers, masks that do not fit their image; the text names the entry.
     """
-    if not isinstance(results, Sequence):
+    if not isinstance(results, Sequence) or isinstance(results, str):
         raise ValueError(f"{name}: found a {type(results).__name__}, expected a list of results")
-    images = {image["id"]: image for image in dataset["images"]}
-    categories = {category["id"]: category for category in dataset["categories"]}
+    find_image, find_category = lookup(dataset["images"]), lookup(dataset["categories"])
     fields = ("image_id", "category_id", "segmentation") + ("score",) * need_score
     checked = []
     for number, result in enumerate(results):
         where = f"{name}: entry {number}"
-        _require(result, fields, where)
+        if not isinstance(result, dict):
+            raise ValueError(f"{where}: found a {type(result).__name__}, expected named fields")
+        missing = [field for field in fields if field not in result]
+        if missing:
+            raise ValueError(f"{where}: {', '.join(missing)} missing")
+        image, category = find_image(result["image_id"]), find_category(result["category_id"])
+        if image is None:
+            raise ValueError(
+                f"{where} is of image {result['image_id']!s:.80}, which the data set does not "
+                "list; do the files belong to the same data set and split?"
+            )
+        if category is None:
+            known = sorted(c["id"] for c in dataset["categories"])
+            shown = ", ".join(map(str, known[:10])) + (", .." if len(known) > 10 else "")
+            raise ValueError(
+                f"{where} is of category {result['category_id']!s:.80}, the data set has {shown}"
+            )
+        scored = need_score or result.get("score") is not None
+        score = score_of(result, where) if scored else None
+        try:
+            mask = rle.compressed(result["segmentation"], (image["height"], image["width"]))
+        except ValueError as error:
+            raise ValueError(f"{where} ({image['file_name']}): {error}") from None
         checked.append(
             {
-                "image_id": result["image_id"],
-                "category_id": result["category_id"],
-                "score": _score_of(result, where) if "score" in result else None,
-                "segmentation": _mask_of(result, images, categories, where),
+                "image_id": image["id"],
+                "category_id": category["id"],
+                "score": score,
+                "segmentation": mask,
             }
         )
     return checked
+
+
+def read_layer(content: Any, dataset: dict[str, Any], name: str) -> list[dict[str, Any]]:
+    """Entries as from `check_results` of a list of results, or of a COCO json with annotations.
+
+    Crowds are left out, and of a json the annotations without a usable mask.
+    """
+    if isinstance(content, dict):
+        given = read_coco(content, masks=True, name=name)["annotations"]
+        content = [annotation for annotation in given if not annotation["iscrowd"]]
+    return check_results(content, dataset, name, need_score=False)
 
 
 def by_image(
@@ -123,60 +113,10 @@ def by_image(
     Raises:
         ValueError: as `check_results`.
     """
-    listed = content.get("annotations", []) if isinstance(content, dict) else content
     entries: dict[int, list[dict[str, Any]]] = {}
-    checked = check_results(listed, dataset, name, need_score=False)
-    for given, entry in zip(listed, checked, strict=True):
-        low = None not in (score_thresh, entry["score"]) and entry["score"] < score_thresh
-        if not low and not given.get("iscrowd"):
+    for entry in read_layer(content, dataset, name):
+        if None in (score_thresh, entry["score"]) or entry["score"] >= score_thresh:
             entries.setdefault(entry["image_id"], []).append(entry)
     for of_image in entries.values():
         of_image.sort(key=lambda entry: -(entry["score"] or 0.0))
     return entries
-
-
-def _require(entry: Any, fields: Sequence[str], where: str) -> None:
-    if not isinstance(entry, dict):
-        raise ValueError(f"{where}: found a {type(entry).__name__}, expected named fields")
-    missing = [field for field in fields if field not in entry]
-    if missing:
-        raise ValueError(f"{where}: {', '.join(missing)} missing")
-
-
-def _by_id(entries: Sequence[Any], fields: Sequence[str], what: str) -> dict[int, dict[str, Any]]:
-    listed: dict[int, dict[str, Any]] = {}
-    for number, entry in enumerate(entries, start=1):
-        _require(entry, fields, f"{what} number {number}")
-        if entry["id"] in listed:
-            raise ValueError(f"{what} id {entry['id']} is listed twice")
-        listed[entry["id"]] = entry
-    return listed
-
-
-def _mask_of(
-    entry: dict[str, Any],
-    images: dict[int, dict[str, Any]],
-    categories: dict[int, dict[str, Any]],
-    where: str,
-) -> dict[str, Any]:
-    image = images.get(entry["image_id"])
-    if image is None:
-        raise ValueError(
-            f"{where} is of image {entry['image_id']}, which the data set does not list; "
-            "do the files belong to the same data set and split?"
-        )
-    if entry["category_id"] not in categories:
-        known = sorted(categories)
-        shown = ", ".join(str(i) for i in known[:10]) + (", .." if len(known) > 10 else "")
-        raise ValueError(f"{where} is of category {entry['category_id']}, the data set has {shown}")
-    try:
-        return rle.compressed(entry["segmentation"], (image["height"], image["width"]))
-    except ValueError as error:
-        raise ValueError(f"{where} ({image['file_name']}): {error}") from None
-
-
-def _score_of(entry: dict[str, Any], where: str) -> float:
-    score = entry["score"]
-    if isinstance(score, bool) or not isinstance(score, int | float) or not math.isfinite(score):
-        raise ValueError(f"{where}: score is {score!r}, expected a finite number")
-    return float(score)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from lib.evaluation import rle
+from lib.proposals import rle
 from lib.structures import Detections, Regions
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import hotcoco
 import numpy as np
 
-from lib.evaluation.coco_eval import MAX_DETECTIONS
+from lib.evaluation.coco_eval import MAX_DETECTIONS, with_small_ids
 
 RECALLS = 101
 """Points of a precision-recall curve: recall 0, 0.01 .. 1."""
@@ -55,10 +55,12 @@ def compare(
     is_hit: list[bool | None] = [None] * len(detections)
     scores: dict[int, list[float]] = {image["id"]: [] for image in truth["images"]}
     precision = {}
+    image_ids = sorted(scores)
     occurring = {a["category_id"] for a in truth["annotations"] if not a["iscrowd"]}
     if detections:
-        gt = hotcoco.COCO(truth)
-        evaluation = hotcoco.COCOeval(gt, gt.loadRes(list(detections)), "segm")
+        small, numbered = with_small_ids(truth, detections)
+        gt = hotcoco.COCO(small)
+        evaluation = hotcoco.COCOeval(gt, gt.loadRes(numbered), "segm")
         evaluation.params.iouThrs = np.array([iou_thresh])
         evaluation.params.maxDets = [MAX_DETECTIONS]
         evaluation.params.areaRng = [[0.0, 1e10]]
@@ -69,7 +71,8 @@ def compare(
                 continue
             _note_matches(group, is_hit, is_found)
             if (count := sum(group["gtInDenominator"])) > 0:
-                scores[group["image_id"]].append(_average_precision(group, count))
+                image_id = image_ids[group["image_id"] - 1]
+                scores[image_id].append(_average_precision(group, count))
         evaluation.accumulate()
         curves = np.asarray(evaluation.eval["precision"])[0, :, :, 0, 0]  # (101, C)
         ids = [category["id"] for category in truth["categories"]]

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from lib.evaluation.rle import rle_to_mask
 from lib.parallel import for_each
 from lib.proposals.recall import best_overlaps
+from lib.proposals.rle import rle_to_mask
 from lib.proposals.store import ProposalStore
 
 

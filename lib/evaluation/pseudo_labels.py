@@ -11,9 +11,9 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
-from lib.evaluation import rle
 from lib.evaluation.coco_files import check_results
 from lib.evaluation.polygons import LeftOut, mask_to_polygons
+from lib.proposals import rle
 
 logger = logging.getLogger(__name__)
 

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lib.data.coco import ImageRecord, read_image
+from lib.data.coco import ImageRecord
+from lib.data.images import read_image
 from lib.data.transforms import Flip, mirror_image, normalise
 from lib.data.workers import load_ahead
 

@@ -11,10 +11,9 @@ import numpy as np
 
 from lib.parallel import for_each
 from lib.prm.clusters import ClusterStore
-from lib.proposals.importing import ImageEntry
 from lib.proposals.store import ProposalStore
 from lib.restricted_pickle import find_image, load_by_image
-from lib.structures import Clusters
+from lib.structures import Clusters, ImageRecord
 
 _IMPORTED = "imported from "
 """What the `made_from` of imported clusters begins with."""
@@ -68,7 +67,7 @@ def clusters_from_matrix(matrix: np.ndarray, num_classes: int) -> Clusters:
 
 def import_label_assign(
     path: str | Path,
-    images: Sequence[ImageEntry],
+    images: Sequence[ImageRecord],
     num_classes: int,
     proposals: ProposalStore,
     clusters: ClusterStore,
@@ -81,7 +80,7 @@ def import_label_assign(
         name: not in the file, without proposals, or with another number of them).
     """
     by_image = read_label_assign(path)
-    found = [find_image(by_image, i.image_id, i.file_name) for i in images]
+    found = [find_image(by_image, i.known_as, i.file_name) for i in images]
     tasks = (
         (i.file_name, (matrix, str(path), i.file_name, num_classes, proposals, clusters))
         for i, matrix in zip(images, found, strict=True)
@@ -91,7 +90,7 @@ def import_label_assign(
 
 
 def imported_clusters(
-    images: Sequence[ImageEntry], proposals: ProposalStore, clusters: ClusterStore
+    images: Sequence[ImageRecord], proposals: ProposalStore, clusters: ClusterStore
 ) -> set[str]:
     """File names of the images that have imported clusters, which nothing here could make again.
 

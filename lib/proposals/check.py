@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from lib.parallel import for_each
-from lib.proposals.importing import ImageEntry, duplicate_masks
+from lib.proposals.importing import duplicate_masks
 from lib.proposals.store import ProposalStore
 from lib.restricted_pickle import find_image, load_by_image
-from lib.structures import Proposals
+from lib.structures import ImageRecord, Proposals
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class StoreCheck:
         return not (self.missing or self.wrong_size or self.faults)
 
 
-def check_store(store: ProposalStore, images: Sequence[ImageEntry], jobs: int = -1) -> StoreCheck:
+def check_store(store: ProposalStore, images: Sequence[ImageRecord], jobs: int = -1) -> StoreCheck:
     """Reads the proposals of every image, on several cores."""
     missing = [image.file_name for image in images if not store.has(image.file_name)]
     there = [image for image in images if store.has(image.file_name)]
@@ -80,7 +80,7 @@ def _check_image(store: ProposalStore, file_name: str, size: tuple[int, int]) ->
 
 
 def compare_with_published(
-    store: ProposalStore, images: Sequence[ImageEntry], pickle: str | Path, jobs: int = -1
+    store: ProposalStore, images: Sequence[ImageRecord], pickle: str | Path, jobs: int = -1
 ) -> tuple[int, dict[str, str]]:
     """Whether the store holds the proposals, in the order, of a published cob/*.pkl.
 
@@ -93,7 +93,7 @@ def compare_with_published(
     """
     by_image = load_by_image(pickle, "boxes", "masks")
     tasks = (
-        (i.file_name, (store, i.file_name, find_image(by_image, i.image_id, i.file_name)))
+        (i.file_name, (store, i.file_name, find_image(by_image, i.known_as, i.file_name)))
         for i in images
     )
     results, failures = for_each(_compare_image, tasks, len(images), jobs, "comparing")

@@ -1,11 +1,11 @@
-"""From the masks of a reader to the store: what is checked, left out and counted on the way."""
+"""Moves the masks of a reader into the store: checks them, leaves some out and counts these."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -13,12 +13,12 @@ from lib.parallel import for_each
 from lib.proposals.readers import Reader
 from lib.proposals.regions import encode, select
 from lib.proposals.store import ProposalStore
-from lib.structures import Regions
+from lib.structures import ImageRecord, Regions
 
 
 @dataclass(frozen=True)
 class Imported:
-    """What became of the masks of one image, or of all."""
+    """Counts of the masks of one image, or of all."""
 
     stored: int = 0
     empty: int = 0
@@ -27,21 +27,10 @@ class Imported:
     """Masks left out because an earlier one has the same pixels."""
 
 
-class ImageEntry(Protocol):
-    """What is asked of an image here (lib.data.coco.ImageRecord has it)."""
-
-    image_id: int
-    file_name: str
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """(height, width)"""
-
-
 def import_all(
     reader: Reader,
     store: ProposalStore,
-    images: Sequence[ImageEntry],
+    images: Sequence[ImageRecord],
     drop_empty: bool = False,
     drop_duplicates: bool = False,
     jobs: int = -1,
@@ -67,14 +56,14 @@ def import_all(
 def _tasks(
     reader: Reader,
     store: ProposalStore,
-    images: Sequence[ImageEntry],
+    images: Sequence[ImageRecord],
     options: tuple[bool, bool],
     failures: dict[str, str],
 ) -> Iterator[tuple[str, tuple[Any, ...]]]:
     taken: dict[Path, str] = {}
     for image in images:
         try:
-            found = reader.find(image.image_id, image.file_name)
+            found = reader.find(image.known_as, image.file_name)
             same = taken.setdefault(found, image.file_name) if isinstance(found, Path) else None
             if same not in (None, image.file_name):
                 raise ValueError(
@@ -97,7 +86,7 @@ def _import_one(
     drop_duplicates: bool,
 ) -> Imported:
     where = str(found) if isinstance(found, Path) else found[0]
-    masks = reader.read(found)
+    masks = reader.read(found, size) if reader.needs_size else reader.read(found)
     if len(masks) == 0:
         raise ValueError(f"{where}: {reader.content} has no masks; {reader.remedy}")
     if masks.shape[1:] != tuple(size):

@@ -11,7 +11,8 @@ import cv2
 import numpy as np
 import torch
 
-from lib.data.coco import CocoImages, ImageRecord, read_image
+from lib.data.coco import CocoImages, ImageRecord, read_coco
+from lib.data.images import read_image
 from lib.data.transforms import (
     Flip,
     mask_boxes,
@@ -20,9 +21,9 @@ from lib.data.transforms import (
     normalise,
     resize_long_side,
 )
-from lib.evaluation import rle
 from lib.evaluation.coco_files import by_image
 from lib.files import read_json
+from lib.proposals import rle
 from lib.structures import InstanceSample
 
 
@@ -139,14 +140,14 @@ def open_pseudo_labels(
     coco = CocoImages(path)
     coco.check_files(image_dir)
     content = read_json(path)
-    unscored = [a["id"] for a in content["annotations"] if "score" not in a]
+    unscored = [a.get("id") for a in content["annotations"] if a.get("score") is None]
     if unscored:
         raise ValueError(
             f"{path}: {len(unscored)} annotations have no score (ids {unscored[0]}"
             f"{', ...' if unscored[1:] else ''}); expected pseudo labels, which have one and are "
             "made by tools/generate_pseudo_labels.py; annotated masks are never trained on"
         )
-    instances = by_image(content, content, str(path), score_thresh)
+    instances = by_image(content, read_coco(path), str(path), score_thresh)
     if not instances:
         raise ValueError(
             f"{path}: none of its {len(content['annotations'])} pseudo labels reaches the score "

@@ -11,7 +11,7 @@ from torch import Tensor
 from torchvision.models.detection import MaskRCNN
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 
-from lib.evaluation import rle
+from lib.proposals import rle
 from lib.refine.data import InstanceDataset, ReadInstances
 from lib.structures import InstanceSample
 

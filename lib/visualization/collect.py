@@ -11,7 +11,7 @@ import numpy as np
 
 from lib.data.coco import CocoImages
 from lib.evaluation.coco_eval import VOC_THRESHOLDS, evaluate_segm
-from lib.evaluation.coco_files import check_results, read_ground_truth
+from lib.evaluation.coco_files import read_ground_truth, read_layer
 from lib.evaluation.per_image import Comparison, compare
 from lib.files import read_json
 from lib.visualization.gallery import Instance, Picture
@@ -54,16 +54,10 @@ def collect(
     Raises:
         FileNotFoundError, ValueError: a file is missing or wrong; the text names the entry.
     """
-    content = read_json(coco.path)
-    layers: dict[str, list[dict[str, Any]]] = {}
-    for name, path in results.items():
-        listed = read_json(path)
-        listed = listed.get("annotations", []) if isinstance(listed, dict) else listed
-        layers[name] = check_results(listed, content, str(path), need_score=False)
-    truth = None
-    if has_masks(content):
-        truth = read_ground_truth(coco.path)
-    compared = next(iter(layers), None) if truth is not None and truth["annotations"] else None
+    truth = read_ground_truth(coco.path, need_masks=False)
+    layers = {name: read_layer(read_json(p), truth, str(p)) for name, p in results.items()}
+    truth = truth if truth["annotations"] else None
+    compared = next(iter(layers), None) if truth is not None else None
     comparison, evaluation = None, {}
     if compared is not None:
         scored = [
@@ -95,11 +89,6 @@ def collect(
             for id_, curve in (comparison.precision if comparison else {}).items()
         },
     )
-
-
-def has_masks(content: Mapping[str, Any]) -> bool:
-    """Whether a COCO json says more than what is in its images."""
-    return any(annotation.get("segmentation") for annotation in content.get("annotations", []))
 
 
 def _by_image(

@@ -7,7 +7,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from lib.evaluation import rle
+from lib.proposals import rle
 
 SCALE = 4
 """Coordinates of outlines count in quarters of a pixel."""

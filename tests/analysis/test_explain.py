@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from lib.data.coco import CocoImages
-from lib.evaluation import rle
+from lib.proposals import rle
 from lib.visualization.panels import captioned, wrap_text
 from tests.analysis.test_inspection import make_run
 from tests.small_training import DATA, SIZE, make_place, masks, tool

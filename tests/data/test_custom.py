@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from lib.data import custom, usable
-from lib.data.coco import CocoImages, read_image
+from lib.data import custom
+from lib.data import images as image_files
+from lib.data.coco import CocoImages
+from lib.data.images import read_image
 from lib.data.custom import prepare
 from lib.proposals.store import ProposalStore
 
@@ -131,7 +133,7 @@ def test_alpha_16_bits_and_floats(own):
 
 
 def test_enormous_images_are_shrunk(own, monkeypatch):
-    monkeypatch.setattr(usable, "MAX_PIXELS", 50)
+    monkeypatch.setattr(image_files, "MAX_PIXELS", 50)
     save(own.images / "a.jpg", (10, 20))
     coco, images = own("a,x")
     assert coco.images[0].size == (5, 10)
@@ -154,7 +156,9 @@ def test_names_as_people_write_them(own):
 def test_the_same_name_in_sub_folders(own):
     for name in ("a/1.jpg", "b/1.jpg", "b/2.jpg"):
         save(own.images / name)
-    coco, _ = own("a/1.jpg,x", "b/1,y", "2.jpg,x", "b/2.jpg,y")
+    with pytest.raises(ValueError, match=r"meant by two names: 2\.jpg and b/2\.jpg \(b/2\.jpg\)"):
+        own("a/1.jpg,x", "b/1,y", "2.jpg,x", "b/2.jpg,y")
+    coco, _ = own("a/1.jpg,x", "b/1,y", "2.jpg,x", "2.jpg,y")
     assert labels_of(coco) == {"a/1.jpg": [1, 0], "b/1.jpg": [0, 1], "b/2.jpg": [1, 1]}
     with pytest.raises(ValueError, match=r"1 names may mean .*: 1\.jpg \(a/1\.jpg and b/1\.jpg\)"):
         own("1.jpg,x")

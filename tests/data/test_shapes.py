@@ -9,7 +9,8 @@ from pycocotools.coco import COCO
 from scipy import ndimage
 
 from lib.data import shapes
-from lib.data.coco import CocoImages, read_image
+from lib.data.coco import CocoImages
+from lib.data.images import read_image
 from lib.data.shapes import CLASS_NAMES, SIZE, draw_scene, make_shapes
 from tools import make_shapes as tool
 

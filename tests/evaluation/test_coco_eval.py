@@ -6,8 +6,8 @@ import json
 import numpy as np
 import pytest
 
-from lib.evaluation import rle
 from lib.evaluation.coco_eval import evaluate_segm, format_metrics, metric_name
+from lib.proposals import rle
 
 
 def strip(start, length, size=(10, 20)):
@@ -196,8 +196,11 @@ def test_polygons_and_runs_are_read():
         ({"image_id": 77}, "image 77, which the data set does not list"),
         ({"category_id": 2}, "category 2, the data set has 1, 3"),
         ({"segmentation": rle.mask_to_rle(np.ones((20, 10)))}, r"2.png.*20x10.*the image 10x20"),
-        ({"segmentation": {"size": [10, 20], "counts": [3, 4]}}, "cover 7 pixels, the image 200"),
-        ({"segmentation": []}, "neither an RLE"),
+        (
+            {"segmentation": {"size": [10, 20], "counts": [3, 4]}},
+            "cover 7 pixels, the image has 200",
+        ),
+        ({"segmentation": []}, "2.png.*the segmentation is empty"),
         ({"segmentation": [[1, 2, 3]]}, "at least three points"),
     ],
 )
@@ -215,14 +218,29 @@ def test_missing_field_of_a_result_is_named():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda t: t.pop("categories"), "categories missing"),
+        (lambda t: t.pop("categories"), "no list 'categories'"),
         (lambda t: t["annotations"].clear(), "nothing to evaluate against"),
-        (lambda t: t["annotations"][1].update(image_id=4), "annotation 2 is of image 4"),
-        (lambda t: t["annotations"][1].update(category_id=4), "annotation 2 is of category 4"),
-        (lambda t: t.pop("annotations"), "no annotations to compare with; .*make_submission"),
-        (lambda t: t["annotations"][1].pop("segmentation"), "segmentation missing"),
-        (lambda t: t["images"][0].pop("height"), "image number 1: height missing"),
-        (lambda t: t["images"].append(t["images"][0]), "image id 5 is listed twice"),
+        (
+            lambda t: t["annotations"][1].update(image_id=4),
+            r"annotations\[1\] \(id 2\) has image_id 4, which is not in",
+        ),
+        (
+            lambda t: t["annotations"][1].update(category_id=4),
+            r"annotations\[1\] \(id 2\) has category_id 4, which is not in",
+        ),
+        (
+            lambda t: t.pop("annotations"),
+            "no list 'annotations' .*to compare with; .*make_submission",
+        ),
+        (
+            lambda t: [a.pop("segmentation") for a in t["annotations"]],
+            r"none of the 3 annotations has a usable mask: annotations\[0\] \(id 1\): .*is empty",
+        ),
+        (lambda t: t["images"][0].pop("height"), r"images\[0\] \(id 5\) has no 'height'"),
+        (
+            lambda t: t["images"].append(t["images"][0]),
+            r"images\[0\] and images\[3\] have the same id, 5",
+        ),
     ],
 )
 def test_wrong_ground_truth_is_named(change, message, tmp_path):

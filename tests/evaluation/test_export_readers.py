@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from torchvision.datasets import CocoDetection
 
-from lib.evaluation import rle
 from lib.evaluation.pseudo_labels import SEGMENTATIONS, to_coco_annotations
+from lib.proposals import rle
 
 SIZE = (40, 60)
 NAMES = ["a.png", "b.png", "c.png"]

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from lib.evaluation import rle
 from lib.evaluation.coco_eval import evaluate_segm
 from lib.evaluation.coco_files import check_results, read_ground_truth
 from lib.evaluation.per_image import compare
+from lib.proposals import rle
 
 SIZE = (30, 40)
 

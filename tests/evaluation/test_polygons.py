@@ -5,8 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from lib.evaluation import rle
 from lib.evaluation.polygons import LeftOut, mask_to_polygons
+from lib.proposals import rle
 
 
 def drawn(polygons, size):

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from lib.evaluation.proposal_recall import find_objects
-from lib.evaluation.rle import mask_to_rle
 from lib.proposals.regions import encode
+from lib.proposals.rle import mask_to_rle
 from lib.proposals.store import ProposalStore
 
 

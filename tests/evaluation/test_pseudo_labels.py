@@ -7,8 +7,8 @@ import pytest
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
-from lib.evaluation import rle
 from lib.evaluation.pseudo_labels import SEGMENTATIONS, count_table, summarise, to_coco_annotations
+from lib.proposals import rle
 
 
 def square(x, y, side):

@@ -6,8 +6,8 @@ import zipfile
 import numpy as np
 import pytest
 
-from lib.evaluation import rle
 from lib.evaluation.submission import submission_name
+from lib.proposals import rle
 from tools import make_submission
 
 

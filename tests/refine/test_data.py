@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lib.data.loader import train_loader
-from lib.evaluation import rle
+from lib.proposals import rle
 from lib.refine.data import open_pseudo_labels
 
 SIZE = (20, 30)

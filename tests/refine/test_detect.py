@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from lib.data.coco import ImageRecord
-from lib.evaluation import rle
+from lib.proposals import rle
 from lib.refine.data import InstanceDataset, ReadInstances
 from lib.refine.detect import MaskRCNNDetector
 

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import pytest
 
-from lib.evaluation import rle
+from lib.proposals import rle
 
 TOOLS = Path(__file__).parents[2] / "tools"
 

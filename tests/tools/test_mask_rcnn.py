@@ -13,8 +13,8 @@ import torch
 
 from lib.engine.checkpoint import load_checkpoint, save_checkpoint
 from lib.engine.runs import newest_run, read_lines
-from lib.evaluation import rle
 from lib.modeling.backbones import build_backbone
+from lib.proposals import rle
 from tests.processes import finished, launch, start, wait_for
 from tests.small_training import DATA, tool
 

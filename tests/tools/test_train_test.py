@@ -16,7 +16,7 @@ import yaml
 
 from lib.engine.checkpoint import load_checkpoint, save_checkpoint
 from lib.engine.runs import read_lines
-from lib.evaluation import rle
+from lib.proposals import rle
 from lib.proposals.regions import encode
 from lib.proposals.store import ProposalStore
 from tests.small_training import DATA, TOOLS, make_place, masks, tool, write_json_file

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from lib.data.coco import ImageRecord
-from lib.evaluation import rle
+from lib.proposals import rle
 from lib.visualization.gallery import LAYERS, Instance, Layer, Page, Picture, write_gallery
 from tests.visualization.browser import start_chromium
 

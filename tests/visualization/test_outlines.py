@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
-from lib.evaluation import rle
+from lib.proposals import rle
 from lib.visualization.outlines import SCALE, mask_outlines, rle_outlines
 
 

@@ -1,4 +1,4 @@
-"""What every reader of somebody else's proposals does."""
+"""Base classes of the readers of proposals made elsewhere."""
 
 from __future__ import annotations
 
@@ -10,16 +10,18 @@ import numpy as np
 
 
 class Reader(ABC):
-    """Masks of one image at a time, from one layout of files.
+    """Reads the masks of one image at a time from one layout of files.
 
-    `find` is called for one image after another and is cheap; `read`, the work, needs nothing but
-    what `find` gave and may run in another process.
+    `find` is called for one image after another and is cheap. `read` does the work, needs only
+    what `find` returned and may run in another process.
     """
 
     content: ClassVar[str] = "the file"
     """What holds the masks, as error messages call it."""
     remedy: ClassVar[str] = "make it again from this image"
     """What to do about a file that does not fit its image."""
+    needs_size: ClassVar[bool] = False
+    """Whether `read` takes the (height, width) of the image as well."""
 
     def __init__(self, source: str | Path) -> None:
         """
@@ -34,8 +36,8 @@ class Reader(ABC):
             raise FileNotFoundError(f"{self.source}: no such file or folder of proposals")
 
     @abstractmethod
-    def find(self, image_id: int, file_name: str) -> Any:
-        """What `read` needs for this image: the path of its file, or the masks themselves.
+    def find(self, image_id: int | str, file_name: str) -> Any:
+        """Returns what `read` needs for this image: the path of its file, or the masks themselves.
 
         Raises:
             FileNotFoundError: there is nothing for this image; says where it was looked for.
@@ -52,20 +54,36 @@ class Reader(ABC):
 
 
 class FileReader(Reader):
-    """One file (or folder) an image, named like the image."""
+    """One file (or folder) per image, named like the image."""
 
     suffix: ClassVar[str] = ""
+    other_suffixes: ClassVar[tuple[str, ...]] = ()
+    """Looked for after `suffix`."""
+    takes_one_file: ClassVar[bool] = False
+    """Whether the source may be one file with the masks of all images."""
+
+    def __init__(self, source: str | Path) -> None:
+        super().__init__(source)
+        if self.source.is_file() and not self.takes_one_file:
+            raise ValueError(
+                f"{self.source}: a file, expected the folder in which every image has its own "
+                f"{self.suffix or 'folder'}"
+            )
 
     def names(self, stem: str) -> list[str]:
         """Names without suffix to look for, in this order."""
         return [stem]
 
-    def find(self, image_id: int, file_name: str) -> Path:
+    def find(self, image_id: int | str, file_name: str) -> Path:
         """The file under the sub-folders of `file_name`, or else in the source folder itself."""
         image = Path(file_name)
-        names = [name + self.suffix for name in self.names(image.stem)]
+        names = [*self.names(image.stem), *([image.name] if self.suffix else [])]
+        suffixes = (self.suffix, *self.other_suffixes)
         tried = dict.fromkeys(
-            self.source / folder / name for folder in (image.parent, "") for name in names
+            self.source / folder / (name + suffix)
+            for folder in (image.parent, "")
+            for name in names
+            for suffix in suffixes
         )
         for path in tried:
             if path.exists():
@@ -91,11 +109,7 @@ def stack(masks: list[np.ndarray], where: str) -> np.ndarray:
 
 
 def check_array(masks: np.ndarray, where: str) -> np.ndarray:
-    """Makes sure that an array is (P, H, W) numbers or bool.
-
-    Raises:
-        ValueError: it is not.
-    """
+    """Returns an array of (P, H, W) numbers or bool as it is; any other is a ValueError."""
     if masks.size == 0:
         return np.zeros((0, 1, 1), bool)
     if masks.ndim != 3 or masks.dtype.kind not in "biuf":

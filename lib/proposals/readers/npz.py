@@ -12,18 +12,26 @@ from lib.proposals.readers.base import FileReader, check_array
 
 
 class NpzReader(FileReader):
-    """`<stem>.npz` with `masks`: (P, H, W) bool or numbers."""
+    """`<stem>.npz` with `masks`, or with one array of any name, or `<stem>.npy`.
+
+    The array is (P, H, W) bool or numbers.
+    """
 
     suffix = ".npz"
+    other_suffixes = (".npy",)
     content = "masks"
 
     @staticmethod
     def read(found: Path) -> np.ndarray:
         try:
-            with np.load(found, allow_pickle=False) as content:
-                if "masks" not in content:
+            content = np.load(found, allow_pickle=False)
+            if isinstance(content, np.ndarray):
+                return check_array(content, f"{found}: masks")
+            with content:
+                name = content.files[0] if len(content.files) == 1 else "masks"
+                if name not in content:
                     raise ValueError(f"no array `masks` in it (it has {', '.join(content)})")
-                masks = content["masks"]
+                return check_array(content[name], f"{found}: {name}")
         except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
-            raise ValueError(f"{found}: {error}; make the file again") from error
-        return check_array(masks, f"{found}: masks")
+            text = str(error).removeprefix(f"{found}: ")
+            raise ValueError(f"{found}: {text}; make the file again") from error

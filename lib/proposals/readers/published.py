@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from lib.proposals import rle
 from lib.proposals.readers.base import Reader, check_array, stack
-from lib.proposals.readers.coco_rle import decode_rle
 from lib.restricted_pickle import find_image, load_by_image
 
 
@@ -25,9 +25,11 @@ class PickleReader(Reader):
 
     def __init__(self, source: str | Path) -> None:
         super().__init__(source)
+        if self.source.is_dir():
+            raise ValueError(f"{self.source}: a folder, expected the one pickle of all images")
         self._by_image = load_by_image(self.source, "masks")
 
-    def find(self, image_id: int, file_name: str) -> tuple[str, Any]:
+    def find(self, image_id: int | str, file_name: str) -> tuple[str, Any]:
         values = find_image(self._by_image, image_id, file_name)
         if values is None:
             raise FileNotFoundError(
@@ -41,7 +43,7 @@ class PickleReader(Reader):
         where, masks = found
         if not isinstance(masks, np.ndarray) or masks.dtype == object:
             try:
-                masks = [decode_rle(m) if isinstance(m, dict) else np.asarray(m) for m in masks]
+                masks = [rle.decode(m) if isinstance(m, dict) else np.asarray(m) for m in masks]
             except ValueError as error:
                 raise ValueError(f"{where}: {error}") from None
             masks = stack(masks, where)
