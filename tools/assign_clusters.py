@@ -84,8 +84,7 @@ def run(args: argparse.Namespace) -> int:
     if len(records) < len(labelled):
         logger.info("%d of %d images are up to date", len(labelled) - len(records), len(labelled))
     if args.points is None:
-        thresholds = (settings.peak_thresh, settings.peak_thresh_relative)
-        peaks = prm_peaks(net, records, dataset.images, settings.image_size, *thresholds)
+        peaks = prm_peaks(net, records, dataset.images)
     else:
         peaks = point_peaks(records, args.points, coco.num_classes)
     jobs = args.jobs if args.jobs is not None else (1 if len(records) < FEW else -1)

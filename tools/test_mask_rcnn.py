@@ -78,9 +78,7 @@ def run(args: argparse.Namespace, ranks: Ranks) -> None:
     load_model(model, state["model"], checkpoint, coco.num_classes)
     logger.info("network: %s after %s updates", checkpoint, state.get("step", "?"))
     logger.info("data: %s, %d images", coco.path, len(coco))
-    detector = MaskRCNNDetector(
-        model, coco.category_ids, refine.input.test_scale, refine.test.mask_thresh, ranks.device
-    )
+    detector = MaskRCNNDetector(model, coco.category_ids, refine, ranks.device)
     ahead = images_ahead(args.device, args.threads, refine.input.num_workers)
     made_from = {
         "checkpoint": file_state(checkpoint),

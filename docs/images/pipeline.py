@@ -92,9 +92,8 @@ def pictures(run: Path, root: Path, name: str) -> tuple[dict[str, np.ndarray], l
     square = SquareImages([record], dataset.images, config.prm.image_size).batch([0], ["none"])
     with torch.no_grad():
         response = prm.eval()(square)[0]
-    settings = (config.prm.peak_thresh, config.prm.peak_thresh_relative)
     made["peaks"] = _draw_peaks(
-        image, response, select_peaks(find_peaks(response), record.image_labels, *settings)
+        image, response, select_peaks(find_peaks(response), record.image_labels, config.prm)
     )
 
     checkpoint = newest_checkpoint(run)

@@ -89,18 +89,12 @@ class Inspector:
         return Inspection(read.record, read.image, read.proposals, **steps)
 
     def _respond(self, read: ReadImage, with_peak_maps: bool) -> dict:
-        settings = self.config.prm
-        side = settings.image_size
+        side = self.config.prm.image_size
         squeezed = cv2.resize(read.image, (side, side), interpolation=cv2.INTER_LINEAR)
         image = normalise(squeezed)[None].to(self.device)
         with torch.no_grad():
             response = self.prm(image)[0]
-        peaks = select_peaks(
-            find_peaks(response),
-            read.record.image_labels,
-            settings.peak_thresh,
-            settings.peak_thresh_relative,
-        )
+        peaks = select_peaks(find_peaks(response), read.record.image_labels, self.config.prm)
         found = {"responses": response.cpu().numpy(), "peaks": peaks}
         if with_peak_maps:
             maps = peak_response_maps(self.prm, image, peaks).cpu()

@@ -35,9 +35,6 @@ def prm_peaks(
     net: PeakResponseNet,
     records: Sequence[ImageRecord],
     folder: str | Path,
-    image_size: int,
-    thresh: float = 10.0,
-    relative_thresh: float | None = None,
     batch_size: int = 16,
 ) -> Iterator[Peaks | Exception]:
     """Peaks of every image in order (see `select_peaks`), or why it cannot be read.
@@ -46,7 +43,7 @@ def prm_peaks(
         net: in evaluation mode, on the device to use.
         folder: where the images lie.
     """
-    images = SquareImages(records, folder, image_size, memory_limit=0)
+    images = SquareImages(records, folder, net.settings.image_size, memory_limit=0)
     device = next(net.parameters()).device
     for start in range(0, len(records), batch_size):
         found: dict[int, Peaks | Exception] = {}
@@ -61,7 +58,7 @@ def prm_peaks(
                 responses = net(torch.cat(list(read.values())).to(device))
             for index, response in zip(read, responses, strict=True):
                 labels = records[index].image_labels
-                found[index] = select_peaks(find_peaks(response), labels, thresh, relative_thresh)
+                found[index] = select_peaks(find_peaks(response), labels, net.settings)
         yield from (found[index] for index in sorted(found))
 
 

@@ -5,9 +5,7 @@ Zhou et al., "Weakly Supervised Instance Segmentation using Class Peak Response"
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -26,38 +24,21 @@ class PeakResponseNet(nn.Sequential):
 
     Args:
         num_classes: C.
-        backbone: a name registered in lib/modeling/backbones; `resnet50` has all four layers
-            (stride 32) and published names.
-        backbone_args: options of that backbone.
-        upsample: factor between the backbone's cells and the response maps.
-        smooth: side of an average filter on the backbone's cells, odd; 1 is none, as published.
-            It joins the peaks that would ring around one small discriminative part.
-        weights: what the backbone starts from: `imagenet`, `random`, or the path of a checkpoint.
+        settings: the section `prm`. `resnet50` has all four layers (stride 32) and published names
+            here. The backbone's weights are random (see `build_prm`).
 
     Raises:
-        ValueError: an unknown backbone, options that do not fit it, an even `smooth`, or weights
-            that do not fit.
-        FileNotFoundError: weights that are not there or cannot be downloaded.
+        ValueError: an unknown backbone, options that do not fit it, or an even `smooth`.
     """
 
-    def __init__(
-        self,
-        num_classes: int,
-        backbone: str = "resnet50",
-        backbone_args: Mapping[str, Any] | None = None,
-        upsample: int = 8,
-        smooth: int = 1,
-        weights: str = "random",
-    ) -> None:
-        if smooth % 2 == 0:
-            raise ValueError(f"prm.smooth must be odd, got {smooth}")
-        features = build_backbone(backbone, backbone_args, section="prm", use="prm")
-        features.use_batch_statistics()
-        features.start_from(weights)
-        super().__init__(_ClassResponse(features, num_classes))
+    def __init__(self, num_classes: int, settings: PRMConfig) -> None:
+        if settings.smooth % 2 == 0:
+            raise ValueError(f"prm.smooth must be odd, got {settings.smooth}")
+        backbone = build_backbone(settings.backbone, settings.backbone_args, "prm", use="prm")
+        backbone.use_batch_statistics()
+        super().__init__(_ClassResponse(backbone, num_classes))
         self.num_classes = num_classes
-        self.upsample = upsample
-        self.smooth = smooth
+        self.settings = settings
 
     @property
     def backbone(self) -> Backbone:
@@ -78,13 +59,12 @@ class PeakResponseNet(nn.Sequential):
             backbone lie on the corners of the map.
         """
         response = self[0](images)
-        if self.smooth > 1:
-            response = F.avg_pool2d(
-                response, self.smooth, 1, self.smooth // 2, count_include_pad=False
-            )
-        if self.upsample > 1:
+        smooth, upsample = self.settings.smooth, self.settings.upsample
+        if smooth > 1:
+            response = F.avg_pool2d(response, smooth, 1, smooth // 2, count_include_pad=False)
+        if upsample > 1:
             response = F.interpolate(
-                response, scale_factor=self.upsample, mode="bilinear", align_corners=True
+                response, scale_factor=upsample, mode="bilinear", align_corners=True
             )
         return response
 
@@ -101,20 +81,19 @@ class _ClassResponse(nn.Module):
         return self.classifier(self.features(images))
 
 
-def build_prm(config: PRMConfig, num_classes: int, weights: str | None = None) -> PeakResponseNet:
-    """The network that a configuration describes.
+def build_prm(settings: PRMConfig, num_classes: int, weights: str | None = None) -> PeakResponseNet:
+    """The network that a configuration describes, with the weights that its backbone starts from.
 
     Args:
-        weights: takes the place of `config.weights`, for example `random` before `load_prm`.
+        weights: takes the place of `settings.weights`, for example `random` before `load_prm`.
+
+    Raises:
+        ValueError: the network cannot be made, or the weights do not fit.
+        FileNotFoundError: the weights are not there and cannot be downloaded.
     """
-    return PeakResponseNet(
-        num_classes,
-        backbone=config.backbone,
-        backbone_args=config.backbone_args,
-        upsample=config.upsample,
-        smooth=config.smooth,
-        weights=config.weights if weights is None else weights,
-    )
+    net = PeakResponseNet(num_classes, settings)
+    net.backbone.start_from(settings.weights if weights is None else weights)
+    return net
 
 
 def load_prm(net: PeakResponseNet, path: str | Path) -> None:

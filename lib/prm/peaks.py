@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
 
+from lib.config import PRMConfig
 from lib.data.points import Points
 from lib.prm.network import PeakResponseNet
 
@@ -90,23 +91,18 @@ def find_peaks(response: Tensor) -> Peaks:
     return Peaks((height, width), class_idx, y, x, values, np.zeros(len(values), bool))
 
 
-def select_peaks(
-    peaks: Peaks,
-    image_labels: np.ndarray,
-    thresh: float = 10.0,
-    relative_thresh: float | None = None,
-) -> Peaks:
-    """The peaks that clusters are grouped around, in ascending order of response (SPEC 8).
+def select_peaks(peaks: Peaks, image_labels: np.ndarray, settings: PRMConfig) -> Peaks:
+    """The peaks that clusters are grouped around, in ascending order of response.
 
-    Of every class that the image has, all peaks whose response is above the threshold; where
-    there is none, the single highest one.
+    Of every class that the image has, all peaks whose response is above the threshold (at it does
+    not count); where there is none, the single highest one. See docs/specification.md.
 
     Args:
         image_labels: (C,) in {0, 1}.
-        thresh: a response; at it does not count.
-        relative_thresh: if given, it takes the place of `thresh`: at least this fraction of
-            the class's highest response (for networks whose responses have another scale).
+        settings: with `peak_thresh`, or `peak_thresh_relative` in its place: at least this fraction
+            of the class's highest response (for networks whose responses have another scale).
     """
+    relative_thresh = settings.peak_thresh_relative
     kept, fallback = [], np.zeros(len(peaks), bool)
     for c in np.flatnonzero(image_labels):
         of_class = np.flatnonzero(peaks.class_idx == c)
@@ -114,7 +110,7 @@ def select_peaks(
             continue
         response = peaks.response[of_class]
         if relative_thresh is None:
-            above = response > thresh
+            above = response > settings.peak_thresh
         else:
             above = response >= relative_thresh * response.max()
         if not above.any():

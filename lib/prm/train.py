@@ -114,7 +114,7 @@ def epoch_batches(num_images: int, recipe: PRMConfig, seed: int, epoch: int) -> 
 def score_images(
     net: PeakResponseNet,
     images: SquareImages,
-    batch_size: int = 16,
+    batch_size: int,
     device: torch.device | str = "cpu",
     num_workers: int = 0,
 ) -> np.ndarray:

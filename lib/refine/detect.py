@@ -11,6 +11,7 @@ from torch import Tensor
 from torchvision.models.detection import MaskRCNN
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 
+from lib.config import RefineConfig
 from lib.proposals import rle
 from lib.refine.data import InstanceDataset, ReadInstances
 from lib.structures import InstanceSample
@@ -26,15 +27,14 @@ class MaskRCNNDetector:
     model: MaskRCNN
     category_ids: Sequence[int]
     """COCO category id of every class."""
-    scale: int
-    """Long side in pixels."""
-    mask_thresh: float = 0.5
+    settings: RefineConfig = RefineConfig()
+    """Of which the scale and the threshold of the masks are taken here."""
     device: torch.device | str = "cpu"
 
     def prepare(self, dataset: InstanceDataset, index: int) -> tuple[ReadInstances, InstanceSample]:
         """Reads image `index`; may run in another thread."""
         read = dataset.read(index)
-        return read, dataset.view(read, self.scale)
+        return read, dataset.view(read, self.settings.input.test_scale)
 
     @torch.inference_mode()
     def __call__(self, read: ReadInstances, view: InstanceSample) -> list[dict[str, Any]]:
@@ -68,5 +68,5 @@ class MaskRCNNDetector:
         for start in range(0, len(masks), _PASTED_AT_ONCE):
             part = slice(start, start + _PASTED_AT_ONCE)
             whole = paste_masks_in_image(masks[part], boxes[part], size)  # (k, 1, H, W)
-            pasted += (whole[:, 0] > self.mask_thresh).cpu().unbind()
+            pasted += (whole[:, 0] > self.settings.test.mask_thresh).cpu().unbind()
         return pasted

@@ -83,9 +83,8 @@ def test_peaks_and_clusters_are_those_of_the_tools(place):
     inspector = open_inspector(Path("run"), Path("data"))
     read = data().read(1)
     seen = inspector(read, with_peak_maps=True)
-    (peaks,) = prm_peaks(
-        inspector.prm, [read.record], "images", 32, relative_thresh=config.prm.peak_thresh_relative
-    )
+    assert inspector.prm.settings == config.prm
+    (peaks,) = prm_peaks(inspector.prm, [read.record], "images")
     assert len(seen.peaks) > 0
     for name in ("class_idx", "y", "x"):
         np.testing.assert_array_equal(getattr(seen.peaks, name), getattr(peaks, name))

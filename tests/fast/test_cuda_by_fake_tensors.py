@@ -11,7 +11,7 @@ from torch._subclasses.fake_tensor import (
 
 from lib.benchmarks.drawn import draw_sample
 from lib.benchmarks.network import SMALL
-from lib.config import Config, ModelConfig, RuntimeConfig, SolverConfig
+from lib.config import Config, ModelConfig, PRMConfig, RuntimeConfig, SolverConfig
 from lib.engine.build import build_trainer, prepare_for_inference
 from lib.engine.inference import score_passes
 from lib.engine.trainer import Trainer
@@ -129,7 +129,7 @@ def test_inference_brings_one_tensor_back(monkeypatch, backbone, precision):
 def test_an_update_of_the_prm():
     images, labels = torch.rand(2, 3, 64, 64), torch.ones(2, NUM_CLASSES)
     with pretended_gpu():
-        net = PeakResponseNet(NUM_CLASSES, smooth=3).to("cuda").train()
+        net = PeakResponseNet(NUM_CLASSES, PRMConfig(smooth=3)).to("cuda").train()
         batch, labels = images.to("cuda"), labels.to("cuda")
         with Watch() as watch:
             scores = class_scores(net(batch))

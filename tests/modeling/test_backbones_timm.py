@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from lib.config import PRMConfig
 from lib.modeling.backbones import build_backbone, read_state_dict
 from lib.modeling.backbones import timm as ours
 from lib.modeling.backbones.backbone import Layer
@@ -199,7 +200,9 @@ def test_weights_that_were_downloaded_before_need_no_network(monkeypatch, tmp_pa
 
 def test_peaks_reach_the_image_through_convolutions_that_pad_by_themselves():
     """TensorFlow's padding: the response is the network's own, and its gradient arrives."""
-    net = PeakResponseNet(2, "timm", {"name": "test_efficientnet"}, upsample=1).eval()
+    args = {"name": "test_efficientnet"}
+    settings = PRMConfig(backbone="timm", backbone_args=args, upsample=1)
+    net = PeakResponseNet(2, settings).eval()
     image = torch.randn(1, 3, 65, 65)
     size = net(image).shape[2:]
     peaks = Peaks(size, *torch.tensor([[0, 1], [1, 0], [0, 1]]).numpy(), None, None)

@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from lib.config import PRMConfig
 from lib.prm.clusters import agpl_clusters
 from lib.prm.network import PeakResponseNet
 from lib.prm.peaks import Peaks, class_scores, find_peaks, peak_response_maps, select_peaks
@@ -35,7 +36,7 @@ def networks():
 
     def network(num_classes: int, gain: float) -> PeakResponseNet:
         if (num_classes, gain) not in made:
-            net = PeakResponseNet(num_classes).eval()
+            net = PeakResponseNet(num_classes, PRMConfig()).eval()
             for name, tensor in net.state_dict().items():
                 tensor.copy_(torch.as_tensor(weight_from_name(name, tensor.shape)))
             net.classifier[0].weight.data *= gain
@@ -48,7 +49,7 @@ def networks():
 @pytest.mark.golden("prm_state_dict.json")
 def test_names_and_shapes(golden, networks):
     num_classes = golden["0.classifier.0.bias"][0]
-    own = PeakResponseNet(num_classes).state_dict()
+    own = PeakResponseNet(num_classes, PRMConfig()).state_dict()
     assert {name: list(tensor.shape) for name, tensor in own.items()} == golden.data
     for name, tensor in own.items():
         golden.check(name, tensor.shape)
@@ -66,7 +67,7 @@ def test_responses_peaks_and_peak_maps(golden, networks):
 
     image_labels = np.zeros(num_classes)
     image_labels[golden["labels"]] = 1
-    peaks = select_peaks(find_peaks(response[0]), image_labels)
+    peaks = select_peaks(find_peaks(response[0]), image_labels, PRMConfig())
     assert (np.diff(peaks.response) >= 0).all()
     order = np.lexsort((peaks.x, peaks.y, peaks.class_idx))
     peaks = peaks.take(order)

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 from torchvision.models import ResNet50_Weights, resnet50
 
-from lib.config import load_config
+from lib.config import PRMConfig, load_config
 from lib.modeling.backbones import build_backbone
 from lib.prm.network import PeakResponseNet, build_prm, load_prm, prm_backbone
 
@@ -15,7 +15,8 @@ SMALL = {"widths": [4, 6, 8, 8], "depths": [1, 1, 1, 1], "strides": [1, 2, 1, 1]
 
 def small_net(num_classes: int = 3, **options) -> PeakResponseNet:
     torch.manual_seed(0)
-    return PeakResponseNet(num_classes, "resnet18", SMALL, **options)
+    settings = PRMConfig(backbone="resnet18", backbone_args=SMALL, **options)
+    return PeakResponseNet(num_classes, settings)
 
 
 def randomise(net: nn.Module) -> None:
@@ -26,7 +27,7 @@ def randomise(net: nn.Module) -> None:
 
 
 def test_resnet50_is_torchvisions_with_a_1x1_convolution():
-    net = PeakResponseNet(4).eval()
+    net = PeakResponseNet(4, PRMConfig()).eval()
     reference = resnet50(weights=None).eval()
     randomise(reference)
     names = {"conv1": "0", "bn1": "1", "layer1": "4", "layer2": "5", "layer3": "6", "layer4": "7"}
@@ -82,25 +83,25 @@ def test_smoothing_averages_cells_and_not_the_border():
 )
 def test_faults_are_named(options, words):
     with pytest.raises(ValueError, match=words):
-        PeakResponseNet(3, **options)
+        build_prm(PRMConfig(**{"weights": "random", **options}), 3)
 
 
 def test_missing_weights_have_a_remedy(tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError, match=r"no\.pth.*prm\.weights"):
-        PeakResponseNet(3, weights=str(tmp_path / "no.pth"))
+        build_prm(PRMConfig(weights=str(tmp_path / "no.pth")), 3)
 
     def unreachable(*_, **__):
         raise URLError("no route")
 
     monkeypatch.setattr(type(ResNet50_Weights.IMAGENET1K_V1), "get_state_dict", unreachable)
     with pytest.raises(FileNotFoundError, match=r"no route.*resnet50-.*\.pth.*prm\.weights"):
-        PeakResponseNet(3, weights="imagenet")
+        build_prm(PRMConfig(), 3)
 
 
 def test_imagenet_weights_reach_the_trunk(tmp_path):
     reference = resnet50(weights=None)
     torch.save(reference.state_dict(), tmp_path / "resnet50.pth")
-    net = PeakResponseNet(3, weights=str(tmp_path / "resnet50.pth"))
+    net = build_prm(PRMConfig(weights=str(tmp_path / "resnet50.pth")), 3)
     state = net.state_dict()
     assert torch.equal(state["0.features.0.weight"], reference.conv1.weight)
     assert torch.equal(state["0.features.7.2.conv3.weight"], reference.layer4[2].conv3.weight)
@@ -112,7 +113,7 @@ def test_build_prm_takes_everything_from_the_configuration():
     overrides += ["prm.backbone", "resnet18", "prm.weights", "random"]
     config = load_config(None, [*overrides, "prm.smooth", "3", "prm.upsample", "2"])
     net = build_prm(config.prm, num_classes=7)
-    assert (net.num_classes, net.smooth, net.upsample, net.backbone.out_channels) == (7, 3, 2, 6)
+    assert (net.num_classes, net.settings, net.backbone.out_channels) == (7, config.prm, 6)
 
 
 @pytest.mark.parametrize("wrapped", [False, True])
@@ -162,7 +163,7 @@ def test_small_trunk_goes_to_cim_whole(tmp_path):
 
 
 def test_resnet50_trunk_goes_to_cim_without_its_last_stage(tmp_path):
-    net = PeakResponseNet(3).eval()
+    net = PeakResponseNet(3, PRMConfig()).eval()
     randomise(net)
     torch.save(net.state_dict(), tmp_path / "prm.pth")
     trunk = build_backbone("resnet50")

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 
+from lib.config import PRMConfig
 from lib.data.points import Points
 from lib.prm.network import PeakResponseNet
 from lib.prm.peaks import (
@@ -103,7 +104,7 @@ def test_class_score_is_the_mean_of_the_peaks_and_so_is_its_gradient():
 
 def test_selection_by_hand():
     peaks = make_peaks([(0, 12.0), (0, 10.0), (0, 30.0), (1, 9.0), (1, 3.0), (2, 50.0), (3, 11.0)])
-    chosen = select_peaks(peaks, np.array([1, 1, 0, 1]))
+    chosen = select_peaks(peaks, np.array([1, 1, 0, 1]), PRMConfig())
     # Class 0: above 10, not at it. Class 1: none above, so its highest. Class 2 is not present.
     assert chosen.y.tolist() == [3, 6, 0, 2]
     assert chosen.response.tolist() == [9.0, 11.0, 12.0, 30.0]
@@ -112,22 +113,26 @@ def test_selection_by_hand():
     assert not peaks.fallback.any()
 
 
+def relative(fraction):
+    return PRMConfig(peak_thresh_relative=fraction)
+
+
 def test_relative_threshold():
     peaks = make_peaks([(0, 4.0), (0, 1.2), (0, 1.3), (1, -2.0), (1, -1.0), (2, 5.0)])
-    chosen = select_peaks(peaks, np.array([1, 1, 1]), relative_thresh=0.3125)  # 0.3125 * 4 = 1.25
+    chosen = select_peaks(peaks, np.array([1, 1, 1]), relative(0.3125))  # 0.3125 * 4 = 1.25
     assert chosen.y.tolist() == [4, 2, 0, 5]
     assert chosen.fallback.tolist() == [True, False, False, False]
-    everything = select_peaks(peaks, np.array([1, 0, 0]), relative_thresh=0.0)
+    everything = select_peaks(peaks, np.array([1, 0, 0]), relative(0.0))
     assert everything.y.tolist() == [1, 2, 0]
-    best = select_peaks(peaks, np.array([1, 0, 0]), relative_thresh=1.0)
+    best = select_peaks(peaks, np.array([1, 0, 0]), relative(1.0))
     assert best.y.tolist() == [0] and not best.fallback.any()
 
 
 def test_equal_responses_keep_their_order_and_no_label_means_no_peak():
     peaks = make_peaks([(0, 11.0), (1, 11.0), (0, 11.0)])
-    assert select_peaks(peaks, np.array([1, 1])).y.tolist() == [0, 2, 1]
-    assert len(select_peaks(peaks, np.array([0, 0]))) == 0
-    assert len(select_peaks(make_peaks([]), np.array([1, 1]))) == 0
+    assert select_peaks(peaks, np.array([1, 1]), PRMConfig()).y.tolist() == [0, 2, 1]
+    assert len(select_peaks(peaks, np.array([0, 0]), PRMConfig())) == 0
+    assert len(select_peaks(make_peaks([]), np.array([1, 1]), PRMConfig())) == 0
 
 
 def test_points_keep_the_order_of_the_file():
@@ -143,8 +148,8 @@ def test_points_keep_the_order_of_the_file():
 
 def test_peak_response_maps_share_out_each_peak_and_leave_the_net_as_it_was():
     torch.manual_seed(0)
-    net = PeakResponseNet(2, "resnet18", {"widths": [4, 4], "depths": [1, 1], "strides": [1, 2]})
-    net.eval()
+    args = {"widths": [4, 4], "depths": [1, 1], "strides": [1, 2]}
+    net = PeakResponseNet(2, PRMConfig(backbone="resnet18", backbone_args=args)).eval()
     image = torch.randn(1, 3, 48, 48)
     response = net(image)[0]
     before = response.clone()

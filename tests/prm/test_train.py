@@ -35,7 +35,7 @@ def make_images(folder, count: int = 12, **options) -> SquareImages:
 
 def make_net() -> PeakResponseNet:
     torch.manual_seed(0)
-    return PeakResponseNet(2, "resnet18", TRUNK, upsample=2)
+    return PeakResponseNet(2, PRMConfig(backbone="resnet18", backbone_args=TRUNK, upsample=2))
 
 
 def test_training_learns_what_is_in_the_images(tmp_path):
