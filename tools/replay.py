@@ -9,17 +9,13 @@ import argparse
 import logging
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from lib.analysis.replay import Replayed, load_failed_update, not_finite, replay
+from lib.analysis.replay import Replayed, load_failed_update, not_finite, replay_update
 from lib.command_line import errors_in_a_line
 from lib.config import config_from
-from lib.engine.build import build_trainer
-from lib.engine.checkpoint import load_model
-from lib.modeling.model_builder import build_model
 
 
 @errors_in_a_line
@@ -39,24 +35,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(args: argparse.Namespace) -> None:
     failed = load_failed_update(args.file)
     config = config_from(failed["config"], str(args.file), args.set)
-    model = build_model(config.model, len(failed["class_names"]), pretrained=False)
-    load_model(model, failed["model"], args.file)
-    trainer = build_trainer(config, model, args.device)
+    images = replay_update(failed, config, args.file, args.device)
     print(f"{args.file}: {failed['told']}\n")
     bad = not_finite(failed["model"])
     if bad:
         more = f" and {len(bad) - 5} more" if len(bad) > 5 else ""
         print(f"The weights were not finite before: {', '.join(bad[:5])}{more}\n")
 
-    trainer.seed, first = failed["seed"], failed["step"] * failed["batch_size"]
-    samples = [sample.to(args.device) for sample in failed["samples"]]
-    images = replay(
-        trainer.model,
-        replace(trainer.backward.losses, criterion=trainer.backward.losses.criterion.by_stage),
-        trainer.loss_weights,
-        samples,
-        [trainer.generator(first + number) for number in range(len(samples))],
-    )
     for image, before in zip(images, failed["losses"], strict=True):
         show(image, before)
 

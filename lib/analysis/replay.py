@@ -13,8 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lib.engine.checkpoint import CheckpointError, load_checkpoint
+from lib.config import Config
+from lib.engine.build import build_trainer
+from lib.engine.checkpoint import CheckpointError, load_checkpoint, load_model
 from lib.engine.training import FAILED_UPDATE
+from lib.modeling.criterion import CIMCriterion, score_image
+from lib.modeling.model_builder import build_model
 from lib.structures import Sample
 
 
@@ -51,6 +55,33 @@ class Replayed:
     """The same on the way back."""
     grad_norm: float
     """It may overflow where no part of it is infinite."""
+
+
+def replay_update(
+    failed: Mapping[str, Any], config: Config, source: Path, device: str
+) -> Iterator[Replayed]:
+    """Computes every image of a failed update of CIM again, as training did.
+
+    Args:
+        failed: of `load_failed_update`.
+        config: may differ from that of the training.
+        source: the file of `failed`, for messages.
+
+    Raises:
+        CheckpointError: the weights do not fit the configuration.
+    """
+    model = build_model(config.model, len(failed["class_names"]), pretrained=False)
+    load_model(model, failed["model"], source)
+    trainer = build_trainer(config, model, device)
+    trainer.seed, first = failed["seed"], failed["step"] * failed["batch_size"]
+    criterion = CIMCriterion(trainer.backward.criterion.miner, by_stage=True)
+    return replay(
+        trainer.model,
+        lambda *image: criterion(*score_image(*image)),
+        trainer.loss_weights,
+        [sample.to(device) for sample in failed["samples"]],
+        [trainer.generator(first + number) for number in range(len(failed["samples"]))],
+    )
 
 
 def replay(

@@ -33,9 +33,9 @@ from lib.engine.profile import SKIPPED, TRACED, WARM_UP, Profile
 from lib.engine.solver import build_optimizer
 from lib.engine.trainer import OneByOne, Together, Trainer
 from lib.fast.mining import fast_miner
-from lib.fast.network import FastCIMNet, LossesTogether
+from lib.fast.network import FastCIMNet, score_images
 from lib.modeling.backbones import build_backbone
-from lib.modeling.criterion import CIMCriterion, CIMLosses
+from lib.modeling.criterion import CIMCriterion, score_image
 from lib.modeling.heads import CIMMiner
 from lib.modeling.model_builder import CIMNet
 from lib.proposals.overlaps import overlaps
@@ -225,14 +225,15 @@ def one_rank(conditions: Conditions) -> Iterator[Row]:
     device = torch.device("cuda", torch.cuda.current_device()) if gpu else conditions.device
     store = dist.TCPStore("localhost", 0, world_size=1, is_master=True)
     dist.init_process_group(backend, store=store, rank=0, world_size=1)
-    losses = make_losses(conditions)
+    criterion = make_criterion(conditions)
     model = FastCIMNet(make_network(conditions).train())
     samples = [draw_sample(96, 20, seed=n).to(device) for n in range(2)]
     gradients = []
     for network in (model, summing_model(model, Ranks(0, 1, str(device)))):
         model.zero_grad(set_to_none=True)
         for sample in samples:
-            sum(losses(network, sample, torch.Generator().manual_seed(0)).values()).backward()
+            outputs = score_image(network, sample, torch.Generator().manual_seed(0))
+            sum(criterion(*outputs).values()).backward()
         # Two backward passes without no_sync: the sum of the first is summed again, over one rank.
         gradients.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
     names: list = [None]
@@ -330,8 +331,8 @@ def make_network(conditions: Conditions) -> CIMNet:
     return network.to(conditions.device, memory_format=torch.channels_last)
 
 
-def make_losses(conditions: Conditions) -> CIMLosses:
-    return CIMLosses(CIMCriterion(fast_miner(CIMMiner(), conditions.device)))
+def make_criterion(conditions: Conditions) -> CIMCriterion:
+    return CIMCriterion(fast_miner(CIMMiner(), conditions.device))
 
 
 def make_trainer(
@@ -340,11 +341,14 @@ def make_trainer(
     together: bool = False,
     chunk: int | None = None,
 ) -> Trainer:
-    losses = make_losses(conditions)
+    criterion = make_criterion(conditions)
     model = FastCIMNet(make_network(conditions).train(), precision, chunk)
+    backward = OneByOne(model, score_image, criterion)
+    if together:
+        backward = Together(model, score_images, criterion)
     return Trainer(
         model=model,
-        backward=Together(model, LossesTogether(losses)) if together else OneByOne(model, losses),
+        backward=backward,
         optimizer=build_optimizer(model, SOLVER),
         solver=SOLVER,
         loss_weights=LOSS_WEIGHTS,

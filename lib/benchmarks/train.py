@@ -17,7 +17,7 @@ from lib.config import Config, RuntimeConfig, SolverConfig
 from lib.engine.build import build_trainer
 from lib.engine.trainer import OneByOne, Trainer
 from lib.fast.mining import fast_miner
-from lib.modeling.criterion import CIMCriterion, CIMLosses
+from lib.modeling.criterion import CIMCriterion, score_image
 from lib.modeling.heads import CIMMiner
 
 GOALS = {("cpu", "bfloat16"): 2.5, ("cpu", "float32"): 2.0, ("cuda", "bfloat16"): 4.0}
@@ -96,7 +96,7 @@ def plain_trainer(
     parameters = [p for p in model.parameters() if p.requires_grad]
     return Trainer(
         model=model.train(),
-        backward=OneByOne(model, CIMLosses(CIMCriterion(miner))),
+        backward=OneByOne(model, score_image, CIMCriterion(miner)),
         optimizer=torch.optim.SGD(
             [{"params": parameters, "lr_factor": 1.0}], lr=0.0, momentum=0.9, foreach=False
         ),

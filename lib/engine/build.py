@@ -21,8 +21,8 @@ from lib.engine.inference import Detector
 from lib.engine.solver import build_optimizer
 from lib.engine.trainer import (
     AmongRanks,
-    ImageLosses,
-    Losses,
+    Criterion,
+    Forward,
     OneByOne,
     SideBySide,
     Together,
@@ -30,14 +30,14 @@ from lib.engine.trainer import (
 )
 from lib.fast.folding import fold_batch_norms
 from lib.fast.mining import fast_miner
-from lib.fast.network import FastCIMNet, LossesTogether
+from lib.fast.network import FastCIMNet, score_images
 from lib.fast.precision import bfloat16_speedup
-from lib.modeling.criterion import CIMCriterion, CIMLosses
+from lib.modeling.criterion import CIMCriterion, score_image
 from lib.modeling.model_builder import CIMNet, build_model
 from lib.prm.clusters import ClusterStore
 from lib.prm.network import prm_backbone
 from lib.proposals.store import ProposalStore
-from lib.refine.training import LOSSES, mask_rcnn_losses
+from lib.refine.training import LOSSES, mask_rcnn_forward
 
 logger = logging.getLogger(__name__)
 
@@ -140,9 +140,9 @@ def build_trainer(
     check_precision(runtime, device)
     model.to(device, memory_format=_memory_format(runtime)).train()
     model = FastCIMNet(model, getattr(torch, runtime.precision), runtime.proposals_chunk)
-    losses = CIMLosses(CIMCriterion(fast_miner(config.mining, device)))
-    together = LossesTogether(losses) if runtime.images_together else None
-    backward = choose_backward(model, losses, solver, num_lanes, ranks, together)
+    criterion = CIMCriterion(fast_miner(config.mining, device))
+    together = score_images if runtime.images_together else None
+    backward = choose_backward(model, score_image, criterion, solver, num_lanes, ranks, together)
     if runtime.compile:
         for net in backward.models:
             net.Conv_Body.compile(dynamic=True)
@@ -166,7 +166,7 @@ def build_refine_trainer(
     model.to(device).train()
     return Trainer(
         model=model,
-        backward=choose_backward(model, mask_rcnn_losses, solver, num_lanes, ranks),
+        backward=choose_backward(model, mask_rcnn_forward, dict, solver, num_lanes, ranks),
         optimizer=build_optimizer(model, solver),
         solver=solver,
         loss_weights=dict.fromkeys(LOSSES, 1.0),
@@ -178,27 +178,30 @@ def build_refine_trainer(
 
 def choose_backward(
     model: nn.Module,
-    losses: ImageLosses,
+    forward: Forward,
+    criterion: Criterion,
     solver: SolverConfig,
     num_lanes: int = 1,
     ranks: Ranks = ALONE,
-    together: Callable[..., list[Losses]] | None = None,
+    together: Callable[..., list[tuple[Any, ...]]] | None = None,
 ) -> OneByOne | SideBySide | Together | AmongRanks:
     """The way to compute an update that fits the hardware.
 
     Args:
         num_lanes: images that a CPU works on at the same time.
-        together: losses of several images in one pass, where that is wanted.
+        together: `forward` for several images in one pass, where that is wanted.
 
     Raises:
         ValueError: the images of an update cannot be shared evenly among the ranks.
     """
     if ranks.count > 1:
-        return AmongRanks(model, losses, solver.images_per_update, ranks)
+        return AmongRanks(model, forward, criterion, solver.images_per_update, ranks)
     if together is not None:
-        return Together(model, together)
+        return Together(model, together, criterion)
     num_lanes = min(num_lanes, solver.images_per_update)
-    return SideBySide(model, losses, num_lanes) if num_lanes > 1 else OneByOne(model, losses)
+    if num_lanes > 1:
+        return SideBySide(model, forward, criterion, num_lanes)
+    return OneByOne(model, forward, criterion)
 
 
 def build_detector(

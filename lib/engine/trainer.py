@@ -24,9 +24,11 @@ if TYPE_CHECKING:
 
 Numbers = dict[str, float]
 Losses = dict[str, Tensor]
-"""Losses of one image by name; each has one value, or one for each stage."""
-ImageLosses = Callable[[nn.Module, Any, torch.Generator], Losses]
-"""(model, sample on its device, generator) -> unweighted losses of the image."""
+"""Losses of one image by name."""
+Forward = Callable[[nn.Module, Any, torch.Generator], tuple[Any, ...]]
+"""(model, sample on its device, generator) -> arguments of the criterion."""
+Criterion = Callable[..., Losses]
+"""Gives the unweighted losses of an image."""
 Images = Iterator[tuple[Any, torch.Generator]]
 """The images of an update, on the device, each with the generator that draws for it."""
 Weigh = Callable[[Losses], Losses]
@@ -123,7 +125,7 @@ class Trainer:
 
     def weigh(self, losses: Losses) -> Losses:
         """The losses of an image, and their weighted sum as `total`."""
-        total = sum(self.loss_weights[name] * value.sum() for name, value in losses.items())
+        total = sum(self.loss_weights[name] * value for name, value in losses.items())
         return {**losses, "total": total}
 
     def generator(self, place: int) -> torch.Generator:
@@ -190,14 +192,15 @@ def _all_finite(values: Numbers) -> bool:
 class OneByOne:
     """Adds up the gradients of an update's images one after the other."""
 
-    def __init__(self, model: nn.Module, losses: ImageLosses) -> None:
+    def __init__(self, model: nn.Module, forward: Forward, criterion: Criterion) -> None:
         self.models = [model]
-        self.losses = losses
+        self.forward = forward
+        self.criterion = criterion
 
     def __call__(self, images: Images, weigh: Weigh) -> list[Losses]:
         found = []
         for sample, generator in images:
-            losses = weigh(self.losses(self.models[0], sample, generator))
+            losses = weigh(self.criterion(*self.forward(self.models[0], sample, generator)))
             losses["total"].backward()
             found.append(detached(losses))
         return found
@@ -206,10 +209,13 @@ class OneByOne:
 class SideBySide:
     """Works on several images at a time, on the cores of a CPU; only sums are rounded otherwise."""
 
-    def __init__(self, model: nn.Module, losses: ImageLosses, count: int) -> None:
+    def __init__(
+        self, model: nn.Module, forward: Forward, criterion: Criterion, count: int
+    ) -> None:
         self.lanes = Lanes(model, count)
         self.models = self.lanes.models
-        self.losses = losses
+        self.forward = forward
+        self.criterion = criterion
 
     def __call__(self, images: Images, weigh: Weigh) -> list[Losses]:
         self.lanes.drop_gradients()
@@ -227,7 +233,7 @@ class SideBySide:
     def _backward(
         self, model: nn.Module, weigh: Weigh, sample: Any, generator: torch.Generator
     ) -> Losses:
-        losses = weigh(self.losses(model, sample, generator))
+        losses = weigh(self.criterion(*self.forward(model, sample, generator)))
         losses["total"].backward()
         return detached(losses)
 
@@ -236,16 +242,23 @@ class Together:
     """Makes one pass over all images of an update: wide weights are read once.
 
     Args:
-        losses_together: (model, samples, generators) -> losses of every image.
+        forward: (model, samples, generators) -> the criterion's arguments for every image.
     """
 
-    def __init__(self, model: nn.Module, losses_together: Callable[..., list[Losses]]) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        forward: Callable[..., list[tuple[Any, ...]]],
+        criterion: Criterion,
+    ) -> None:
         self.models = [model]
-        self.losses_together = losses_together
+        self.forward = forward
+        self.criterion = criterion
 
     def __call__(self, images: Images, weigh: Weigh) -> list[Losses]:
         samples, generators = zip(*images, strict=True)
-        found = list(map(weigh, self.losses_together(self.models[0], samples, generators)))
+        outputs = self.forward(self.models[0], samples, generators)
+        found = [weigh(self.criterion(*of_image)) for of_image in outputs]
         torch.stack([losses["total"] for losses in found]).sum().backward()
         return list(map(detached, found))
 
@@ -258,7 +271,12 @@ class AmongRanks:
     """
 
     def __init__(
-        self, model: nn.Module, losses: ImageLosses, images_per_update: int, ranks: Ranks
+        self,
+        model: nn.Module,
+        forward: Forward,
+        criterion: Criterion,
+        images_per_update: int,
+        ranks: Ranks,
     ) -> None:
         if images_per_update % ranks.count:
             raise ValueError(
@@ -267,7 +285,8 @@ class AmongRanks:
                 "images_per_update, of the section solver or refine.solver"
             )
         self.models = [model]
-        self.losses = losses
+        self.forward = forward
+        self.criterion = criterion
         self._summing = summing_model(model, ranks)
         self._last = images_per_update // ranks.count - 1
 
@@ -275,12 +294,12 @@ class AmongRanks:
         found = []
         for number, (sample, generator) in enumerate(images):
             with nullcontext() if number == self._last else self._summing.no_sync():
-                losses = weigh(self.losses(self._summing, sample, generator))
+                losses = weigh(self.criterion(*self.forward(self._summing, sample, generator)))
                 losses["total"].backward()
             found.append(detached(losses))
         return found
 
 
 def detached(losses: Losses) -> Losses:
-    """One number for each loss, without its graph."""
-    return {name: value.detach().sum() for name, value in losses.items()}
+    """The values without their graph."""
+    return {name: value.detach() for name, value in losses.items()}

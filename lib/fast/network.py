@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from itertools import accumulate, groupby
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from lib.fast.mask_conv import masked_conv
 from lib.fast.roi_align import roi_align
-from lib.modeling.criterion import CIMLosses
+from lib.modeling.criterion import criterion_arguments
 from lib.modeling.model_builder import ROI_SIZE, CIMNet
 from lib.structures import Sample, Scores, View
 
@@ -122,20 +122,11 @@ class FastCIMNet(CIMNet):
         return torch.autocast(device.type, self.precision)
 
 
-@dataclass(frozen=True)
-class LossesTogether:
-    """The losses of several images, which pass the network together."""
-
-    losses: CIMLosses
-
-    def __call__(
-        self,
-        model: FastCIMNet,
-        samples: Sequence[Sample],
-        generators: Sequence[torch.Generator],
-    ) -> list[dict[str, Tensor]]:
-        scores = model.score_views(samples)
-        return list(map(self.losses.from_scores, scores, samples, generators))
+def score_images(
+    model: FastCIMNet, samples: Sequence[Sample], generators: Sequence[torch.Generator]
+) -> list[tuple[Any, ...]]:
+    """`lib.modeling.criterion.score_image` for several images, which pass the network together."""
+    return list(map(criterion_arguments, model.score_views(samples), samples, generators))
 
 
 def _chunks(counts: Sequence[int], at_most: int | None) -> list[list[tuple[int, slice]]]:

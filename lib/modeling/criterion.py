@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor, nn
 
@@ -20,24 +17,20 @@ from lib.proposals.overlaps import overlaps
 from lib.structures import Sample, Scores
 
 
-@dataclass(frozen=True)
-class CIMLosses:
-    """The losses of a network on one image, for a Trainer."""
+def score_image(
+    model: nn.Module, sample: Sample, generator: torch.Generator
+) -> tuple[Scores, Sample, Tensor, Tensor, torch.Generator]:
+    """Runs the network on an image; returns the arguments of a CIMCriterion."""
+    scores = model(sample.image[None], sample.boxes, sample.roi_masks)
+    return criterion_arguments(scores, sample, generator)
 
-    criterion: Callable[..., dict[str, Tensor]]
-    """(scores, sample, iou, containment, generator) -> unweighted losses by name."""
 
-    def __call__(
-        self, model: nn.Module, sample: Sample, generator: torch.Generator
-    ) -> dict[str, Tensor]:
-        scores = model(sample.image[None], sample.boxes, sample.roi_masks)
-        return self.from_scores(scores, sample, generator)
-
-    def from_scores(
-        self, scores: Scores, sample: Sample, generator: torch.Generator
-    ) -> dict[str, Tensor]:
-        iou, containment = overlaps(sample.membership, sample.areas, sample.num_pixels)
-        return self.criterion(scores, sample, iou, containment, generator)
+def criterion_arguments(
+    scores: Scores, sample: Sample, generator: torch.Generator
+) -> tuple[Scores, Sample, Tensor, Tensor, torch.Generator]:
+    """Adds the overlaps of the proposals to the scores of an image."""
+    iou, containment = overlaps(sample.membership, sample.areas, sample.num_pixels)
+    return scores, sample, iou, containment, generator
 
 
 class CIMCriterion:
@@ -47,11 +40,15 @@ class CIMCriterion:
         miner: makes the targets of the refinement stages.
         first_stage_weight: times the weights of the first stage's targets; its teacher, the MIL
             branch, gives small scores.
+        by_stage: losses of the refinement are (S,), one for each stage, instead of their sum.
     """
 
-    def __init__(self, miner: CIMMiner, first_stage_weight: float = 3.0) -> None:
+    def __init__(
+        self, miner: CIMMiner, first_stage_weight: float = 3.0, by_stage: bool = False
+    ) -> None:
         self.miner = miner
         self.first_stage_weight = first_stage_weight
+        self.by_stage = by_stage
 
     def __call__(
         self,
@@ -74,18 +71,6 @@ class CIMCriterion:
             Scalars `bag`, `pcl` (with the factor 12 of its definition) and, if there are
             refinement stages, `refine_bag`, `refine_cls`, `refine_iou`, summed over the stages.
         """
-        losses = self.by_stage(scores, sample, iou, containment, generator)
-        return {name: value.sum() for name, value in losses.items()}
-
-    def by_stage(
-        self,
-        scores: Scores,
-        sample: Sample,
-        iou: Tensor,
-        containment: Tensor,
-        generator: torch.Generator | None = None,
-    ) -> dict[str, Tensor]:
-        """The same losses before they are summed: those of the refinement are (S,)."""
         labels = sample.image_labels
         losses = {
             "bag": bag_loss(scores.cls_prob, scores.det_prob, labels),
@@ -105,7 +90,7 @@ class CIMCriterion:
             bags.append(refine_bag_loss(cls_prob, integrity_prob, column, weight, labels))
             classes.append(refine_cls_loss(cls_prob, column, weight))
             integrities.append(refine_integrity_loss(integrity_prob, column, weight, complete))
-        losses["refine_bag"] = torch.stack(bags)
-        losses["refine_cls"] = torch.stack(classes)
-        losses["refine_iou"] = torch.stack(integrities)
+        of_stages = {"refine_bag": bags, "refine_cls": classes, "refine_iou": integrities}
+        for name, values in of_stages.items():
+            losses[name] = torch.stack(values) if self.by_stage else torch.stack(values).sum()
         return losses

@@ -36,6 +36,13 @@ def mask_rcnn_losses(
     return {name: losses[f"loss_{name}"] for name in LOSSES}
 
 
+def mask_rcnn_forward(
+    model: MaskRCNN, sample: InstanceSample, generator: torch.Generator
+) -> tuple[dict[str, Tensor]]:
+    """For a Trainer: the network computes its losses itself, and `dict` is the criterion."""
+    return (mask_rcnn_losses(model, sample, generator),)
+
+
 def refinement_depends_on(config: Config, coco: CocoImages) -> dict[str, Any]:
     """What must be the same for a training to be gone on with, as plain values.
 

@@ -16,7 +16,7 @@ from lib.engine.runs import read_lines
 from lib.engine.solver import build_optimizer
 from lib.engine.trainer import NonFiniteLossError, Trainer, in_order
 from lib.engine.training import StopSignals, train
-from lib.modeling.criterion import CIMLosses
+from lib.modeling.criterion import score_image
 from lib.structures import Sample
 
 PERIODS = {"checkpoint_period": 4, "keep_checkpoints": 2, "log_period": 3}
@@ -86,7 +86,7 @@ def make_trainer(
     )
     return Trainer(
         model=model,
-        backward=choose_backward(model, CIMLosses(criterion), solver, num_lanes, ranks),
+        backward=choose_backward(model, score_image, criterion, solver, num_lanes, ranks),
         optimizer=build_optimizer(model, solver),
         solver=solver,
         loss_weights={"near": 1.0, "far": 3.0},
@@ -244,7 +244,7 @@ def test_an_error_of_an_image_comes_out_and_changes_nothing(num_lanes):
     with pytest.raises(ValueError, match="image 1"):
         trainer.update(stream())
     assert_same(before, weights(trainer))
-    trainer.backward.losses = CIMLosses(quiet)
+    trainer.backward.criterion = quiet
     trainer.update(stream(10))
     clean = make_trainer(images_per_update=3, num_lanes=num_lanes, criterion=quiet)
     clean.update(stream(10))

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from lib.fast import network
-from lib.fast.network import FastCIMNet, LossesTogether
-from lib.modeling.criterion import CIMCriterion, CIMLosses
+from lib.fast.network import FastCIMNet, score_images
+from lib.modeling.criterion import CIMCriterion, score_image
 from lib.modeling.heads import CIMMiner
 from tests.modeling.test_model import draw_image, losses_of, small_model
 
@@ -81,14 +81,15 @@ def test_views_together_score_as_each_alone(chunk):
 def test_losses_together_are_those_of_each_image():
     model = small_model().train()
     samples = [draw_image([(0, 4, 4), (1, 24, 40)]), draw_image([(1, 20, 30)], height=40)]
-    losses = CIMLosses(CIMCriterion(CIMMiner(seed_fraction=0.3)))
+    criterion = CIMCriterion(CIMMiner(seed_fraction=0.3))
 
     def generators():
         return [torch.Generator().manual_seed(n) for n in range(2)]
 
-    expected = [losses(model, *each) for each in zip(samples, generators(), strict=True)]
-    found = LossesTogether(losses)(FastCIMNet(model), samples, generators())
-    for one, other in zip(found, expected, strict=True):
+    alone = [score_image(model, *each) for each in zip(samples, generators(), strict=True)]
+    together = score_images(FastCIMNet(model), samples, generators())
+    for one, other in zip(together, alone, strict=True):
+        one, other = criterion(*one), criterion(*other)
         assert one.keys() == other.keys()
         for name, value in other.items():
             assert one[name].item() == pytest.approx(value.item(), rel=1e-4), name
