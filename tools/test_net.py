@@ -20,6 +20,7 @@ from lib.engine.checkpoint import load_checkpoint
 from lib.engine.distributed import Ranks, joined_ranks
 from lib.engine.inference import detect_dataset
 from lib.engine.runs import checkpoint_at, newest_checkpoint, newest_run, start_logging
+from lib.evaluation.coco_files import read_ground_truth
 from lib.files import file_state
 
 logger = logging.getLogger("test_net")
@@ -82,6 +83,8 @@ def run(args: argparse.Namespace, ranks: Ranks) -> None:
         output = folder / "test" / dataset.name / f"{stem}.json"
 
     coco = CocoImages(dataset.json, require_annotations=args.image_labels)
+    if not args.image_labels:
+        read_ground_truth(dataset.json, need_masks=False)  # faults are told now, not at the end
     data = open_test_data(dataset, coco)
     state = load_checkpoint(checkpoint)
     model = trained_model(config, state, checkpoint, coco.class_names)

@@ -63,6 +63,7 @@ def run(args: argparse.Namespace) -> int:
     output = Path(args.output) if args.output else dataset.prm
     coco = CocoImages(dataset.json)
     coco.check_files(dataset.images)
+    coco.warn_of_labels()
     labelled = [record for record in coco.images if record.image_labels.any()]
     if coco.without_labels:
         logger.info("%s: %d images without labels are skipped", coco.path, coco.without_labels)

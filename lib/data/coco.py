@@ -10,6 +10,7 @@ import functools
 import itertools
 import logging
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -23,6 +24,8 @@ from lib.structures import ImageRecord
 
 logger = logging.getLogger(__name__)
 
+FEW_IMAGES = 10
+"""Classes with fewer images than this are warned of."""
 _FLAGS = {"0": 0, "false": 0, "0.0": 0, "none": 0, "": 0, "1": 1, "true": 1, "1.0": 1}
 """`iscrowd` as text."""
 
@@ -172,6 +175,11 @@ class CocoImages:
             raise ValueError(f"{self.path}: no image has the id or name {', '.join(missing)}")
         return [by_name[name] for name in names]
 
+    def warn_of_labels(self) -> None:
+        """See `warn_of_labels`."""
+        labels = [record.image_labels for record in self.images]
+        warn_of_labels(self.class_names, np.array(labels), self.path)
+
     def check_files(self, image_dir: str | Path) -> None:
         """Makes sure that every image of the json is there, without decoding any.
 
@@ -205,6 +213,43 @@ def image_labels(content: dict[str, Any]) -> np.ndarray:
         if not annotation["iscrowd"]:
             labels[row[annotation["image_id"]], column[annotation["category_id"]]] = 1
     return labels
+
+
+def warn_of_labels(class_names: Sequence[str], labels: np.ndarray, source: str | Path) -> None:
+    """Says what in the labels cannot teach anything, before hours are spent on it.
+
+    Args:
+        labels: (N, C) in {0, 1}, of the images of a data set.
+        source: what the warnings call the labels.
+    """
+    labels = labels[labels.any(axis=1)].astype(bool)
+    counts, total = labels.sum(axis=0), len(labels)
+    there = np.flatnonzero(counts)
+
+    def warn(text: str, classes: Sequence[int], remedy: str) -> None:
+        if len(classes):
+            told = ", ".join(f"{class_names[c]} ({counts[c]})" for c in classes[:10])
+            more = ", ..." if len(classes) > 10 else ""
+            _tell(f"{source}: {text}: {told}{more}; {remedy}")
+
+    other = "add images without it, labelled with what they show (a class 'other' will do)"
+    if len(there) == 1:
+        warn("there is only one class, so that nothing tells it from anything", there, other)
+    else:
+        everywhere = f"in every one of the {total} labelled images"
+        warn(everywhere, there[counts[there] == total], other)
+    few = there[counts[there] < FEW_IMAGES]
+    warn(f"classes of fewer than {FEW_IMAGES} images", few, "expect little of them")
+    warn("in no image", np.flatnonzero(counts == 0), "nothing can be learned about it")
+    columns: dict[bytes, list[int]] = {}
+    for c in there[counts[there] < total]:
+        columns.setdefault(labels[:, c].tobytes(), []).append(c)
+    for same in columns.values():
+        if len(same) > 1:
+            warn("always together", same, "nothing tells one from the other")
+    folded = Counter(name.casefold() for name in class_names)
+    alike = [c for c, name in enumerate(class_names) if folded[name.casefold()] > 1]
+    warn("names that differ only in case", alike, "they are different classes")
 
 
 _LISTS = ("images", "categories", "annotations")
@@ -299,6 +344,11 @@ def _check_image(image: dict[str, Any], number: int, where: str, sizes: bool) ->
     for side in ("height", "width") if sizes else ():
         given = image.get(side)
         value = whole(id_key(given) if isinstance(given, str) else given)
+        if side not in image:
+            raise ValueError(
+                f"{_entry(where, 'images', number, image)} has no '{side}'; --labels takes such a "
+                "json, and the sizes from the images"
+            )
         if value is None:
             _refuse(image, side, "images", number, where, "a whole number")
         image[side] = value

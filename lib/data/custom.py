@@ -20,8 +20,9 @@ from typing import Any
 import numpy as np
 
 from lib.data import images as image_files
+from lib.data.coco import warn_of_labels
 from lib.data.images import IMAGE_SUFFIXES, check_name, make_usable
-from lib.data.tags import ImageTags, read_tags, visible_files, warn_of_labels
+from lib.data.tags import ImageTags, read_tags, visible_files
 from lib.files import link_or_copy, read_json, write_json
 from lib.parallel import for_each
 
@@ -79,7 +80,7 @@ def prepare(
     matrix = np.zeros((len(found), len(tags.class_names)), bool)
     for row, classes in zip(matrix, tags.labels.values(), strict=True):
         row[list(classes)] = True
-    warn_of_labels(tags.class_names, matrix, labels)
+    warn_of_labels(tags.class_names, matrix, target)
     sizes = _read_all(images, found, target.with_suffix(""))
     content = _coco(tags, sizes)
     info = {"description": f"image-level labels of {labels.name}", "made_from": made_from}

@@ -26,8 +26,6 @@ from lib.restricted_pickle import load_npy
 
 logger = logging.getLogger(__name__)
 
-FEW_IMAGES = 10
-"""Classes with fewer images than this are warned of."""
 _FILE_HEADERS = (
     *("file", "filename", "filenames", "files", "fname", "filepath", "path", "image", "images"),
     *("imagename", "imagepath", "imagefile", "img", "imgname", "imgpath", "photo", "picture"),
@@ -90,45 +88,6 @@ def read_tags(path: str | Path, leave_out: Path | None = None) -> ImageTags:
             "folder with a sub-folder for each class; save a spreadsheet as CSV"
         )
     return reader(path)
-
-
-def warn_of_labels(class_names: Sequence[str], labels: np.ndarray, source: str | Path) -> None:
-    """Says what in the labels cannot teach anything, before hours are spent on it.
-
-    Args:
-        labels: (N, C) in {0, 1}, of the images to train on.
-        source: what the warnings call the labels.
-    """
-    labels = labels[labels.any(axis=1)].astype(bool)
-    counts, total = labels.sum(axis=0), len(labels)
-    there = np.flatnonzero(counts)
-
-    def told(classes: Sequence[int]) -> str:
-        shown = [f"{class_names[c]} ({counts[c]})" for c in classes[:10]]
-        return ", ".join(shown) + (", ..." if len(classes) > 10 else "")
-
-    def warn(text: str) -> None:
-        logger.warning("%s: %s", source, text)
-
-    if len(there) == 1:
-        warn(
-            f"there is only one class, {told(there)}: nothing tells it from anything; add images of "
-            "something else"
-        )
-    elif (everywhere := there[counts[there] == total]).size:
-        warn(f"in every one of the {total} images: {told(everywhere)}; add images without it")
-    if (few := there[counts[there] < FEW_IMAGES]).size:
-        warn(f"fewer than {FEW_IMAGES} images have: {told(few)}; they will hardly be learned")
-    columns: dict[bytes, list[int]] = {}
-    for c in there[counts[there] < total]:
-        columns.setdefault(labels[:, c].tobytes(), []).append(c)
-    for same in columns.values():
-        if len(same) > 1:
-            warn(f"always together, so that nothing tells them apart: {told(same)}")
-    folded = Counter(name.casefold() for name in class_names)
-    alike = [name for name in class_names if folded[name.casefold()] > 1]
-    if alike:
-        warn(f"labels that differ only in case are different classes: {', '.join(sorted(alike))}")
 
 
 def read_text_tags(path: str | Path, class_names: Sequence[str] | None = None) -> ImageTags:

@@ -65,6 +65,7 @@ def open_training_data(dataset: Dataset, coco: CocoImages, with_clusters: bool) 
     """
     labelled = [record.file_name for record in coco.images if record.image_labels.any()]
     coco.check_files(dataset.images)
+    coco.warn_of_labels()
     proposals = ProposalStore(dataset.proposals)
     _check_made(proposals, labelled, "proposals", "tools/make_proposals.py")
     clusters = None

@@ -13,6 +13,7 @@ import joblib
 from lib.config import Config, load_config
 from lib.data.catalog import Dataset
 from lib.data.coco import CocoImages
+from lib.evaluation.coco_files import read_ground_truth
 from lib.evaluation.pseudo_labels import summarise
 from lib.files import read_json
 from lib.pipeline.estimate import estimate_seconds
@@ -54,6 +55,8 @@ def label_images(dataset: Dataset, settings: Settings) -> None:
         SystemExit: a step failed.
     """
     coco = CocoImages(dataset.json)
+    coco.check_files(dataset.images)
+    read_ground_truth(dataset.json, need_masks=False)  # the gallery compares with it at the end
     warn_of_few(coco)
     config = load_config(settings.cfg, settings.overrides)
     overrides = (*scaled_to(coco, config, settings.updates), *settings.overrides)
@@ -95,16 +98,7 @@ def warn_of_few(coco: CocoImages) -> None:
     labels = [record.image_labels for record in coco.images if record.image_labels.any()]
     if not labels:
         raise ValueError(f"{coco.path}: no image has a label")
-    share = sum(labels) / len(labels)
-    for name, part in zip(coco.class_names, share, strict=True):
-        if part == 1:
-            logger.warning(
-                "every labelled image shows %s, so nothing tells it from its background; add "
-                "images without it, labelled with what they show (a class 'other' will do)",
-                name,
-            )
-        elif part == 0:
-            logger.warning("no image shows %s, so nothing can be learned about it", name)
+    coco.warn_of_labels()
     if len(labels) < 100:
         logger.warning(
             "%d labelled images are few to learn %d classes from; expect rough masks",

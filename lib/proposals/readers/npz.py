@@ -8,13 +8,16 @@ from pathlib import Path
 
 import numpy as np
 
-from lib.proposals.readers.base import FileReader, check_array
+from lib.proposals import rle
+from lib.proposals.readers.base import FileReader, check_array, stack
+from lib.restricted_pickle import load_npy
 
 
 class NpzReader(FileReader):
     """`<stem>.npz` with `masks`, or with one array of any name, or `<stem>.npy`.
 
-    The array is (P, H, W) bool or numbers.
+    The array is (P, H, W) bool or numbers; in a .npy it may be a list of masks or of entries with
+    a `segmentation` (the mask generator of Segment Anything).
     """
 
     suffix = ".npz"
@@ -24,10 +27,9 @@ class NpzReader(FileReader):
     @staticmethod
     def read(found: Path) -> np.ndarray:
         try:
-            content = np.load(found, allow_pickle=False)
-            if isinstance(content, np.ndarray):
-                return check_array(content, f"{found}: masks")
-            with content:
+            if found.suffix == ".npy":
+                return _masks(load_npy(found), f"{found}: masks")
+            with np.load(found, allow_pickle=False) as content:
                 name = content.files[0] if len(content.files) == 1 else "masks"
                 if name not in content:
                     raise ValueError(f"no array `masks` in it (it has {', '.join(content)})")
@@ -35,3 +37,11 @@ class NpzReader(FileReader):
         except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
             text = str(error).removeprefix(f"{found}: ")
             raise ValueError(f"{found}: {text}; make the file again") from error
+
+
+def _masks(content: np.ndarray, where: str) -> np.ndarray:
+    if content.dtype == object:
+        given = [e.get("segmentation") if isinstance(e, dict) else e for e in content.ravel()]
+        masks = [rle.decode(m) if isinstance(m, dict) else np.asarray(m) for m in given]
+        content = stack(masks, where)
+    return check_array(np.asarray(content), where)
