@@ -93,9 +93,9 @@ def compressed(segmentation: Any, size: tuple[int, int] | None = None) -> dict[s
     counts = segmentation["counts"]
     if isinstance(counts, list):
         runs = [whole(n) for n in counts]
-        odd = next((n for n, run in zip(counts, runs, strict=True) if run is None or run < 0), None)
-        if odd is not None:
-            raise ValueError(f"RLE counts hold {odd!r:.80}, expected whole numbers from 0")
+        odd = [n for n, run in zip(counts, runs, strict=True) if run is None or run < 0]
+        if odd:
+            raise ValueError(f"RLE counts hold {odd[0]!r:.80}, expected whole numbers from 0")
         if sum(runs) != height * width:
             raise ValueError(
                 f"the runs cover {sum(runs)} pixels, the image has {height * width}; the counts "
@@ -144,9 +144,9 @@ def _from_polygons(polygons: list, height: int, width: int) -> dict[str, Any]:
     for polygon in polygons:
         if not isinstance(polygon, list) or len(polygon) % 2:
             raise NoMask("a polygon is a list x, y, x, y, ... of at least three points")
-        odd = next((v for v in polygon if type(v) is not float and type(v) is not int), None)
-        if odd is not None:
-            raise NoMask(f"a polygon holds {odd!r:.80}, expected numbers")
+        odd = [v for v in polygon if type(v) is not float and type(v) is not int]
+        if odd:
+            raise NoMask(f"a polygon holds {odd[0]!r:.80}, expected numbers")
         try:
             points = np.array(polygon, np.float64).reshape(-1, 2)
         except OverflowError:

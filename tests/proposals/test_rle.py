@@ -68,6 +68,7 @@ def test_tight_box():
         ({"size": [4, 4], "counts": [-4, 20]}, "hold -4, expected whole numbers"),
         ({"size": [4, 4], "counts": ["4", 12]}, "hold '4', expected whole numbers"),
         ({"size": [4, 4], "counts": [4.5, 12]}, "hold 4.5, expected whole numbers"),
+        ({"size": [4, 4], "counts": [None, 16]}, "hold None, expected whole numbers"),
         ({"size": [4, 4], "counts": [True, 15]}, "hold True, expected whole numbers"),
         ({"size": [4, 4], "counts": "b'\\x'"}, "text of the RLE counts is damaged"),
         ({"size": [4, 4], "counts": ""}, "cover 0 pixels, the image has 16"),
