@@ -9,8 +9,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
-from torch import Tensor
 
+from lib.analysis.mining import mine_image, training_view
 from lib.config import Config, load_config
 from lib.data.coco import CocoImages, ImageRecord
 from lib.data.images import read_image
@@ -20,12 +20,10 @@ from lib.engine.build import build_detector, trained_model
 from lib.engine.checkpoint import TRAINED_WITH, load_checkpoint
 from lib.engine.inference import Detector
 from lib.engine.runs import newest_checkpoint
-from lib.modeling.heads import teachers
 from lib.prm.clusters import agpl_clusters
 from lib.prm.network import PeakResponseNet, build_prm, load_prm
 from lib.prm.peaks import Peaks, find_peaks, peak_response_maps, select_peaks
 from lib.proposals.generate import generate_proposals
-from lib.proposals.overlaps import overlaps
 from lib.proposals.regions import proposals_from_regions
 from lib.structures import Clusters, Detections, Instances, Proposals
 
@@ -80,7 +78,10 @@ class Inspector:
             steps["clusters"] = agpl_clusters(read.proposals.regions, steps["peaks"])
         elif (read.clusters.number > 0).any():
             steps["clusters"] = read.clusters
-        steps["instances"] = self._mine(read)
+        sample = training_view(read, self.config).to(self.device)
+        mined = mine_image(self.detector.model, self.config.mining, sample).instances
+        if mined is not None:
+            steps["instances"] = Instances(mined.class_idx.cpu(), mined.weight.cpu())
         if with_detections:
             detector = self.detector
             scales, flips = detector.scales, detector.flips
@@ -101,19 +102,6 @@ class Inspector:
             highest = maps.amax(dim=(1, 2), keepdim=True).clamp(min=1e-12)
             found["peak_maps"] = (maps / highest).numpy()
         return found
-
-    @torch.inference_mode()
-    def _mine(self, read: ReadImage) -> Instances | None:
-        """What the miner takes for whole objects; None for a network without stages."""
-        scales = sorted(self.config.input.train_scales)
-        sample = CimDataset.view(read, scales[len(scales) // 2]).to(self.device)
-        scores = self.detector.model(sample.image[None], sample.boxes, sample.roi_masks)
-        if not len(scores.refine_cls_prob):
-            return None
-        iou, containment = overlaps(sample.membership, sample.areas)
-        present: Tensor = sample.image_labels.nonzero()[:, 0]
-        mined = self.config.mining.mine(*teachers(scores), present, iou, containment)
-        return Instances(mined.class_idx.cpu(), mined.weight.cpu())
 
 
 def inspect(read: ReadImage, inspector: Inspector | None) -> Inspection:

@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from lib.analysis import instance_quality as quality
 from lib.analysis.instance_quality import Truth, Values
+from lib.analysis.mining import Mined, mine_image
 from lib.config import Config
 from lib.data.coco import read_coco
 from lib.data.loader import CimDataset, ReadImage
@@ -27,10 +28,9 @@ from lib.engine.inference import proposal_scores
 from lib.evaluation.coco_eval import evaluate_segm
 from lib.evaluation.coco_files import by_image
 from lib.evaluation.detections import select_detections, to_coco_results
-from lib.modeling.heads import CIMMiner, anti_noise_sample, teachers
-from lib.proposals.overlaps import overlaps
+from lib.modeling.heads import CIMMiner, anti_noise_sample
 from lib.proposals.rle import rle_to_mask
-from lib.structures import Detections, Instances, Sample, Scores
+from lib.structures import Detections, Instances, Scores
 
 Measures = dict[str, float | None]
 """Measure -> its mean over all images; None where nothing was to be measured."""
@@ -118,12 +118,11 @@ def analyse_checkpoint(
     taught, best, results = defaultdict(list), defaultdict(list), defaultdict(list)
     for image in tqdm(images, path.stem, unit="image", leave=False):
         sample = data.view(image.read, max(config.test.scales)).to(device)
-        with torch.inference_mode():
-            scores = model(sample.image[None], sample.boxes, sample.roi_masks)
-        if len(scores.refine_cls_prob):
-            for s, values in enumerate(_taught(scores, sample, image.truth, miner, generator)):
+        mined = mine_image(model, miner, sample)
+        if mined.instances is not None:
+            for s, values in enumerate(_taught(mined, image.truth, miner, generator)):
                 taught[f"stage {s + 1}"].append(values)
-        for name, score in _heads(scores):
+        for name, score in _heads(mined.scores):
             found = _detect(score, image, config)
             results[name] += to_coco_results(
                 found,
@@ -166,21 +165,17 @@ def _detect(score: Tensor, image: KnownImage, config: Config) -> Detections:
 
 
 def _taught(
-    scores: Scores, sample: Sample, truth: Truth, miner: CIMMiner, generator: torch.Generator
+    mined: Mined, truth: Truth, miner: CIMMiner, generator: torch.Generator
 ) -> Iterator[Values]:
     """What every stage is taught on one image."""
-    cls_prob, integrity = teachers(scores)
-    iou, containment = overlaps(sample.membership, sample.areas)
-    present = sample.image_labels.nonzero()[:, 0]
-    mined = miner.mine(cls_prob, integrity, present, iou, containment)
-    drawn = mined
+    drawn = mined.instances
     if miner.anti_noise:
-        drawn = anti_noise_sample(mined, generator)
-    column = miner.assign(drawn, iou, containment).column.cpu().numpy()
-    for s in range(len(cls_prob)):
+        drawn = anti_noise_sample(drawn, generator)
+    column = miner.assign(drawn, mined.iou, mined.containment).column.cpu().numpy()
+    for s in range(len(column)):
         thresh = miner.cls_thresh + s * miner.thresh_step
         yield {
-            **_of_instances(mined, s, truth),
+            **_of_instances(mined.instances, s, truth),
             **{f"drawn {n}": v for n, v in _of_instances(drawn, s, truth).items()},
             **quality.label_noise(truth, column[s], thresh),
         }

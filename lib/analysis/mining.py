@@ -1,79 +1,96 @@
-"""Which instances are mined on one image, stage by stage, as a picture of how training goes."""
+"""Mining outside of training: the instances of one image, and a picture of them."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lib.config import Config
-from lib.data.loader import CimDataset
+from lib.data.loader import CimDataset, ReadImage
+from lib.modeling.criterion import score_image
 from lib.modeling.heads import CIMMiner, teachers
-from lib.proposals.overlaps import overlaps
-from lib.structures import Instances
+from lib.structures import Instances, Sample, Scores
 from lib.visualization.draw import draw_instances, enlarge
 from lib.visualization.panels import side_by_side
 
 AT_MOST = 3
-"""Instances drawn of a class: those of the highest weight, which the others would hide."""
+"""Instances drawn of a class: those of the highest weight, which would be hidden by the others."""
 
 
-class MiningView:
-    """Always the same image, the first that has a label, not mirrored.
+@dataclass(frozen=True, eq=False)
+class Mined:
+    """The scores of an image's P proposals and the instances mined from them."""
+
+    scores: Scores
+    iou: Tensor
+    """(P, P)"""
+    containment: Tensor
+    """(P, P), [i, j] = |i & j| / |j|."""
+    instances: Instances | None
+    """S stages, before anti-noise sampling; None for a network without stages."""
+
+
+@torch.no_grad()
+def mine_image(model: nn.Module, miner: CIMMiner, sample: Sample) -> Mined:
+    """Mines an image as training would at this moment.
 
     Args:
-        long_side: the image is scaled to it for the network.
-        device: of the network.
+        sample: on the model's device.
     """
+    scores, _, iou, containment, _ = score_image(model, sample, None)
+    instances = None
+    if len(scores.refine_cls_prob):
+        instances = miner.mine(*teachers(scores), sample.present, iou, containment)
+    return Mined(scores, iou, containment, instances)
 
-    def __init__(
-        self, dataset: CimDataset, miner: CIMMiner, long_side: int, device: torch.device | str
-    ) -> None:
-        index = dataset.labelled()[0]
-        self.read = dataset.read(index)
-        self.sample = dataset.view(self.read, long_side)
-        self.class_names = dataset.coco.class_names
-        self.miner = miner
-        self.device = device
 
-    @torch.no_grad()
-    def __call__(self, model: nn.Module) -> np.ndarray:
-        """(H, W, 3) uint8 RGB: the image, then what each stage takes for instances, before
-        sampling, with their weights."""
-        sample = self.sample.to(self.device)
-        scores = model(sample.image[None], sample.boxes, sample.roi_masks)
-        present = sample.image_labels.nonzero()[:, 0]
-        iou, containment = overlaps(sample.membership, sample.areas)
-        mined = self.miner.mine(*teachers(scores), present, iou, containment)
-        names = ", ".join(self.class_names[c] for c in present.tolist())
-        panels = [(f"{self.read.record.file_name}: {names}", enlarge(self.read.image))]
-        for stage in range(len(mined.class_idx)):
-            panels.append(self._panel(stage, mined))
-        return side_by_side(panels)
+def training_view(read: ReadImage, config: Config) -> Sample:
+    """An image at the middle one of the training scales, not mirrored."""
+    scales = sorted(config.input.train_scales)
+    return CimDataset.view(read, scales[len(scales) // 2])
 
-    def _panel(self, stage: int, mined: Instances) -> tuple[str, np.ndarray]:
-        class_idx = mined.class_idx[stage].cpu().numpy()
-        weight = mined.weight[stage].float().cpu().numpy()
+
+def mining_view(config: Config, data: CimDataset, device: str) -> Callable[[nn.Module], np.ndarray]:
+    """Draws what is mined as training goes on, always on the first image that has a label.
+
+    Returns:
+        From the network to an (H, W, 3) uint8 RGB picture, see `draw_mined`.
+    """
+    read = data.read(data.labelled()[0])
+    sample = training_view(read, config).to(device)
+
+    def draw(model: nn.Module) -> np.ndarray:
+        mined = mine_image(model, config.mining, sample)
+        return draw_mined(read, mined.instances, data.coco.class_names)
+
+    return draw
+
+
+def draw_mined(read: ReadImage, mined: Instances, class_names: Sequence[str]) -> np.ndarray:
+    """The image, then what each stage takes for instances, with their weights.
+
+    Returns:
+        (H, W, 3) uint8 RGB.
+    """
+    present = [class_names[c] for c in np.flatnonzero(read.record.image_labels)]
+    panels = [(f"{read.record.file_name}: {', '.join(present)}", enlarge(read.image))]
+    for stage, (class_idx, weight) in enumerate(
+        zip(mined.class_idx.cpu().numpy(), mined.weight.float().cpu().numpy(), strict=True)
+    ):
         found = np.flatnonzero(class_idx >= 0)
         order = found[np.argsort(-weight[found], kind="stable")]
-        best = np.array(
-            [
-                n
-                for c in np.unique(class_idx[found])
-                for n in order[class_idx[order] == c][:AT_MOST]
-            ],
-            dtype=np.int64,
-        )
-        masks = self.read.proposals.regions.masks(best)
-        drawn = draw_instances(
-            self.read.image, masks, class_idx[best], weight[best], self.class_names
-        )
+        best = [
+            n for c in np.unique(class_idx[found]) for n in order[class_idx[order] == c][:AT_MOST]
+        ]
+        best = np.array(best, np.int64)
+        masks = read.proposals.regions.masks(best)
+        drawn = draw_instances(read.image, masks, class_idx[best], weight[best], class_names)
         teacher = f"stage {stage}" if stage else "the MIL branch"
         more = f" ({len(best)} drawn)" if len(best) < len(found) else ""
-        return f"stage {stage + 1}, instances by {teacher}: {len(found)}{more}", drawn
-
-
-def mining_view(config: Config, data: CimDataset, device: str) -> MiningView:
-    """Pictures of what is mined as training goes on; at the middle one of the training scales."""
-    scales = sorted(config.input.train_scales)
-    return MiningView(data, config.mining, scales[len(scales) // 2], device)
+        title = f"stage {stage + 1}, instances by {teacher}: {len(found)}{more}"
+        panels.append((title, drawn))
+    return side_by_side(panels)
