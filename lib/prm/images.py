@@ -1,4 +1,4 @@
-"""What the PRM sees: whole images squeezed to one square size."""
+"""Whole images squeezed to one square size, for the PRM."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class SquareImages:
         return torch.from_numpy(np.stack([record.image_labels for record in self.records]))
 
     def digest(self) -> str:
-        """Tells apart data sets of other images or labels (of pixels it knows nothing)."""
+        """Fingerprint of file names and labels; pixels are not looked at."""
         content = hashlib.blake2b(digest_size=8)
         for record in self.records:
             content.update(record.file_name.encode())

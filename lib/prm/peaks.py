@@ -1,4 +1,4 @@
-"""Peaks of class response maps: where the PRM sees something of a class (SPEC 8)."""
+"""Peaks of class response maps, the points where the PRM sees an object of a class."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Peaks:
 
 
 def peak_mask(response: Tensor) -> Tensor:
-    """Which cells of response maps are peaks.
+    """Mask of the cells that are peaks.
 
     A peak is a maximum of its 3x3 window and not below the lower median of its map. Of equal
     maxima in one window only the first in reading order counts, so every map has a peak.
@@ -140,10 +140,10 @@ def peaks_from_points(points: Points, size: tuple[int, int]) -> Peaks:
 
 
 def peak_response_maps(net: PeakResponseNet, image: Tensor, peaks: Peaks) -> Tensor:
-    """What of the image each peak responds to, for drawing (Zhou et al., section 3.3).
+    """Pixels that each peak responds to, for drawing (Zhou et al., CVPR 2018, section 3.3).
 
-    The gradient of a peak's response with respect to the image, where every convolution hands
-    back what comes down to it in proportion to `input * max(weight, 0)`.
+    The gradient of a peak's response with respect to the image, where every convolution passes
+    its gradient down in proportion to `input * max(weight, 0)`.
 
     Args:
         net: in evaluation mode.
@@ -182,7 +182,7 @@ def _top_down_convolutions(net: nn.Module) -> Iterator[None]:
 
 
 class _TopDownConv(torch.autograd.Function):
-    """A convolution whose backward pass gives out shares of positive evidence."""
+    """A convolution whose backward pass distributes by positive evidence."""
 
     @staticmethod
     def forward(

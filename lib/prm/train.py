@@ -38,9 +38,9 @@ def train_prm(
 ) -> None:
     """Trains `net` in place by multi-label soft-margin loss on its class scores.
 
-    After every epoch everything needed to go on is written to `state_file`; training starts
-    from there if it was `made_from` the same. On a CPU an interrupted training ends with
-    the very numbers of an uninterrupted one.
+    After every epoch the state is written to `state_file`; training resumes from it if it was
+    `made_from` the same. On a CPU an interrupted training ends with the same numbers as an
+    uninterrupted one.
 
     Args:
         images: each with at least one label.
@@ -98,8 +98,8 @@ def train_prm(
 def epoch_batches(num_images: int, recipe: PRMConfig, seed: int, epoch: int) -> list[Batch]:
     """(image indices, flips) of every update of an epoch; the same for the same seed and epoch.
 
-    Every image comes once, except those left over from a last batch that is not full (batch
-    norms would see too few); another epoch's order leaves out others.
+    Every image comes once, except those of a last batch that is not full (too few for batch
+    norms); they are others in the next epoch.
     """
     generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
     order = torch.randperm(num_images, generator=generator).tolist()
@@ -172,16 +172,16 @@ def _resume(
     state_file: Path,
     made_from: Mapping[str, Any],
 ) -> int:
-    """Takes over the state of an interrupted training; returns the epochs done."""
+    """Loads the state of an interrupted training; returns the number of finished epochs."""
     if not state_file.is_file():
         return 0
     state = torch.load(state_file, map_location="cpu", weights_only=True)
     if state["made_from"] != dict(made_from):
-        logger.info("%s: of other settings or data; training starts anew", state_file)
+        logger.info("%s: of other settings or data; training starts from the beginning", state_file)
         return 0
     net.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
-    logger.info("%s: going on after epoch %d", state_file, state["epoch"])
+    logger.info("%s: resumed after epoch %d", state_file, state["epoch"])
     return state["epoch"]
 
 

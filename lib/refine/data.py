@@ -29,7 +29,7 @@ from lib.structures import InstanceSample
 
 @dataclass(frozen=True, eq=False)
 class ReadInstances:
-    """All of an image that does not depend on how it is looked at."""
+    """Image and instances before scaling and flipping."""
 
     record: ImageRecord
     image: np.ndarray
@@ -105,7 +105,7 @@ class InstanceDataset:
         return read
 
     def view(self, read: ReadInstances, long_side: int, flip: Flip = "none") -> InstanceSample:
-        """What `read` gave, mirrored and then scaled to `long_side`.
+        """An image from `read`, mirrored and then scaled to `long_side`.
 
         An instance that has no pixel left at this scale is dropped.
         """

@@ -1,10 +1,10 @@
-"""torchvision's Mask R-CNN (He et al., ICCV 2017) as it is trained and asked here.
+"""torchvision's Mask R-CNN (He et al., ICCV 2017) on any backbone.
 
 The parameters have torchvision's names: a checkpoint of the ResNet-50 form also loads into
-`torchvision.models.detection.maskrcnn_resnet50_fpn`. Three parts are exchanged. Images come scaled
-and normalised already. Random draws take a generator, so that a training can be gone on with and
-its images worked on in parallel. Detections keep their small masks, which are pasted into the image
-at its own size (lib/refine/detect.py).
+`torchvision.models.detection.maskrcnn_resnet50_fpn`. Three parts are replaced. Images arrive scaled
+and normalised. Random draws take a generator, so that training can resume and its images can be
+processed in parallel. Detections keep their small masks, which are pasted into the image at its own
+size (lib/refine/detect.py).
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _FINEST = 4
 
 
 class Pyramid(nn.Module):
-    """A backbone under a feature pyramid (Lin et al., CVPR 2017), as a Mask R-CNN wants it.
+    """A feature pyramid (Lin et al., CVPR 2017) on a backbone.
 
     Takes the backbone's last layer of every stride of at least 4; the coarsest level is pooled from
     the one before.
@@ -145,7 +145,7 @@ def _roi_pool(strides: list[int], size: int) -> MultiScaleRoIAlign:
 
 
 class PaddedBatch(nn.Module):
-    """Takes the place of torchvision's transform, which would scale and normalise once more.
+    """Pads images to a batch; torchvision's transform would scale and normalise them again.
 
     Args:
         strides: that the padded sides are to be multiples of, besides 32.
@@ -190,7 +190,7 @@ class BalancedSampler:
             labels: per image (A,): -1 ignored, 0 negative, 1 and above positive.
 
         Returns:
-            Two lists of (A,) uint8, which positives and which negatives were drawn.
+            Two lists of (A,) uint8: the positives and the negatives that were drawn.
         """
         drawn = [self._draw(of_image) for of_image in labels]
         return [positive for positive, _ in drawn], [negative for _, negative in drawn]

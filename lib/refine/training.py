@@ -44,7 +44,7 @@ def mask_rcnn_forward(
 
 
 def refinement_depends_on(config: Config, coco: CocoImages) -> dict[str, Any]:
-    """What must be the same for a training to be gone on with, as plain values.
+    """Settings and data that must match to resume training, as plain values.
 
     Args:
         coco: of the pseudo labels; their file counts, byte for byte.

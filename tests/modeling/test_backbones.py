@@ -82,6 +82,15 @@ def test_weights_that_do_not_fit_say_what():
         build_backbone("resnet18", {"widths": (4, 4, 4, 6)}).load_weights(source.state_dict())
 
 
+def test_weights_of_a_deeper_network_are_refused(tmp_path):
+    """ResNet-34 has all tensors of ResNet-18, and more in the same layers."""
+    torch.save(torchvision.models.resnet34(weights=None).state_dict(), tmp_path / "deeper.pth")
+    told = r"deeper\.pth.*prm\.weights to `random`"
+    with pytest.raises(ValueError, match=told) as raised:
+        build_backbone("resnet18", section="prm").start_from(str(tmp_path / "deeper.pth"))
+    assert "80 more than it has (layer1.2.conv1.weight" in str(raised.value)
+
+
 def test_files_that_are_no_weights(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no such checkpoint; docs/INSTALL\.md says"):
         read_state_dict(tmp_path / "none.pth")
