@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from lib.config import Config, ConfigError, load_config
+from lib.config import Config, ConfigError, config_from, load_config
 from lib.data.coco import ImageRecord
 from lib.data.images import read_image
 from lib.data.loader import CimDataset, ReadImage
@@ -298,7 +298,7 @@ def _config(given: str | Path | None, path: Path, state: Mapping[str, Any]) -> C
             f"{path}: it does not say what it was trained with; give config=, for example "
             "configs/resnet50_voc.yaml"
         )
-    return Config.model_validate(state["config"])
+    return config_from(state["config"], str(path))
 
 
 def _num_classes(model: Mapping[str, torch.Tensor], source: Path) -> int:

@@ -23,6 +23,7 @@ from pydantic_core import PydanticCustomError
 
 from lib.files import write_text
 from lib.modeling.heads import CIMMiner
+from lib.renamed import RENAMED, with_new_keys
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +52,7 @@ class ModelConfig(_Section):
     """Refinement branches; 0 leaves the MIL branch alone."""
     integrity: bool = True
     """Whether the stages have their integrity branch; false is an ablation, to go with
-    `mining.complete_by: cls` and `loss.refine_iou: 0`."""
+    `mining.complete_by: cls` and `loss.refine_integrity: 0`."""
 
 
 class LossConfig(_Section):
@@ -60,7 +61,7 @@ class LossConfig(_Section):
     """Times the 12 that the loss itself carries; 0 trains without clusters."""
     refine_bag: float = 1.0
     refine_cls: float = 1.0
-    refine_iou: float = 3.0
+    refine_integrity: float = 3.0
 
 
 class SolverConfig(_Section):
@@ -245,14 +246,6 @@ class Config(_Section):
     run: RunConfig = RunConfig()
 
 
-_RENAMED = {
-    "prm.trunk": "prm.backbone",
-    "prm.trunk_args": "prm.backbone_args",
-    "prm.trunk_lr_factor": "prm.backbone_lr_factor",
-}
-"""Keys of earlier versions, which the configurations of finished runs still have."""
-
-
 class ConfigError(ValueError):
     """A configuration that cannot be used; the text names the file, the key and the remedy."""
 
@@ -281,14 +274,14 @@ def config_from(content: Mapping[str, Any], source: str, overrides: Sequence[str
     Args:
         source: what messages call it.
     """
-    merged = OmegaConf.create(_with_new_keys(content, source))
+    merged = OmegaConf.create(with_new_keys(content, source))
     if len(overrides) % 2:
         raise ConfigError(
             f"overrides come in KEY VALUE pairs, got {len(overrides)} words: {' '.join(overrides)}"
         )
     try:
         for key, value in zip(overrides[::2], overrides[1::2], strict=True):
-            OmegaConf.update(merged, _RENAMED.get(key, key), yaml.safe_load(value), force_add=True)
+            OmegaConf.update(merged, RENAMED.get(key, key), yaml.safe_load(value), force_add=True)
         content = OmegaConf.to_container(merged, resolve=True)
     except (OmegaConfBaseException, yaml.YAMLError) as error:
         raise ConfigError(f"{source}: {error}") from error
@@ -316,23 +309,12 @@ def _read_yaml(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
         raise ConfigError(f"{path}: not valid YAML: {error}") from error
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: found a {type(content).__name__}, expected sections of keys")
-    content = _with_new_keys(content, str(path))
+    content = with_new_keys(content, str(path))
     base = content.pop("_BASE_", None)
     if base is None:
         return content
     below = _read_yaml(path.parent / base, seen=(*seen, path))
     return OmegaConf.to_container(OmegaConf.merge(below, content))
-
-
-def _with_new_keys(content: Mapping[str, Any], source: str) -> dict[str, Any]:
-    """A copy whose renamed keys have their new names."""
-    content = {k: dict(v) if isinstance(v, Mapping) else v for k, v in content.items()}
-    for old, new in _RENAMED.items():
-        (section, key), new_key = old.split("."), new.split(".")[1]
-        if isinstance(content.get(section), dict) and key in content[section]:
-            logger.warning("%s: %s is called %s now", source, old, new)
-            content[section][new_key] = content[section].pop(key)
-    return content
 
 
 def _explain(error: pydantic.ValidationError, source: str) -> str:

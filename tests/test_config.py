@@ -21,7 +21,7 @@ def test_defaults_are_the_published_numbers():
     assert (solver.momentum, solver.weight_decay, solver.bias_lr_factor) == (0.9, 5e-4, 2.0)
     assert (solver.warmup_iters, solver.warmup_factor) == (500, pytest.approx(1 / 3))
     assert config.input.train_scales == (480, 576, 688, 864, 1200)
-    assert (config.loss.refine_iou, config.mining.containment_thresh) == (3.0, 0.85)
+    assert (config.loss.refine_integrity, config.mining.containment_thresh) == (3.0, 0.85)
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)

@@ -46,7 +46,7 @@ def test_the_effective_numbers_are_the_published_ones(name):
     assert (config.test.score_thresh, config.test.nms_thresh) == (1e-5, 0.3)
     assert (config.test.detections_per_image, config.test.iou_thresholds) == (100, thresholds)
     loss, mining = config.loss, config.mining
-    weights = (loss.bag, loss.pcl, loss.refine_bag, loss.refine_cls, loss.refine_iou)
+    weights = (loss.bag, loss.pcl, loss.refine_bag, loss.refine_cls, loss.refine_integrity)
     assert weights == (1, 1, 1, 1, 3)
     assert (mining.labels, mining.anti_noise, mining.oversized_background) == ("cim", True, False)
     assert (mining.seed_fraction, mining.containment_thresh) == (0.1, 0.85)

@@ -41,7 +41,7 @@ VARIANTS: dict[str, list[str]] = {
         "false",
         "mining.complete_by",
         "cls",
-        "loss.refine_iou",
+        "loss.refine_integrity",
         "0",
     ],
     "no_anti_noise": ["mining.anti_noise", "false"],

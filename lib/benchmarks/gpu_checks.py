@@ -42,7 +42,8 @@ from lib.proposals.overlaps import overlaps
 from lib.structures import Targets
 
 ROOT = Path(__file__).resolve().parents[2]
-LOSS_WEIGHTS = {"bag": 1.0, "pcl": 1.0, "refine_bag": 1.0, "refine_cls": 1.0, "refine_iou": 3.0}
+LOSS_WEIGHTS = dict.fromkeys(("bag", "pcl", "refine_bag", "refine_cls"), 1.0)
+LOSS_WEIGHTS["refine_integrity"] = 3.0
 SOLVER = SimpleNamespace(
     base_lr=1e-6,
     momentum=0.9,

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from lib.files import atomic_file
+from lib.renamed import with_new_keys
 
 logger = logging.getLogger(__name__)
 
@@ -201,7 +202,8 @@ def find_resumable(run: Path, trained_with: Mapping[str, Any]) -> dict[str, Any]
     if not checkpoints:
         return None
     state = _newest_whole(checkpoints)
-    there, here = _flat(state.get(TRAINED_WITH, {})), _flat(trained_with)
+    there = _flat(with_new_keys(state.get(TRAINED_WITH, {}), str(run)))
+    here = _flat(trained_with)
     different = [
         f"{key} is {there.get(key)} there, {here.get(key)} here"
         for key in {**here, **there}

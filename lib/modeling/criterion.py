@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 
@@ -33,22 +36,17 @@ def criterion_arguments(
     return scores, sample, iou, containment, generator
 
 
+@dataclass(frozen=True)
 class CIMCriterion:
-    """The losses of one image, by name and unweighted: the caller weighs and sums them.
+    """The losses of one image, by name and unweighted: the caller weighs and sums them."""
 
-    Args:
-        miner: makes the targets of the refinement stages.
-        first_stage_weight: times the weights of the first stage's targets; its teacher, the MIL
-            branch, gives small scores.
-        by_stage: losses of the refinement are (S,), one for each stage, instead of their sum.
-    """
-
-    def __init__(
-        self, miner: CIMMiner, first_stage_weight: float = 3.0, by_stage: bool = False
-    ) -> None:
-        self.miner = miner
-        self.first_stage_weight = first_stage_weight
-        self.by_stage = by_stage
+    miner: CIMMiner
+    """Makes the targets of the refinement stages."""
+    first_stage_weight: float = 3.0
+    """Times the weights of the first stage's targets, whose teacher, the MIL branch, gives small
+    scores."""
+    by_stage: bool = False
+    """Gives the refinement losses of every stage, (S,), instead of their sum."""
 
     def __call__(
         self,
@@ -69,7 +67,7 @@ class CIMCriterion:
 
         Returns:
             Scalars `bag`, `pcl` (with the factor 12 of its definition) and, if there are
-            refinement stages, `refine_bag`, `refine_cls`, `refine_iou`, summed over the stages.
+            refinement stages, `refine_bag`, `refine_cls`, `refine_integrity`.
         """
         labels = sample.image_labels
         losses = {
@@ -80,17 +78,17 @@ class CIMCriterion:
             return losses
 
         targets = self.miner(*teachers(scores), sample.present, iou, containment, generator)
-        bags, classes, integrities = [], [], []
+        refined = defaultdict(list)
         for stage, cls_prob in enumerate(scores.refine_cls_prob):
             integrity_prob = scores.refine_integrity_prob[stage]
             column, weight = targets.column[stage], targets.weight[stage]
             if stage == 0:
                 weight = self.first_stage_weight * weight
-            complete = targets.integrity_target[stage]
-            bags.append(refine_bag_loss(cls_prob, integrity_prob, column, weight, labels))
-            classes.append(refine_cls_loss(cls_prob, column, weight))
-            integrities.append(refine_integrity_loss(integrity_prob, column, weight, complete))
-        of_stages = {"refine_bag": bags, "refine_cls": classes, "refine_iou": integrities}
-        for name, values in of_stages.items():
-            losses[name] = torch.stack(values) if self.by_stage else torch.stack(values).sum()
-        return losses
+            target = targets.integrity_target[stage]
+            bag = refine_bag_loss(cls_prob, integrity_prob, column, weight, labels)
+            refined["refine_bag"].append(bag)
+            refined["refine_cls"].append(refine_cls_loss(cls_prob, column, weight))
+            integrity = refine_integrity_loss(integrity_prob, column, weight, target)
+            refined["refine_integrity"].append(integrity)
+        by_stage = {name: torch.stack(values) for name, values in refined.items()}  # (S,) each
+        return losses | (by_stage if self.by_stage else {n: v.sum() for n, v in by_stage.items()})

@@ -8,7 +8,6 @@ class, and of the proposals that contain a seed the one with the highest integri
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Literal
 
@@ -55,8 +54,9 @@ class Heads(nn.Module):
         return Scores(
             cls_prob,
             det_prob,
-            refine_cls_prob=_stack(refine_cls_prob, like=cls_prob),  # (S, P, C+1)
-            refine_integrity_prob=_stack(refine_integrity_prob, like=cls_prob),
+            # (S, P, C+1); there may be no stage, and nothing to stack.
+            refine_cls_prob=torch.stack([cls_prob, *refine_cls_prob])[1:],
+            refine_integrity_prob=torch.stack([cls_prob, *refine_integrity_prob])[1:],
         )
 
 
@@ -74,7 +74,7 @@ def teachers(scores: Scores) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class CIMMiner:
-    """Complete Instances Mining (paper, section 3.2): the training targets of all stages.
+    """Complete Instances Mining (paper, section 3.3): the training targets of all stages.
 
     This is the section `mining` of a configuration.
     """
@@ -267,8 +267,3 @@ def anti_noise_sample(instances: Instances, generator: torch.Generator | None) -
         class_idx=instances.class_idx.where(is_drawn, -1),
         weight=instances.weight.where(is_drawn, 0.0),
     )
-
-
-def _stack(parts: Sequence[Tensor], like: Tensor) -> Tensor:
-    """Stacks along a new first dimension, of size 0 where there are no parts."""
-    return torch.stack(list(parts)) if parts else like.new_zeros((0, *like.shape))

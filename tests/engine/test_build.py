@@ -39,7 +39,7 @@ def test_images_together_are_the_sum_of_images_one_by_one():
     alone, told_alone = trained()
     together, told_together = trained(images_together=True)
     for one, other in zip(told_alone, told_together, strict=True):
-        for name in ("bag", "pcl", "refine_cls", "refine_iou", "total", "grad_norm"):
+        for name in ("bag", "pcl", "refine_cls", "refine_integrity", "total", "grad_norm"):
             assert other[name] == pytest.approx(one[name], rel=1e-4), name
     weights = dict(alone.model.named_parameters())
     for name, weight in together.model.named_parameters():

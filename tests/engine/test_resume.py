@@ -26,6 +26,12 @@ def test_the_newest_checkpoint_of_the_same_training(tmp_path):
     assert find_resumable(tmp_path, same)["step"] == 10
 
 
+def test_a_training_begun_under_an_older_name_of_a_key_goes_on(tmp_path):
+    save(tmp_path, 5, {**SETTINGS, "loss": {"refine_iou": 3.0}})
+    same = {**SETTINGS, "loss": {"refine_integrity": 3.0}}
+    assert find_resumable(tmp_path, same)["step"] == 5
+
+
 @pytest.mark.parametrize(
     ("section", "content", "told"),
     [

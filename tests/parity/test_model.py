@@ -110,7 +110,8 @@ def step(backbone, inputs, form, device="cpu"):
         scores = model(sample.image[None], sample.boxes, sample.roi_masks)
         criterion = CIMCriterion(CIMMiner(anti_noise=False))
         losses = criterion(scores, sample, tensors["iou"], tensors["containment"])
-        (sum(losses.values()) + 2 * losses["refine_iou"]).backward()
+        losses = {name: value.sum() for name, value in losses.items()}
+        (sum(losses.values()) + 2 * losses["refine_integrity"]).backward()
     grads = {
         name: None
         if p.grad is None
@@ -127,7 +128,7 @@ def published(losses):
         "bag_loss": (losses["bag"] + losses["refine_bag"]).item(),
         "pcl_loss": losses["pcl"].item(),
         "cls_loss": losses["refine_cls"].item(),
-        "iou_loss": 3 * losses["refine_iou"].item(),
+        "iou_loss": 3 * losses["refine_integrity"].item(),
     }
 
 

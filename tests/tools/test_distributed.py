@@ -42,7 +42,7 @@ def test_two_processes_train_and_test_as_one(place):
     assert_close("one", "two")
     ones, twos = read_lines(Path("one/history.jsonl")), read_lines(Path("two/history.jsonl"))
     for one, two in zip(ones, twos, strict=True):
-        for name in ("total", "bag", "refine_iou", "lr", "grad_norm"):
+        for name in ("total", "bag", "refine_integrity", "lr", "grad_norm"):
             assert two[name] == pytest.approx(one[name], rel=1e-3), name
 
     # What two have begun, one can finish.

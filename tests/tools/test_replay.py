@@ -50,7 +50,8 @@ def test_the_part_and_the_images_are_named(failed, capfd):
 
 def test_losses_come_out_as_they_were(failed, capfd):
     # A weight so large that the loss is just finite and the norm of its gradient is not.
-    path = failed("cls_iou_model.classifier.bias", 0.0, "loss.bag", "1e38", "loss.refine_iou", "3")
+    weights = ("loss.bag", "1e38", "loss.refine_integrity", "3")
+    path = failed("cls_iou_model.classifier.bias", 0.0, *weights)
     capfd.readouterr()
     assert tool("replay")([str(path), "--device", "cpu"]) == 0
     told = capfd.readouterr().out
@@ -59,7 +60,7 @@ def test_losses_come_out_as_they_were(failed, capfd):
     assert "on the way back:  nothing; norm inf" in told  # an overflow of its sum
     before = load_failed_update(path)["losses"]
     rows = [line.split() for line in told.splitlines() if line.startswith("  ")]
-    for name in ("bag", "pcl", "refine_bag", "refine_cls", "refine_iou"):
+    for name in ("bag", "pcl", "refine_bag", "refine_cls", "refine_integrity"):
         values = [row for row in rows if row[0] == name]
         assert [float(row[1]) for row in values] == pytest.approx(
             [b[name] for b in before], rel=1e-4

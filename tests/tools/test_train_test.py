@@ -65,7 +65,8 @@ def test_from_labels_to_detections(place, capfd):
     }
     history = read_lines(run / "history.jsonl")
     assert [entry["iteration"] for entry in history] == [1, 2, 3, 4]
-    assert {"bag", "pcl", "refine_bag", "refine_cls", "refine_iou", "total"} <= history[0].keys()
+    names = {"bag", "pcl", "refine_bag", "refine_cls", "refine_integrity", "total"}
+    assert names <= history[0].keys()
     state = load_checkpoint(run / "ckpt" / "model_step4.pth")
     assert (state["step"], state["train_size"], state["batch_size"]) == (4, 4, 2)
     assert state["class_names"] == ["cat", "dog"]
