@@ -19,7 +19,7 @@ from lib.engine.build import KEEP_IN_MEMORY, build_refine_trainer, share_threads
 from lib.engine.checkpoint import load_checkpoint, seed_everything
 from lib.engine.distributed import Ranks
 from lib.engine.runs import newest_checkpoint, newest_run
-from lib.engine.training import HOW_IT_ENDS, TrainingRun, exit_code
+from lib.engine.training import HOW_IT_ENDS, TrainingRun, exit_code, train
 from lib.refine.data import open_pseudo_labels
 from lib.refine.network import build_mask_rcnn
 from lib.refine.training import refinement_depends_on
@@ -92,7 +92,9 @@ def run(args: argparse.Namespace, ranks: Ranks) -> int:
         refine.model.weights,
         trainer,
     )
-    return training.train(trainer, samples, next_tool="tools/test_mask_rcnn.py")
+    max_iter = refine.solver.max_iter
+    stopped_by = train(trainer, samples, training.folder, max_iter, config.run, training.about)
+    return training.end(trainer, stopped_by, next_tool="tools/test_mask_rcnn.py")
 
 
 def cim_network(run: Path) -> dict[str, Any]:

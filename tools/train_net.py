@@ -24,7 +24,7 @@ from lib.engine.checkpoint import seed_everything
 from lib.engine.distributed import Ranks
 from lib.engine.runs import new_run, newest_run
 from lib.engine.trainer import Trainer
-from lib.engine.training import HOW_IT_ENDS, TrainingRun, exit_code
+from lib.engine.training import HOW_IT_ENDS, TrainingRun, exit_code, train
 from lib.modeling.model_builder import build_model
 
 
@@ -88,14 +88,17 @@ def run(args: argparse.Namespace, ranks: Ranks) -> int:
     samples = training.samples(data, trainer)
     announce(training, coco, args, trainer)
     draws = ranks.is_first and config.run.image_period > 0 and config.model.num_stages > 0
-    return training.train(
+    stopped_by = train(
         trainer,
         samples,
-        next_tool="tools/test_net.py",
-        image_period=config.run.image_period,
+        training.folder,
+        config.solver.max_iter,
+        config.run,
+        training.about,
         picture=mining_view(config, data, ranks.device) if draws else None,
         profile=args.profile,
     )
+    return training.end(trainer, stopped_by, next_tool="tools/test_net.py")
 
 
 def run_folder(args: argparse.Namespace) -> Path:

@@ -91,13 +91,13 @@ class Trainer:
 
         Returns:
             Mean of every loss and of their weighted sum (`total`) over the images, the learning
-            rate `lr`, the norm of the gradient before clipping `grad_norm`, and the seconds that
-            this rank spent waiting for images `data_wait`.
+            rate `lr`, the norm of the gradient before clipping `grad_norm`, the `seconds` that it
+            took, and those that this rank spent waiting for images `data_wait`.
 
         Raises:
             NonFiniteLossError: before any weight has changed.
         """
-        taken, waited = [], 0.0
+        begun, taken, waited = time.perf_counter(), [], 0.0
 
         def images() -> Images:
             nonlocal waited
@@ -121,7 +121,9 @@ class Trainer:
         self.optimizer.step()
         self.iteration += 1
         means = {name: sum(one[name] for one in losses) / len(losses) for name in losses[0]}
-        return {**means, "lr": rate, "grad_norm": told_norm, "data_wait": waited}
+        seconds = time.perf_counter() - begun
+        of_update = {"grad_norm": told_norm, "data_wait": waited, "seconds": seconds}
+        return {**means, "lr": rate, **of_update}
 
     def weigh(self, losses: Losses) -> Losses:
         """The losses of an image, and their weighted sum as `total`."""

@@ -1,4 +1,4 @@
-"""The training loop: updates, and between them the record, checkpoints, a look at the signals."""
+"""The training loop of CIM and of the Mask R-CNN, and the run folder around it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from types import FrameType
@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lib.config import Config, RefineConfig, save_config
+from lib.config import Config, RefineConfig, RunConfig, save_config
 from lib.data.loader import Trainable, train_loader
 from lib.engine.checkpoint import TRAINED_WITH, find_resumable, save_checkpoint
 from lib.engine.distributed import Ranks, joined_ranks
@@ -45,25 +45,20 @@ def train(
     samples: Iterator[TrainingSample],
     run: Path,
     max_iter: int,
-    *,
-    checkpoint_period: int,
-    keep_checkpoints: int,
-    log_period: int,
-    checkpoint_extra: Mapping[str, Any],
-    image_period: int = 0,
+    settings: RunConfig,
+    about: Mapping[str, Any],
     picture: Callable[[nn.Module], np.ndarray] | None = None,
     profile: bool = False,
 ) -> int | None:
     """Updates the model from where it stands until `max_iter`, and keeps a record in `run`.
 
-    Writes ckpt/ (every `checkpoint_period` updates and at the end), history.jsonl, tensorboard/
-    and mining/. SIGINT and SIGTERM, to any rank, end it after the update in hand, with a
-    checkpoint. Of several ranks the first alone writes.
+    Writes ckpt/, history.jsonl, tensorboard/ and mining/. SIGINT and SIGTERM, to any rank, end it
+    after the update in hand, with a checkpoint. Of several ranks only the first one writes.
 
     Args:
         samples: the images of this rank from `trainer.first_sample` on.
-        checkpoint_extra: further entries of the checkpoints, tensors and plain values.
-        image_period: updates from one picture to the next; 0 draws none.
+        settings: the periods of all that is written.
+        about: further entries of the checkpoints, tensors and plain values.
         picture: draws what the model does, (H, W, 3) uint8 RGB.
         profile: also writes profile/, see Profile.
 
@@ -74,38 +69,38 @@ def train(
         NonFiniteLossError: the last checkpoint stays; failed_update.pt keeps what led to it.
         OSError: something could not be written; the last checkpoint stays.
     """
-    ranks = trainer.ranks
+    ranks, record = trainer.ranks, None
     with ExitStack() as stack:
-        record = None
         if ranks.is_first:
             shown = ("total", *trainer.loss_weights)
-            record = stack.enter_context(
-                Record(run, trainer.iteration, max_iter, shown, trainer.device)
-            )
+            record = Record(run, trainer.iteration, max_iter, shown, trainer.device)
+            stack.enter_context(record)
         stop = stack.enter_context(StopSignals(second_ends=ranks.count == 1))
         profiler = stack.enter_context(Profile(run / "profile", ranks, profile))
         while trainer.iteration < max_iter:
-            start = time.perf_counter()
             try:
                 values = trainer.update(samples)
             except NonFiniteLossError as error:
                 if ranks.is_first:
-                    save_failed_update(run, trainer, error, checkpoint_extra)
+                    save_failed_update(run, trainer, error, about)
                 ranks.wait()
                 raise
-            # Looked at once: a signal may come at any moment, and to one rank before another.
+            # Read once: a signal may come at any moment, and to one rank before another.
             stopped_by = next(filter(None, ranks.gather(stop.received)), None)
-            last = stopped_by is not None or trainer.iteration == max_iter
+            done = trainer.iteration
+            last = stopped_by is not None or done == max_iter
             if record is not None:
-                record.add({**values, "seconds": time.perf_counter() - start})
-                if last or trainer.iteration % log_period == 0:
-                    record.write(trainer.iteration, trainer.solver.images_per_update)
-                if picture is not None and image_period and trainer.iteration % image_period == 0:
-                    record.show(trainer.iteration, "mining", picture(trainer.model))
-                if last or trainer.iteration % checkpoint_period == 0:
-                    content = {**trainer.state_dict(), **checkpoint_extra}
-                    path = save_checkpoint(checkpoint_folder(run), content, keep_checkpoints)
-                    logger.info("update %d: saved %s", trainer.iteration, path)
+                record.add(values)
+                if last or done % settings.log_period == 0:
+                    record.write(done, trainer.solver.images_per_update)
+                if picture and settings.image_period and done % settings.image_period == 0:
+                    record.show(done, "mining", picture(trainer.model))
+                if last or done % settings.checkpoint_period == 0:
+                    content = {**trainer.state_dict(), **about}
+                    path = save_checkpoint(
+                        checkpoint_folder(run), content, settings.keep_checkpoints
+                    )
+                    logger.info("update %d: saved %s", done, path)
             profiler.step()
             if last:
                 ranks.wait()  # for the checkpoint: torchrun may kill all when the first one leaves
@@ -179,9 +174,9 @@ def exit_code(run: Callable[[argparse.Namespace, Ranks], int], args: argparse.Na
         return 128 + signal.SIGINT
 
 
-@dataclass(frozen=True)
+@dataclass
 class TrainingRun:
-    """One training and its run folder."""
+    """The run folder of a training: where it resumes, what it says, how it ends."""
 
     folder: Path
     config: Config
@@ -193,6 +188,7 @@ class TrainingRun:
     train_size: int
     """Images that are trained on."""
     ranks: Ranks
+    environment: dict[str, Any] = field(default_factory=describe_environment)
 
     def open(self, must_exist: bool = False) -> dict[str, Any] | None:
         """Claims the folder, and writes its log from now on.
@@ -222,12 +218,25 @@ class TrainingRun:
         return state
 
     def begin(self, trainer: Trainer, state: Mapping[str, Any] | None) -> None:
-        """Sets the trainer to what `open` gave; of a new run, notes down with what it is made."""
+        """Sets the trainer to the checkpoint of `open`; records what a new run is made with."""
         if state is not None:
             trainer.load_state_dict(state)
         elif self.ranks.is_first:
             save_config(self.config, self.folder / "config.yaml")
-            write_json(self.folder / "environment.json", describe_environment(), indent=2)
+            write_json(self.folder / "environment.json", self.environment, indent=2)
+        self.done_before = trainer.iteration
+        self.begun = time.monotonic()
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What checkpoints say beside the state of the training: all that repeats it."""
+        return {
+            "train_size": self.train_size,
+            "class_names": self.class_names,
+            "config": self.config.model_dump(mode="json"),
+            "environment": self.environment,
+            TRAINED_WITH: self.trained_with,
+        }
 
     def samples(self, data: Trainable, trainer: Trainer) -> Iterator[TrainingSample]:
         """The images of this rank from where the trainer stands."""
@@ -262,54 +271,28 @@ class TrainingRun:
         )
         logger.info("run folder: %s", self.folder)
 
-    def train(
-        self, trainer: Trainer, samples: Iterator[TrainingSample], next_tool: str, **options: Any
-    ) -> int:
-        """Trains to the end, or until a signal, and says which it was.
+    def end(self, trainer: Trainer, stopped_by: int | None, next_tool: str) -> int:
+        """Says what was done, where everything is, and what comes next.
 
         Args:
+            stopped_by: what `train` returned.
             next_tool: the tool to test with.
-            options: of `lib.engine.training.train`.
 
         Returns:
             The tool's exit code.
         """
-        begun, done_before = time.monotonic(), trainer.iteration
-        settings = self.config.run
-        stopped_by = train(
-            trainer,
-            samples,
-            self.folder,
-            self.settings.solver.max_iter,
-            checkpoint_period=settings.checkpoint_period,
-            keep_checkpoints=settings.keep_checkpoints,
-            log_period=settings.log_period,
-            checkpoint_extra={
-                "train_size": self.train_size,
-                "class_names": self.class_names,
-                "config": self.config.model_dump(mode="json"),
-                TRAINED_WITH: self.trained_with,
-            },
-            **options,
-        )
+        folder, pictures = self.folder, self.folder / "mining"
         if stopped_by is not None:
             name = signal.Signals(stopped_by).name
-            text = "stopped by %s; go on with --output %s and the same options"
-            logger.info(text, name, self.folder)
+            logger.info("stopped by %s; resume with --output %s and the same options", name, folder)
             return 128 + stopped_by
-        images = (trainer.iteration - done_before) * trainer.solver.images_per_update
-        self._farewell(images, time.monotonic() - begun, next_tool)
-        return 0
-
-    def _farewell(self, images: int, seconds: float, next_tool: str) -> None:
-        """One line that says what was done and where everything is, and one on what comes next."""
-        folder, pictures = self.folder, self.folder / "mining"
+        updates = trainer.iteration - self.done_before
         logger.info(
             "trained: %s; %d images in %s; weights %s, curves %s (tensorboard --logdir %s)%s, "
             "log %s",
             folder,
-            images,
-            timedelta(seconds=round(seconds)),
+            updates * trainer.solver.images_per_update,
+            timedelta(seconds=round(time.monotonic() - self.begun)),
             newest_checkpoint(folder),
             folder / "history.jsonl",
             folder,
@@ -317,6 +300,7 @@ class TrainingRun:
             folder / "log.txt",
         )
         logger.info("next: python %s --run %s on the data set to test on", next_tool, folder)
+        return 0
 
 
 def save_failed_update(

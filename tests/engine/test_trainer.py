@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from lib.config import SolverConfig
+from lib.config import RunConfig, SolverConfig
 from lib.engine.build import choose_backward
 from lib.engine.checkpoint import list_checkpoints, load_checkpoint, seed_everything
 from lib.engine.distributed import ALONE, Ranks
@@ -19,7 +19,7 @@ from lib.engine.training import StopSignals, train
 from lib.modeling.criterion import score_image
 from lib.structures import Sample
 
-PERIODS = {"checkpoint_period": 4, "keep_checkpoints": 2, "log_period": 3}
+SETTINGS = RunConfig(checkpoint_period=4, keep_checkpoints=2, log_period=3)
 
 
 class Scorer(nn.Module):
@@ -106,8 +106,7 @@ def run_training(trainer, run, max_iter, samples=None):
     samples = (
         stream(trainer.iteration * trainer.solver.images_per_update) if samples is None else samples
     )
-    extra = {"class_names": ["a", "b"]}
-    return train(trainer, samples, run, max_iter, checkpoint_extra=extra, **PERIODS)
+    return train(trainer, samples, run, max_iter, SETTINGS, about={"class_names": ["a", "b"]})
 
 
 def weights(trainer):

@@ -183,7 +183,7 @@ def test_a_signal_to_all_and_the_death_of_one_or_of_torchrun(place):
     process.send_signal(signal.SIGTERM)
     told = finished(process)
     assert process.returncode == 143, told
-    assert told.count("stopped by SIGTERM; go on with --output run") == 1
+    assert told.count("stopped by SIGTERM; resume with --output run") == 1
     done = read_lines(Path("run/history.jsonl"))[-1]["iteration"]
     assert load_checkpoint(Path(f"run/ckpt/model_step{done}.pth"))["step"] == done
 
@@ -205,7 +205,7 @@ def test_a_signal_to_all_and_the_death_of_one_or_of_torchrun(place):
     process.kill()  # torchrun
     told = finished(process)
     assert "torchrun has died, and this process ends as well" in told
-    assert told.count("stopped by SIGTERM; go on with --output run") == 1
+    assert told.count("stopped by SIGTERM; resume with --output run") == 1
     assert load_checkpoint(Path(f"run/ckpt/model_step{last()}.pth"))["step"] == last()
 
 

@@ -173,7 +173,7 @@ def test_a_signal_saves_and_the_same_command_goes_on(place):
     process.send_signal(signal.SIGTERM)
     told = finished(process)
     assert process.returncode == 128 + signal.SIGTERM
-    assert "stopped by SIGTERM; go on with --output parts and the same options" in told
+    assert "stopped by SIGTERM; resume with --output parts and the same options" in told
     assert train(*options) == 0
     assert train("--output", "whole", "--threads", "1", "--set", *settings) == 0
     assert_same(weights_at("whole", 20), weights_at("parts", 20))

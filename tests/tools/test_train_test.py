@@ -14,6 +14,7 @@ import pytest
 import torch
 import yaml
 
+from lib.config import load_config
 from lib.engine.checkpoint import load_checkpoint, save_checkpoint
 from lib.engine.runs import read_lines
 from lib.proposals import rle
@@ -70,6 +71,10 @@ def test_from_labels_to_detections(place, capfd):
     state = load_checkpoint(run / "ckpt" / "model_step4.pth")
     assert (state["step"], state["train_size"], state["batch_size"]) == (4, 4, 2)
     assert state["class_names"] == ["cat", "dog"]
+    config = load_config(run / "config.yaml")
+    assert state["config"] == config.model_dump(mode="json")
+    assert state["environment"] == json.loads((run / "environment.json").read_text())
+    assert {"packages", "git", "command"} <= state["environment"].keys()
 
     assert test() == 0
     folder = run / "test" / "mine"
@@ -209,7 +214,7 @@ def test_interrupted_training_goes_on_by_itself(place, monkeypatch, capfd):
 
     monkeypatch.setattr(Trainer, "update", with_signal)
     assert train() == 130
-    assert "stopped by SIGINT; go on with --output run" in capfd.readouterr().err
+    assert "stopped by SIGINT; resume with --output run" in capfd.readouterr().err
     monkeypatch.setattr(Trainer, "update", original)
     assert train("--resume") == 0
     assert "going on after 3 updates" in capfd.readouterr().err
