@@ -108,6 +108,12 @@ def test_a_transformer_takes_images_of_any_size():
     assert trains <= {"11", "weight", "bias"} and "11" in trains
 
 
+def test_a_network_that_wants_multiples_gets_padded_images():
+    net = make(name="hrnet_w18_small")
+    sizes = [tuple(m.shape[2:]) for m in net.feature_maps(torch.randn(1, 3, 40, 70))]
+    assert sizes == [(32, 48), (16, 24), (8, 12), (4, 6), (2, 3)]
+
+
 @pytest.mark.parametrize("kind", ["pth", "safetensors"])
 def test_weights_from_a_file(tmp_path, kind):
     whole = timm.create_model("test_resnet")

