@@ -289,7 +289,7 @@ def _entry(where: str | Path, key: str, number: int, entry: dict[str, Any]) -> s
 
 def _id(entry: dict[str, Any], field: str, key: str, number: int, where: str) -> int | str:
     value = id_key(entry.get(field))
-    if value is None:
+    if value is None or (isinstance(value, str) and not _is_unicode(value)):
         _refuse(entry, field, key, number, where, "a whole number or text")
     return value
 
@@ -303,9 +303,14 @@ def _refuse(entry: dict, field: str, key: str, number: int, where: str, expected
 
 
 def _text(value: Any, entry: dict, key: str, number: int, field: str, where: str) -> str:
-    if not isinstance(value, str) or not value:
+    if not isinstance(value, str) or not value or not (key == "images" or _is_unicode(value)):
         _refuse(entry, field, key, number, where, "text")
     return value
+
+
+def _is_unicode(text: str) -> bool:
+    """False for half a character, which can neither be printed nor written."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
 def _numbered(entries: list[dict[str, Any]], key: str, where: str) -> list[dict[str, Any]]:

@@ -105,7 +105,9 @@ def make_usable(path: Path, copy: Path) -> tuple[tuple[int, int], list[str]]:
     if not content.startswith(b"\xff\xd8"):  # JPEG has no depth and no alpha to see
         flags = cv2.IMREAD_UNCHANGED
     try:
-        image, done = _in_eight_bits(_decode(content, flags, path), path)
+        # Of 8-bit TIFF, libtiff gives the colours multiplied by alpha.
+        multiplied = content.startswith(_TIFF_MARKS)
+        image, done = _in_eight_bits(_decode(content, flags, path), multiplied, path)
     except ValueError as error:
         if path.suffix.lower() in IMAGE_SUFFIXES:
             raise
@@ -196,8 +198,14 @@ def _upright(image: np.ndarray, orientation: int, content: bytes) -> np.ndarray:
     return image if content.startswith(_TIFF_MARKS) else _TURNS[orientation](image)
 
 
-def _in_eight_bits(stored: np.ndarray, path: Path) -> tuple[np.ndarray, list[str]]:
-    """(H, W, 3) uint8 RGB of what OpenCV decodes, and what had to be done for it, in words."""
+def _in_eight_bits(
+    stored: np.ndarray, multiplied: bool, path: Path
+) -> tuple[np.ndarray, list[str]]:
+    """(H, W, 3) uint8 RGB of what OpenCV decodes, and what had to be done for it, in words.
+
+    Args:
+        multiplied: whether 8-bit colours are multiplied by their alpha already.
+    """
     stored = stored if stored.ndim == 3 else stored[..., None]
     values = stored[..., :3] if stored.shape[2] >= 3 else stored[..., :1]
     done = []
@@ -214,7 +222,8 @@ def _in_eight_bits(stored: np.ndarray, path: Path) -> tuple[np.ndarray, list[str
         values = np.clip(values, 0, 255)
         done.append("of more than 8 bits, stretched to 8")
     if alpha is not None:
-        values = values * alpha + 255 * (1 - alpha)
+        opaque = 1 if multiplied and stored.dtype == np.uint8 else alpha
+        values = values * opaque + 255 * (1 - alpha)
         done.append("transparent, laid on white")
     values = np.rint(values).astype(np.uint8)[..., ::-1]
     return np.broadcast_to(values, (*values.shape[:2], 3)), done

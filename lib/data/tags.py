@@ -386,15 +386,16 @@ def _splitter(
     alone = {text for text in lines if text not in pieces and text not in commas}
     alone |= {part for parts in pieces.values() for part in parts}
     times = Counter(part for parts in commas.values() for part in set(parts))
-    if any(part in alone or times[part] > 1 for parts in commas.values() for part in parts):
-        for text, parts in commas.items():
-            recur = [part in alone or times[part] > 1 for part in parts]
-            if not alone.intersection(parts) and not all(recur):
-                raise ValueError(
-                    f"{path}:{lines[text]}: is {text!r:.80} one label or several? Separate several "
-                    "by |, or give each a row; write one label without the comma"
-                )
+    if any(
+        alone.intersection(parts) or all(times[part] > 1 for part in parts)
+        for parts in commas.values()
+    ):
         pieces |= commas
+    elif text := next((t for t, parts in commas.items() if any(times[p] > 1 for p in parts)), ""):
+        raise ValueError(
+            f"{path}:{lines[text]}: is {text!r:.80} one label or several? Separate several by |, or "
+            "give each a row; write one label without the comma"
+        )
     alone |= {part for parts in pieces.values() for part in parts}
     for text in sorted(alone, key=lambda text: lines.get(text, 0)):
         words = text.split()

@@ -1,6 +1,7 @@
 """Folders of images and labels as people have them."""
 
 import json
+import os
 import unicodedata
 
 import cv2
@@ -11,7 +12,7 @@ from PIL import Image, ImageOps
 from lib.data import custom
 from lib.data import images as image_files
 from lib.data.coco import CocoImages
-from lib.data.images import read_image
+from lib.data.images import IMAGE_SUFFIXES, read_image
 from lib.data.custom import prepare
 from lib.proposals.store import ProposalStore
 
@@ -245,3 +246,143 @@ def test_an_interrupted_copy_leaves_nothing_half_made(own, monkeypatch):
     assert not (own.images.parent / "root/custom/mine").exists()
     coco, images = own("a,x", "b,x")
     assert sorted(path.name for path in images.iterdir()) == ["a.jpg", "b.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("written", "expected"),
+    [
+        ("{images}/cam1/0.jpg", "cam1/0.jpg"),  # a path into the folder is that file
+        ("/home/user/images/cam1/0.jpg", "cam1/0.jpg"),
+        ("/elsewhere/cam1/0.jpg", "cam1/0.jpg"),
+        ("C:\\Users\\me\\images\\cam1\\0.jpg", "cam1/0.jpg"),
+        ("images/cam1/0.jpg", "cam1/0.jpg"),
+        ("./cam1/0", "cam1/0.jpg"),
+        ("CAM1/0.JPG", "cam1/0.jpg"),
+        ("cam1/../cam2/0.jpg", "cam2/0.jpg"),
+        ("deep/cam1/0.jpg", "deep/cam1/0.jpg"),  # the longest common end
+        ("x/deep/cam1/0.jpg", "deep/cam1/0.jpg"),
+        ("cam2/0", "cam2/0.jpg"),
+        ("only.jpg", "cam1/only.jpg"),
+        ("{images}/only.jpg", None),  # there is none at this very place
+        ("cam3/0.jpg", None),  # a folder that is written must agree
+        ("cam2/only.jpg", None),
+        ("{images}/cam2/only", None),
+        ("am1/0.jpg", None),
+        ("0.jpg", "several"),
+        ("1/0.jpg", None),
+    ],
+)
+def test_paths_in_lists(own, caplog, written, expected):
+    for name in ("cam1/0.jpg", "cam2/0.jpg", "deep/cam1/0.jpg", "cam1/only.jpg"):
+        save(own.images / name)
+    row = f"{written.format(images=own.images)},x"
+    if expected == "several":
+        with pytest.raises(ValueError, match="1 names may mean several files"):
+            own(row)
+    elif expected is None:
+        with pytest.raises(FileNotFoundError, match="1 of its 1 images are not in .* must agree"):
+            own(row)
+    else:
+        assert list(labels_of(own(row)[0])) == [expected]
+        # Leading folders that are not those of the images are told.
+        assert ("found by the ends of their paths" in caplog.text) == ("elsewhere" in written or (
+            written.startswith(("/home", "C:", "x/"))
+        ))
+
+
+def test_a_list_of_two_folders_of_which_one_is_there(own):
+    for name in ("val/0.jpg", "val/1.jpg"):
+        save(own.images / name)
+    rows = ("train/0.jpg,cat", "train/1.jpg,cat", "val/0.jpg,dog", "val/1.jpg,dog")
+    with pytest.raises(FileNotFoundError, match=r"2 of its 4 images .*: train/0\.jpg, train/1\.jpg"):
+        own(*rows)
+    own.images = own.images / "val"
+    labels = own.images.parent.parent / "labels.csv"
+    labels.write_text("\n".join(rows))
+    with pytest.raises(ValueError, match=r"meant by two names: train/0\.jpg and val/0\.jpg \(0\.jpg\)"):
+        prepare(own.images, labels, "val", own.images.parent.parent / "root")
+
+
+def test_numbers_of_images_find_names_with_leading_zeros_and_underscores(own):
+    for name in ("000000000139.jpg", "2007_000032.jpg"):
+        save(own.images / name)
+    coco, _ = own("139,x", "2007000032,y")
+    assert labels_of(coco) == {"000000000139.jpg": [1, 0], "2007_000032.jpg": [0, 1]}
+
+
+def test_links_to_folders_are_followed_but_not_in_circles(own, tmp_path):
+    for name in ("disk/cat/0.jpg", "disk/dog/1.jpg"):
+        save(tmp_path / name)
+    own.images.mkdir()
+    for name in ("cat", "dog"):
+        (own.images / name).symlink_to(tmp_path / "disk" / name)
+    (tmp_path / "disk/dog/up").symlink_to(own.images)
+    (tmp_path / "disk/dog/self").symlink_to(tmp_path / "disk/dog")
+    coco, _ = own("cat/0.jpg,x", "dog/1.jpg,y")
+    assert labels_of(coco) == {"cat/0.jpg": [1, 0], "dog/1.jpg": [0, 1]}
+    own.images = tmp_path / "images"
+    (tmp_path / "disk/dog/up").unlink()
+    coco, _ = own(labels=own.images, name="folders")
+    assert labels_of(coco) == {"cat/0.jpg": [1, 0], "dog/1.jpg": [0, 1]}
+
+
+def test_an_output_inside_the_folder_of_images_is_no_class(own, tmp_path):
+    for name in ("images/cat/0.jpg", "images/dog/1.jpg"):
+        exif = Image.Exif()
+        exif[0x112] = 6  # so that there are copies below the data root
+        save(tmp_path / name, exif=exif.tobytes())
+    for name in ("first", "second"):
+        target, _ = prepare(own.images, own.images, name, own.images / "root")
+        assert CocoImages(target).class_names == ["cat", "dog"]
+    (tmp_path / "l.csv").write_text("0.jpg,cat\n1.jpg,dog\n")
+    target, _ = prepare(own.images, tmp_path / "l.csv", "third", own.images / "root")
+    assert list(labels_of(CocoImages(target))) == ["cat/0.jpg", "dog/1.jpg"]
+
+
+def test_names_that_are_not_utf8_or_too_long_are_told_at_once(own, tmp_path, caplog):
+    long = "x" * 230
+    save(own.images / "a.jpg")
+    save(own.images / f"{long}.jpg")
+    os.rename(own.images / "a.jpg", os.fsencode(own.images) + b"/caf\xe9.jpg")
+    save(own.images / "b.jpg")
+    coco, _ = own("b.jpg,x")  # those without a label do no harm, and can be told
+    assert "caf\\udce9.jpg" in caplog.text
+    with pytest.raises(ValueError, match=r"1 images have a name .*of 234 bytes.*at most 215 bytes"):
+        own("b.jpg,x", f"{long}.jpg,x")
+    for name in ("cat/0.jpg", "dog/1.jpg"):
+        save(tmp_path / "sorted" / name)
+    os.rename(tmp_path / "sorted/dog", os.fsencode(tmp_path) + b"/sorted/d\xf6g")
+    with pytest.raises(ValueError, match=r"1 images have a name .*d\\udcf6g.*not UTF-8; rename it"):
+        prepare(tmp_path / "sorted", tmp_path / "sorted", "sorted", tmp_path / "root")
+
+
+def test_text_ids_are_kept_beside_the_new(own, tmp_path):
+    for name in ("a.jpg", "b.jpg"):
+        save(own.images / name)
+    content = {
+        "images": [{"id": "905a-11", "file_name": "a.jpg"}, {"id": "905a-12", "file_name": "b.jpg"}],
+        "categories": [{"id": 0, "name": "empty"}, {"id": 1, "name": "deer"}],
+        "annotations": [
+            {"id": "x", "image_id": "905a-11", "category_id": 0},
+            {"id": "y", "image_id": "905a-12", "category_id": 1},
+        ],
+    }
+    (tmp_path / "l.json").write_text(json.dumps(content))
+    coco, _ = own(labels=tmp_path / "l.json")
+    assert [(i.image_id, i.original_id) for i in coco.images] == [(1, "905a-11"), (2, "905a-12")]
+    assert coco.find(["905a-12"]) == [1]
+    content["images"][1]["id"] = "905a-11"
+    (tmp_path / "l.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"images\[0\] and images\[1\] have the same id, '905a-11'"):
+        own(labels=tmp_path / "l.json")
+
+
+def test_every_suffix_of_folders_is_one_of_lists(own):
+    for number, suffix in enumerate(IMAGE_SUFFIXES):
+        path = own.images / f"{'ab'[number % 2]}/{number}{suffix}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(cv2.imencode(".png", RNG.integers(0, 256, (5, 6, 3), np.uint8))[1])
+    coco, _ = own(labels=own.images)
+    assert len(coco) == len(IMAGE_SUFFIXES)
+    rows = [f"{record.file_name.split('/')[1].split('.')[0]},x" for record in coco.images]
+    assert len(own(*rows, name="list")[0]) == len(IMAGE_SUFFIXES)

@@ -1,4 +1,5 @@
 import json
+import pickle
 import re
 
 import cv2
@@ -95,6 +96,163 @@ def test_a_byte_order_mark_is_no_part_of_a_name(tmp_path):
     path = tmp_path / "list.txt"
     path.write_bytes("a.jpg 0\n".encode("utf-8-sig"))
     assert list(read_text_tags(path).labels) == ["a.jpg"]
+
+
+CATS = {"a.jpg": (0,), "b.jpg": (1,), "c.jpg": (0,)}
+ROWS = [("a.jpg", "cat"), ("b.jpg", "dog"), ("c.jpg", "cat")]
+
+
+def rows(mark=","):
+    return "".join(f"{file}{mark}{label}\n" for file, label in ROWS)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(
+            f"{file},{label}\n{rows()}"
+            for file, label in [
+                ("File", "Label"),
+                ("filename", "class"),
+                ("file_name", "category_name"),
+                ("filenames", "cats"),
+                ("image", "tags"),
+                ("Image", "Id"),
+                ("image_id", "species"),
+                ("image path", "target"),
+                ("ID", "Labels"),
+                ("picture no", "what is on it"),  # no usual names, but no image either
+                ("name", "animal"),
+            ]
+        ),
+        "sep=,\nfile,label\n" + rows(),
+        "sep=;\n" + rows(";"),
+        "file;label\n" + rows(";"),
+        "file\tlabel\n" + rows("\t"),
+        rows("\t"),
+        rows(";"),
+        rows().replace("\n", "\r\n"),
+        "\n" + rows().replace("\n", "\n\n"),
+        ",file,label\n" + "".join(f"{n},{file},{label}\n" for n, (file, label) in enumerate(ROWS)),
+        "fname,labels,is_valid\n" + "".join(f"{file},{label},True\n" for file, label in ROWS),
+        "label,file\n" + "".join(f"{label},{file}\n" for file, label in ROWS),
+        "".join(f"{label},{file}\n" for file, label in ROWS),
+        "".join(f'{file},"{label}\n"\n' for file, label in ROWS),
+        "file,cat,dog\na.jpg,1,0\nb.jpg,0,1\nc.jpg,1,0\n",
+        "file,cat,dog,split\na.jpg,1.0,0.0,x\nb.jpg,0.0,1.0,x\nc.jpg,1.0,,y\n",
+        ",cat,dog\na.jpg,True,False\nb.jpg,False,True\nc.jpg,True,False\n",
+        "filename,width,height,class,xmin\na.jpg,9,9,cat,1\nb.jpg,9,9,dog,1\n"
+        "c.jpg,9,9,cat,1\nc.jpg,9,9,cat,5\n",
+    ],
+)
+def test_lists_as_other_tools_write_them(tmp_path, text):
+    tags = read_csv_tags(write(tmp_path, text))
+    assert (tags.class_names, tags.labels) == (("cat", "dog"), CATS)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
+def test_encodings_with_a_mark(tmp_path, encoding):
+    (tmp_path / "l.csv").write_bytes("file,label\na.jpg,cañon\n".encode(encoding))
+    assert read_csv_tags(tmp_path / "l.csv").class_names == ("cañon",)
+    (tmp_path / "l.txt").write_bytes("a.jpg 0\n".encode(encoding))
+    assert read_text_tags(tmp_path / "l.txt").labels == {"a.jpg": (0,)}
+
+
+def test_an_encoding_without_a_mark_is_told_with_the_remedy(tmp_path):
+    (tmp_path / "l.csv").write_bytes("file,label\na.jpg,cat\nb.jpg,cañon\n".encode("cp1252"))
+    with pytest.raises(ValueError, match=r"l\.csv:3: not a text file in UTF-8 .*iconv -f cp1252"):
+        read_csv_tags(tmp_path / "l.csv")
+    (tmp_path / "l.csv").write_bytes("a.jpg,cat\n".encode("utf-16-le"))
+    with pytest.raises(ValueError, match=r"l\.csv: .* zero bytes"):
+        read_csv_tags(tmp_path / "l.csv")
+
+
+@pytest.mark.parametrize(
+    ("cells", "expected"),
+    [
+        (["dog,animal", "cat,animal", "cat"], [("animal", "dog"), ("animal", "cat"), ("cat",)]),
+        (["a,b", "b,c", "c,a"], [("a", "b"), ("b", "c"), ("a", "c")]),
+        (["cat|dog", "dog", ""], [("cat", "dog"), ("dog",), ()]),
+        (["cat; dog", "dog;", "x"], [("cat", "dog"), ("dog",), ("x",)]),
+        (["['dog', 'big cat']", '["dog"]', "[]"], [("big cat", "dog"), ("dog",), ()]),
+        # One label with a comma or a space: its parts are found nowhere else.
+        (["tench, Tinca", "dog", "polar bear"], [("tench, Tinca",), ("dog",), ("polar bear",)]),
+    ],
+)
+def test_several_labels_in_a_cell(tmp_path, caplog, cells, expected):
+    caplog.set_level("INFO")
+    quoted = (cell.replace('"', '""') for cell in cells)
+    lines = [f'{n}.jpg,"{cell}"\n' for n, cell in enumerate(quoted)]
+    tags = read_csv_tags(write(tmp_path, "file,label\n" + "".join(lines)))
+    names = [tuple(tags.class_names[c] for c in tags.labels[f"{n}.jpg"]) for n in range(3)]
+    assert names == expected
+    several = any(len(labels) > 1 for labels in expected)
+    assert ("cells with several labels" in caplog.text) == several
+
+
+@pytest.mark.parametrize(
+    ("cells", "message"),
+    [
+        (["dog", "bear, brown", "bear, black"], ":3: is 'bear, brown' one label or several?"),
+        (["dog", "cat", "cat dog"], ":4: is 'cat dog' one label or the labels cat, dog?"),
+    ],
+)
+def test_cells_that_may_be_one_label_or_several_are_asked_back(tmp_path, cells, message):
+    lines = [f'{n}.jpg,"{cell}"\n' for n, cell in enumerate(cells)]
+    path = write(tmp_path, "file,label\n" + "".join(lines))
+    with pytest.raises(ValueError, match=re.escape(f"{path}{message}")):
+        read_csv_tags(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("file,width,height\na.jpg,5,6\n", ":1: no column of labels among 'file, width, height'"),
+        ("file,cat,dog\na.jpg,1,0\na.jpg,1,0\n", ":3: image a.jpg occurs for the second time"),
+        ("file,cat,cat\na.jpg,1,0\n", ": two columns are called 'cat'"),
+        ("file,cat,dog\na.jpg,0,0\n", ": no image has a class; every value is 0"),
+    ],
+)
+def test_columns_that_say_no_labels(tmp_path, text, message):
+    path = write(tmp_path, text)
+    with pytest.raises(ValueError, match=re.escape(f"{path}{message}")):
+        read_csv_tags(path)
+
+
+def test_zeros_and_ones_for_every_class(tmp_path):
+    expected = {"a.jpg": (2,), "b.jpg": (0, 1), "c.jpg": ()}
+    for text in ("a.jpg 0 0 1\nb.jpg 1 1 0\nc.jpg 0 0 0\n", "a.jpg,0,0,1\nb.jpg,1,1,0\nc.jpg,0,0,0"):
+        read = read_csv_tags if "," in text else read_text_tags
+        tags = read(write(tmp_path, text))
+        assert (tags.class_names, tags.labels) == (("class 0", "class 1", "class 2"), expected)
+    tags = read_text_tags(write(tmp_path, "a.jpg 0 0\nb.jpg 0 1\n"))
+    assert tags.labels == {"a.jpg": (), "b.jpg": (1,)}
+    assert read_text_tags(write(tmp_path, "a 0\nb 1\n")).labels == {"a": (0,), "b": (1,)}
+    with pytest.raises(ValueError, match=r"list\.txt:1: .* class ids, or 0/1 for each of two"):
+        read_text_tags(write(tmp_path, "a.jpg 0 1\nb.jpg 1 0\n"))
+    with pytest.raises(ValueError, match=r"list\.txt:2: a class id occurs twice"):
+        read_text_tags(write(tmp_path, "a.jpg 4\nb.jpg 3 3\n"))
+
+
+def test_dictionaries_of_vectors(tmp_path):
+    path = tmp_path / "cls_labels.npy"
+    vectors = {2007000032: np.array([0, 1], np.float32), "b": [1, 1], np.str_("c"): np.zeros(2)}
+    np.save(path, vectors, allow_pickle=True)
+    tags = read_tags(path)
+    assert tags.class_names == ("class 0", "class 1")
+    assert tags.labels == {"2007000032": (1,), "b": (0, 1), "c": ()}
+    for wrong, message in [
+        (np.zeros((2, 2)), "found a .*array, expected a dictionary"),
+        ({"a": [0, 2]}, "the entry 'a' is not a vector of 0 and 1"),
+        ({"a": [0, 1], "b": [1]}, "the entry 'b' has another length than the first"),
+        ({"a": pickle.Unpickler}, "refused: the pickle names the global"),
+    ]:
+        np.save(path, wrong, allow_pickle=True)
+        with pytest.raises(ValueError, match=rf"cls_labels\.npy: .*{message}"):
+            read_tags(path)
+    path.write_bytes(path.read_bytes()[:9])
+    with pytest.raises(ValueError, match=r"cls_labels\.npy: not a readable \.npy file"):
+        read_tags(path)
 
 
 def test_folders(tmp_path):

@@ -424,3 +424,97 @@ def test_published_pickle_of_7x7_masks_is_refused_with_the_remedy(tmp_path):
     write_published(tmp_path / "a.pkl", [1], [np.ones((5, 7, 7), bool)])
     _, _, failures = imported(tmp_path / "a.pkl", "pickle", tmp_path, [image(1, "a.jpg")])
     assert "import the COB .mat files (--format cob)" in failures["a.jpg"]
+
+
+def results_of(masks, **fields):
+    return [{**fields, "category_id": 1, "score": 0.5, "segmentation": rle(m)} for m in masks]
+
+
+@pytest.mark.parametrize("form", ["results", "annotations"])
+def test_one_result_file_of_all_images(tmp_path, form):
+    masks = [random_masks(i, 3 + i) for i in range(4)]
+    entries = [
+        *results_of(masks[0], image_id=7),
+        *results_of(masks[1], image_id="8"),
+        *results_of(masks[2], image_id="905a-11"),
+        *results_of(masks[3], image_id="sub/d.jpg"),
+    ]
+    order = np.random.default_rng(0).permutation(len(entries))
+    by_image = [entries[i] for i in sorted(order, key=lambda i: i % 2)]  # mixed, their order kept
+    path = tmp_path / "all.json"
+    path.write_text(json.dumps(by_image if form == "results" else {"annotations": by_image}))
+    records = [
+        image(7.0, "a.jpg"),
+        image(8, "b.jpg"),
+        ImageRecord(3, "c.jpg", *SIZE, np.zeros(2), "905a-11"),
+        image(4, "sub/d.jpg"),
+        image(5, "e.jpg"),
+    ]
+    store, total, failures = imported(path, "coco-rle", tmp_path, records)
+    assert list(failures) == ["e.jpg"] and total.stored == sum(map(len, masks))
+    assert "none of the 4 image ids in" in failures["e.jpg"] and "(5)" in failures["e.jpg"]
+    for record, expected in zip(records, masks, strict=False):
+        stored = store.load(record.file_name).regions.masks()
+        assert {m.tobytes() for m in stored} == {m.tobytes() for m in expected}
+
+
+def test_one_file_whose_entries_name_no_image(tmp_path):
+    (tmp_path / "a.json").write_text(json.dumps(results_of(random_masks())))
+    with pytest.raises(ValueError, match=r"a\.json: entry 0 has no image_id; .*give their folder"):
+        READERS["coco-rle"](tmp_path / "a.json")
+
+
+@pytest.mark.parametrize("name", sorted(READERS))
+def test_files_are_told_from_folders(tmp_path, name):
+    (tmp_path / "a.bin").write_bytes(b"")
+    if name == "pickle":
+        with pytest.raises(ValueError, match="a folder, expected the one pickle of all images"):
+            READERS[name](tmp_path)
+    elif name != "coco-rle":
+        with pytest.raises(ValueError, match=r"a\.bin: a file, expected the folder in which every"):
+            READERS[name](tmp_path / "a.bin")
+
+
+def test_other_forms_of_arrays(tmp_path):
+    masks = random_masks()
+    np.savez(tmp_path / "a.npz", masks)  # arr_0
+    np.save(tmp_path / "b.npy", masks)
+    sam = [{"segmentation": m, "area": m.sum(), "bbox": [0, 0, 1, 1]} for m in masks]
+    np.save(tmp_path / "c.npy", np.array(sam, object), allow_pickle=True)
+    sam = [{"segmentation": rle(m), "area": 3} for m in masks]
+    np.save(tmp_path / "d.npy", np.array(sam, object), allow_pickle=True)
+    names = ["a.jpg", "b.jpg", "c.jpg", "d.jpg"]
+    store, _, failures = imported(tmp_path, "npz", tmp_path, [image(1, name) for name in names])
+    assert not failures
+    for name in names:
+        np.testing.assert_array_equal(store.load(name).regions.masks(), masks)
+
+
+def test_numbers_as_floats_polygons_and_names_with_the_suffix_of_the_image(tmp_path):
+    masks = random_masks()
+    floats = [rle(m, compressed=i % 2 == 0) for i, m in enumerate(masks)]
+    for entry in floats:
+        entry["size"] = [float(n) for n in entry["size"]]
+        if isinstance(entry["counts"], list):
+            entry["counts"] = [float(n) for n in entry["counts"]]
+    (tmp_path / "a.json").write_text(json.dumps(floats))
+    (tmp_path / "b.jpg.json").write_text(json.dumps([rle(m) for m in masks]))
+    polygon = {"segmentation": [[1, 1, 5, 1, 5, 4, 1, 4]]}
+    (tmp_path / "c.json").write_text(json.dumps([polygon]))
+    names = ["a.jpg", "b.jpg", "c.jpg"]
+    store, _, failures = imported(
+        tmp_path, "coco-rle", tmp_path, [image(1, name) for name in names]
+    )
+    assert not failures
+    np.testing.assert_array_equal(store.load("a.jpg").regions.masks(), masks)
+    np.testing.assert_array_equal(store.load("b.jpg").regions.masks(), masks)
+    (drawn,) = store.load("c.jpg").regions.masks()
+    assert drawn[1:4, 1:5].all() and drawn.sum() == 12
+
+
+def test_a_mask_of_another_size_ends_the_reading(tmp_path):
+    """So that a thousand masks of a wrong size are not drawn before it is noticed."""
+    huge = {"size": [2**14, 2**14], "counts": [2**28]}
+    (tmp_path / "a.json").write_text(json.dumps([huge] * 1000))
+    _, _, failures = imported(tmp_path, "coco-rle", tmp_path, [image(1, "a.jpg")])
+    assert "has 16384x16384 masks, the image is 5x8" in failures["a.jpg"]
