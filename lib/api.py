@@ -25,10 +25,10 @@ from lib.data.loader import CimDataset, ReadImage
 from lib.data.transforms import mask_boxes
 from lib.engine.build import check_precision, prepare_for_inference
 from lib.engine.checkpoint import CheckpointError, load_checkpoint, load_model
-from lib.engine.inference import score_passes
 from lib.engine.runs import checkpoint_at, newest_checkpoint
 from lib.evaluation.detections import select_detections
 from lib.modeling.model_builder import CIMNet, build_model
+from lib.modeling.scoring import score_passes
 from lib.proposals.generate import generate_proposals
 from lib.proposals.regions import mask_areas, proposals_from_masks, proposals_from_regions
 from lib.structures import Clusters, Proposals, Regions

@@ -28,11 +28,12 @@ from lib.data.coco import CocoImages
 from lib.data.loader import CimDataset
 from lib.engine.build import trained_model
 from lib.engine.checkpoint import load_checkpoint
-from lib.engine.inference import read_passes, score_passes
+from lib.engine.inference import read_passes
 from lib.engine.runs import newest_checkpoint
 from lib.evaluation.detections import select_detections
 from lib.fast.network import FastCIMNet
 from lib.modeling.heads import teachers
+from lib.modeling.scoring import score_passes
 from lib.prm.clusters import ClusterStore
 from lib.prm.images import SquareImages
 from lib.prm.network import build_prm, load_prm

@@ -24,11 +24,11 @@ from lib.data.coco import read_coco
 from lib.data.loader import CimDataset, ReadImage
 from lib.engine.build import trained_model
 from lib.engine.checkpoint import load_checkpoint
-from lib.engine.inference import proposal_scores
 from lib.evaluation.coco_eval import evaluate_segm
 from lib.evaluation.coco_files import by_image
 from lib.evaluation.detections import select_detections, to_coco_results
 from lib.modeling.heads import CIMMiner, anti_noise_sample
+from lib.modeling.scoring import proposal_scores
 from lib.proposals.rle import rle_to_mask
 from lib.structures import Detections, Instances, Scores
 

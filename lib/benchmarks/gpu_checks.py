@@ -28,7 +28,6 @@ from lib.benchmarks.report import Conditions, Row
 from lib.benchmarks.timing import time_together
 from lib.engine.checkpoint import load_checkpoint, save_checkpoint
 from lib.engine.distributed import Ranks, summing_model
-from lib.engine.inference import score_passes
 from lib.engine.profile import SKIPPED, TRACED, WARM_UP, Profile
 from lib.engine.solver import build_optimizer
 from lib.engine.trainer import OneByOne, Together, Trainer
@@ -38,6 +37,7 @@ from lib.modeling.backbones import build_backbone
 from lib.modeling.criterion import CIMCriterion, score_image
 from lib.modeling.heads import CIMMiner
 from lib.modeling.model_builder import CIMNet
+from lib.modeling.scoring import score_passes
 from lib.proposals.overlaps import overlaps
 from lib.structures import Targets
 

@@ -17,8 +17,8 @@ from lib.benchmarks.timing import time_together
 from lib.config import RuntimeConfig
 from lib.data.transforms import mirror_boxes, mirror_roi_masks
 from lib.engine.build import prepare_for_inference
-from lib.engine.inference import proposal_scores, score_passes
 from lib.modeling.model_builder import CIMNet
+from lib.modeling.scoring import proposal_scores, score_passes
 from lib.structures import Sample
 
 SCALES = (480, 576, 688, 864, 1200)

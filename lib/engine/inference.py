@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from tqdm import tqdm
 
 from lib.data.coco import CocoImages
@@ -23,54 +23,17 @@ from lib.data.transforms import Flip
 from lib.engine.distributed import ALONE, Ranks
 from lib.engine.journal import Journal
 from lib.evaluation.detections import select_detections, to_coco_results
-from lib.fast.network import FastCIMNet
 from lib.files import atomic_file, read_json, remove_parts, write_json
+from lib.modeling.scoring import score_passes
 from lib.refine.data import InstanceDataset, ReadInstances
 from lib.refine.detect import MaskRCNNDetector
-from lib.structures import Detections, Sample, Scores, View
+from lib.structures import Detections, Sample, View
 
 logger = logging.getLogger(__name__)
 
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
-
-
-def proposal_scores(scores: Scores) -> Tensor:
-    """What one pass says of every proposal and class.
-
-    Returns:
-        (P, C) float32 in [0, 1], without background: the mean over the stages of class
-        probability times integrity; class times detection probability of the MIL branch in a
-        network without stages.
-    """
-    if len(scores.refine_cls_prob) == 0:
-        return (scores.cls_prob * scores.det_prob)[:, 1:]
-    return (scores.refine_cls_prob * scores.refine_integrity_prob).mean(dim=0)[
-        :, 1:
-    ]  # (S, P, C+1) to (P, C)
-
-
-@torch.inference_mode()
-def score_passes(model: FastCIMNet, passes: Sequence[View], device: torch.device | str) -> Tensor:
-    """Mean of `proposal_scores` over several views of one image.
-
-    Args:
-        model: in evaluation mode, on `device`.
-        passes: the image at every scale and mirroring, at least one, with the same proposals.
-            Those of one size, such as an image and its mirror image, had best be neighbours.
-
-    Returns:
-        (P, C) float32 on the CPU.
-
-    Raises:
-        ValueError: there is no pass.
-    """
-    if not passes:
-        raise ValueError("there is no pass to score; test.scales and test.flips must not be empty")
-    # Memberships and clusters stay here: they can be larger than the image.
-    views = [each.view().to(device, non_blocking=True) for each in passes]
-    return torch.stack([proposal_scores(s) for s in model.score_views(views)]).mean(dim=0).cpu()
 
 
 def read_passes(

@@ -17,8 +17,9 @@ from lib.data.coco import CocoImages
 from lib.data.images import read_image
 from lib.data.loader import CimDataset
 from lib.engine.build import build_trainer, prepare_for_inference, share_threads
-from lib.engine.inference import read_passes, score_passes
+from lib.engine.inference import read_passes
 from lib.modeling.model_builder import build_model
+from lib.modeling.scoring import score_passes
 from lib.prm.images import SquareImages
 from lib.prm.network import build_prm
 from lib.prm.peaks import class_scores

@@ -13,8 +13,8 @@ from lib.benchmarks.network import SMALL
 from lib.config import Config, RuntimeConfig, SolverConfig
 from lib.engine import build
 from lib.engine.build import build_trainer, check_precision, prepare_for_inference
-from lib.engine.inference import proposal_scores, score_passes
 from lib.modeling.model_builder import build_model
+from lib.modeling.scoring import proposal_scores, score_passes
 
 NUM_CLASSES = 5
 

@@ -3,7 +3,8 @@ import pytest
 import torch
 from torch import nn
 
-from lib.engine.inference import map_ahead, proposal_scores, read_passes, score_passes
+from lib.engine.inference import map_ahead, read_passes
+from lib.modeling.scoring import proposal_scores, score_passes
 from lib.structures import Sample, Scores
 
 

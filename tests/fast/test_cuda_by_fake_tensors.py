@@ -13,11 +13,11 @@ from lib.benchmarks.drawn import draw_sample
 from lib.benchmarks.network import SMALL
 from lib.config import Config, ModelConfig, PRMConfig, RuntimeConfig, SolverConfig
 from lib.engine.build import build_trainer, prepare_for_inference
-from lib.engine.inference import score_passes
 from lib.engine.trainer import Trainer
 from lib.modeling.criterion import CIMCriterion
 from lib.modeling.heads import CIMMiner
 from lib.modeling.model_builder import CIMNet, build_model
+from lib.modeling.scoring import score_passes
 from lib.prm.network import PeakResponseNet
 from lib.prm.peaks import class_scores
 from tests.fake_cuda import Watch, pretended_gpu

@@ -11,8 +11,9 @@ from lib.config import RuntimeConfig
 from lib.data.coco import CocoImages
 from lib.data.loader import CimDataset
 from lib.engine.build import prepare_for_inference
-from lib.engine.inference import proposal_scores, read_passes, score_passes
+from lib.engine.inference import read_passes
 from lib.evaluation.detections import select_detections
+from lib.modeling.scoring import proposal_scores, score_passes
 from lib.structures import Proposals, Regions
 from tests.parity.test_model import backbone_of, network
 

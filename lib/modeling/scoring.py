@@ -1,0 +1,46 @@
+"""Post-processing: from the scores of several passes to one score for each proposal and class."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from lib.structures import Scores, View
+
+
+def proposal_scores(scores: Scores) -> Tensor:
+    """Score of every proposal for every class from one pass (docs/specification.md#inference).
+
+    Returns:
+        (P, C) float32 in [0, 1], without background: the mean over the stages of class
+        probability times integrity; class times detection probability of the MIL branch in a
+        network without stages.
+    """
+    if len(scores.refine_cls_prob) == 0:
+        return (scores.cls_prob * scores.det_prob)[:, 1:]
+    by_stage = scores.refine_cls_prob * scores.refine_integrity_prob  # (S, P, C+1)
+    return by_stage.mean(dim=0)[:, 1:]
+
+
+@torch.inference_mode()
+def score_passes(model: nn.Module, passes: Sequence[View], device: torch.device | str) -> Tensor:
+    """Mean of `proposal_scores` over several views of one image.
+
+    Args:
+        model: a FastCIMNet in evaluation mode, on `device`.
+        passes: the image at every scale and mirroring, at least one, with the same proposals.
+            Those of one size, such as an image and its mirror image, had best be neighbours.
+
+    Returns:
+        (P, C) float32 on the CPU.
+
+    Raises:
+        ValueError: there is no pass.
+    """
+    if not passes:
+        raise ValueError("there is no pass to score; test.scales and test.flips must not be empty")
+    # Memberships and clusters stay here: they can be larger than the image.
+    views = [each.view().to(device, non_blocking=True) for each in passes]
+    return torch.stack([proposal_scores(s) for s in model.score_views(views)]).mean(dim=0).cpu()
