@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import tempfile
+import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -80,6 +81,18 @@ def read_json(path: str | Path) -> Any:
         raise ValueError(
             f"{path}: not valid JSON ({error}); the file may be truncated: copy or make it again"
         ) from None
+
+
+def find_file(path: Path) -> Path | None:
+    """The file of this name, whichever way Unicode writes its accents; None if there is none."""
+    if path.is_file():
+        return path
+    for form in ("NFC", "NFD"):
+        for folder in (path.parent, Path(unicodedata.normalize(form, str(path.parent)))):
+            other = folder / unicodedata.normalize(form, path.name)
+            if other.is_file():
+                return other
+    return None
 
 
 def whole(value: Any) -> int | None:

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from lib.files import read_json, write_json
+from lib.files import find_file, read_json, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -112,18 +112,22 @@ class Memory:
         known_in = self.folder / f"{folder.name}-{fingerprint(place, reader.__name__)[:12]}.json"
         known = _known(known_in)
         settled = time.time_ns() - _RECENT
-        states, unknown = {}, []
+        states, unknown, paths = {}, [], {}
         for name in file_names:
+            paths[name] = folder / name
             try:
                 status = os.stat(f"{place}/{name}")
             except FileNotFoundError:
-                continue
+                found = find_file(folder / name)  # as for reading it
+                if found is None:
+                    continue
+                status, paths[name] = found.stat(), found
             states[name] = [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
             if name not in known or known[name][0] != states[name]:
                 unknown.append(name)
         try:
             with ThreadPoolExecutor(_READERS) as pool:
-                values = pool.map(lambda name: reader(folder / name), unknown)
+                values = pool.map(lambda name: reader(paths[name]), unknown)
                 title = f"fingerprints of {folder.name}"
                 many = len(unknown) > 1000
                 for name, value in zip(

@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from lib.data.images import check_name, find_file
-from lib.files import id_key, read_json, whole
+from lib.data.images import check_name
+from lib.files import find_file, id_key, read_json, whole
 from lib.proposals import rle
 from lib.structures import ImageRecord
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import re
 import struct
-import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +13,7 @@ import cv2
 import numpy as np
 from PIL import ExifTags, Image
 
-from lib.files import atomic_file
+from lib.files import atomic_file, find_file
 
 IMAGE_SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".webp", ".tif", ".tiff", ".bmp", ".dib"),
@@ -61,18 +60,6 @@ def read_image(path: str | Path, size: tuple[int, int] | None = None) -> np.ndar
             )
         image = stored
     return np.ascontiguousarray(image)
-
-
-def find_file(path: Path) -> Path | None:
-    """The file of this name, whichever way Unicode writes its accents; None if there is none."""
-    if path.is_file():
-        return path
-    for form in ("NFC", "NFD"):
-        for folder in (path.parent, Path(unicodedata.normalize(form, str(path.parent)))):
-            other = folder / unicodedata.normalize(form, path.name)
-            if other.is_file():
-                return other
-    return None
 
 
 def check_name(name: str) -> str | None:

@@ -320,7 +320,7 @@ def _csv_columns(
         columns = [(label, None)]
     unread = [head[c].strip() for c in others if c not in {column for column, _ in columns}]
     if unread:
-        logger.info("%s: columns that are not read: %s", path, ", ".join(unread))
+        logger.warning("%s: columns that are not read: %s", path, ", ".join(unread))
     return True, file_column, columns
 
 
@@ -366,7 +366,7 @@ def _from_bit_columns(
         if name in rows:
             raise ValueError(f"{path}:{number}: image {name} occurs for the second time")
         rows[name] = [_bit(row, column) or 0 for column, _ in columns]
-    logger.info("%s: read as 0/1 for the %d classes %s", path, len(names), ", ".join(names))
+    logger.warning("%s: read as 0/1 for the %d classes %s", path, len(names), ", ".join(names))
     return _from_bits(rows, class_names or names, path)
 
 
@@ -407,7 +407,7 @@ def _splitter(
             )
     several = [text for text, parts in pieces.items() if len(parts) > 1]
     if several:
-        logger.info(
+        logger.warning(
             "%s: cells with several labels, such as %r, are read as %s",
             path,
             several[0],
