@@ -1,8 +1,8 @@
-"""Several processes that work together, as torchrun starts them: one for each GPU, or some on CPUs.
+"""Several processes that share the work, started by torchrun: one for each GPU, or some on CPUs.
 
 Every process, a *rank*, runs the same program on its share of the images. Gradients are summed by
-DistributedDataParallel (NCCL between GPUs, gloo on CPUs); all else that the ranks tell each other
-is a few numbers and names, by gloo.
+DistributedDataParallel (NCCL between GPUs, gloo on CPUs); everything else that ranks exchange is a
+few numbers and names, by gloo.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ from torch.nn.parallel import DistributedDataParallel
 logger = logging.getLogger(__name__)
 
 TIMEOUT = timedelta(minutes=10)
-"""Without a word from another rank for so long, a rank gives up. Where a rank has died this is
-noticed at once; it is for those that hang."""
+"""A rank gives up after waiting this long for another one. A rank that has died is noticed at once;
+this is for ranks that hang."""
 PATIENCE = timedelta(days=7)
-"""The same after hours of work on their own, which some ranks end long before others."""
+"""The same after hours of separate work, which some ranks finish long before others."""
 LAUNCHER = "CIM_LAUNCHER"
-"""Environment variable in which tools/launch.py tells its ranks its process id."""
+"""Environment variable with the process id of tools/launch.py, for its ranks."""
 
 
 class LostRankError(ConnectionError):
-    """Another rank has failed or died; what happened is told by that rank, or by torchrun."""
+    """Another rank has failed or died; that rank, or torchrun, says why."""
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """Where this process stands among all; by default it is the only one, and nothing is sent."""
+    """This process among all that share the work; by default it is the only one."""
 
     rank: int = 0
     count: int = 1
@@ -53,15 +53,15 @@ class Ranks:
 
     @property
     def is_first(self) -> bool:
-        """Rank 0 alone writes files and tells how things stand."""
+        """Only rank 0 writes files and reports progress."""
         return self.rank == 0
 
     def share_of(self, items: Sequence[Any]) -> Sequence[Any]:
-        """The items that fall to this rank: every `count`-th, beginning with its number."""
+        """The items of this rank: every `count`-th, starting at its number."""
         return items[self.rank :: self.count]
 
     def gather(self, value: Any) -> list[Any]:
-        """What every rank has given, in order of rank. All ranks must call this."""
+        """The values of all ranks, in order of rank. All ranks must call this."""
         if self.count == 1:
             return [value]
         values = [None] * self.count
@@ -69,7 +69,7 @@ class Ranks:
         return values
 
     def from_first(self, value: Any) -> Any:
-        """What rank 0 has given. All ranks must call this."""
+        """The value of rank 0. All ranks must call this."""
         if self.count == 1:
             return value
         values = [value]
@@ -77,10 +77,10 @@ class Ranks:
         return values[0]
 
     def wait(self, patiently: bool = False) -> None:
-        """Returns when all ranks have come here.
+        """Waits until all ranks have called this.
 
         Args:
-            patiently: it may take some of them more than TIMEOUT.
+            patiently: allows PATIENCE instead of TIMEOUT.
         """
         if self.count > 1:
             group = self.patient if patiently else None
@@ -92,10 +92,10 @@ ALONE = Ranks()
 
 @contextmanager
 def joined_ranks(device: str) -> Iterator[Ranks]:
-    """The ranks that torchrun has started; without torchrun this process alone.
+    """Joins the ranks that torchrun has started; without torchrun, this process alone.
 
     Args:
-        device: `cpu`, or `cuda`, of which every rank of a machine takes its own.
+        device: `cpu`, or `cuda`: each rank of a machine takes its own GPU.
 
     Raises:
         ValueError: the machine has fewer GPUs than ranks.
@@ -133,16 +133,16 @@ def joined_ranks(device: str) -> Iterator[Ranks]:
 
 
 def make_current(device: torch.device) -> None:
-    """Has all that names no device, such as pinned memory and waiting, take this GPU."""
+    """Makes a GPU the default of everything that names no device, such as pinning memory."""
     if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)
 
 
 def _end_with_the_launcher() -> None:
-    """Has this process be sent SIGTERM, as torchrun does it, also when torchrun was killed itself.
+    """Sends this process SIGTERM when torchrun has been killed.
 
-    Otherwise ranks would go on without it, beside those that the same command starts again, and
-    those that have not met yet would wait for it until TIMEOUT.
+    Otherwise its ranks would keep running beside those that the same command starts again, and
+    ranks that have not met yet would wait until TIMEOUT.
     """
     launcher = int(os.environ.get(LAUNCHER, os.getppid()))
 
@@ -156,9 +156,9 @@ def _end_with_the_launcher() -> None:
 
 
 def summing_model(model: nn.Module, ranks: Ranks) -> DistributedDataParallel:
-    """The model, with gradients that are the sum over all ranks, and the weights of rank 0.
+    """Wraps the model: gradients are summed over all ranks, weights are those of rank 0.
 
-    DistributedDataParallel on its own takes their mean.
+    DistributedDataParallel alone would take the mean of the gradients.
     """
     device = torch.device(ranks.device)
     with warnings.catch_warnings():
@@ -169,12 +169,12 @@ def summing_model(model: nn.Module, ranks: Ranks) -> DistributedDataParallel:
             device_ids=[device.index] if device.type == "cuda" else None,
             broadcast_buffers=False,  # running statistics do not change in training
             gradient_as_bucket_view=True,
-            # Otherwise it waits for gradients that never come. It costs a walk through the graph.
+            # Without it, it waits for gradients that never come. It costs a walk through the graph.
             find_unused_parameters=any(
                 getattr(part, "has_idle_parameters", False) for part in model.modules()
             ),
         )
-    # Not by its name: torch looks at the annotations of a hook, and does not expect text there.
+    # A lambda: torch inspects the annotations of a hook and does not expect strings there.
     parallel.register_comm_hook(None, lambda _, bucket: _sum(bucket))
     return parallel
 

@@ -22,10 +22,10 @@ _ROWS = 25
 
 
 class Profile:
-    """Traces a few updates of each rank; to be told of the end of every update.
+    """Traces a few updates of each rank; `step` is called after every update.
 
     Writes `trace_rank<N>.json`, for chrome://tracing or ui.perfetto.dev, and
-    `operations_rank<N>.txt`, the operations that took the most time, into the folder.
+    `operations_rank<N>.txt`, the operations that took most time.
 
     Args:
         wanted: False does nothing.
@@ -75,7 +75,7 @@ class Profile:
 
 
 def peak_memory(device: torch.device = CPU) -> int:
-    """The most bytes that were in use at once so far: on a GPU, or else by this process."""
+    """Peak memory in bytes: on a GPU, otherwise of this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -1,4 +1,4 @@
-"""What a training shows of itself: curves and pictures, in files and in TensorBoard, and a bar."""
+"""The record of a training: curves and pictures, in files and in TensorBoard, and a bar."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ class Record:
 
     Args:
         run: the run folder.
-        start: updates done before; what an interrupted run wrote of later ones is forgotten.
+        start: updates already done; what an interrupted run wrote about later ones is dropped.
         max_iter: updates at the end.
-        bar_shows: names of the numbers beside the bar.
-        device: that is trained on.
+        bar_shows: names of the numbers shown beside the bar.
+        device: of the training.
     """
 
     def __init__(
@@ -51,12 +51,12 @@ class Record:
         self.averages = Averages()
 
     def add(self, values: Numbers) -> None:
-        """Notes the numbers of one update."""
+        """Adds the numbers of one update to the means."""
         self.averages.add(values)
         self.bar.update()
 
     def write(self, iteration: int, images_per_update: int) -> None:
-        """Writes the means since the last time, as of `iteration`."""
+        """Writes the means since the last call, under `iteration`."""
         means = self.averages.take()
         means["images_per_s"] = images_per_update / means["seconds"]
         means["memory_gb"] = peak_memory(self.device) / 2**30
@@ -66,7 +66,7 @@ class Record:
         self.bar.set_postfix({n: f"{means[n]:.3g}" for n in self.bar_shows if n in means})
 
     def show(self, iteration: int, name: str, picture: np.ndarray) -> None:
-        """Keeps a picture, (H, W, 3) uint8 RGB, as `<name>/update_<N>.png` and in TensorBoard."""
+        """Saves an (H, W, 3) uint8 RGB picture as `<name>/update_<N>.png` and in TensorBoard."""
         done, encoded = cv2.imencode(".png", picture[..., ::-1])
         assert done
         with atomic_file(self.run / name / f"update_{iteration:06d}.png") as file:
@@ -82,18 +82,18 @@ class Record:
 
 
 class Board:
-    """A TensorBoard event file, written at once.
+    """A TensorBoard event file, written in the calling thread.
 
-    tensorboardX's SummaryWriter writes from a thread, and once that has died of a full disk, the
-    next call waits for ever. Here the OSError comes out.
+    tensorboardX's SummaryWriter writes from a thread of its own; once a full disk has killed that
+    thread, the next call waits for ever. Here the OSError is raised.
 
     Args:
-        purge_step: TensorBoard forgets what earlier files have from this step on.
+        purge_step: TensorBoard drops the events of earlier files from this step on.
     """
 
     def __init__(self, folder: Path, purge_step: int) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        # The name is made of the second, and a file of that name would be overwritten.
+        # The file's name has the time in seconds; a second file of that second would replace it.
         self._file = EventsWriter(str(folder / "events"), f".{time.time_ns()}")
         self._write(Event(step=purge_step, session_log=SessionLog(status=SessionLog.START)))
 

@@ -61,13 +61,13 @@ class Trainer:
 
     model: nn.Module
     backward: Callable[[Images, Weigh], list[Losses]]
-    """Adds the gradient of every image of an update to the model's, and returns the losses:
-    OneByOne, or a faster way with the same result."""
+    """Adds the gradients of an update's images to the model's and returns their losses: OneByOne,
+    or a faster way with the same result."""
     optimizer: torch.optim.SGD
     solver: SolverConfig
     loss_weights: Mapping[str, float]
     seed: int = 0
-    """What is drawn for an image follows from this and the image's place in the stream."""
+    """Random draws for an image follow from this and the image's place in the stream."""
     device: torch.device = torch.device("cpu")
     ranks: Ranks = ALONE
     """The processes that share the images of an update; the result does not depend on them."""
@@ -76,15 +76,15 @@ class Trainer:
 
     @property
     def first_sample(self) -> int:
-        """Where in the stream of all images this rank's next one stands.
+        """Place of this rank's next image in the stream of all images.
 
-        From there on it takes every `ranks.count`-th: which images an update sums, and what is
-        drawn for each, does not depend on the number of ranks.
+        From there the rank takes every `ranks.count`-th, so that neither the images of an update
+        nor the random draws for them depend on the number of ranks.
         """
         return self.iteration * self.solver.images_per_update + self.ranks.rank
 
     def update(self, samples: Iterator[TrainingSample]) -> Numbers:
-        """Takes the next images of the stream and makes one update of the weights.
+        """Updates the weights once, with the next images of the stream.
 
         Args:
             samples: the images of this rank, see `first_sample`.
@@ -138,7 +138,7 @@ class Trainer:
     def _finite(
         self, samples: list[TrainingSample], losses: list[dict[str, Tensor]], grad_norm: Tensor
     ) -> tuple[list[Numbers], float]:
-        """Losses of all images and gradient norm as numbers, after a look whether they are.
+        """Losses of all images and gradient norm as numbers, checked to be finite.
 
         Raises:
             NonFiniteLossError: in all ranks.
@@ -152,7 +152,7 @@ class Trainer:
         fault = next((n for n, one in enumerate(told) if not _all_finite(one)), None)
         if fault is None and math.isfinite(norm):
             return told, norm
-        # What led to it is gathered whole, so that it can be replayed.
+        # All images of the update are gathered, so that it can be replayed.
         samples = in_order(self.ranks.gather([sample.to("cpu") for sample in samples]))
         update = f"update {self.iteration + 1}"
         if fault is None:
@@ -164,7 +164,7 @@ class Trainer:
         raise NonFiniteLossError(text, samples, told)
 
     def state_dict(self) -> dict[str, Any]:
-        """All that a resumed training needs to go on bit for bit, as tensors and plain values."""
+        """Everything that a resumed training needs to continue bit for bit."""
         return {
             "model": self.model.state_dict(),
             "step": self.iteration,
@@ -174,7 +174,7 @@ class Trainer:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Takes over what `state_dict` gave."""
+        """Restores what `state_dict` returned."""
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         lay_out_momentum(self.optimizer)
@@ -183,7 +183,7 @@ class Trainer:
 
 
 def in_order(of_ranks: Sequence[Sequence[_Item]]) -> list[_Item]:
-    """What was shared out among ranks, every rank's list, in its order before that."""
+    """Merges the lists of all ranks, undoing `Ranks.share_of`."""
     return [item for together in zip(*of_ranks, strict=True) for item in together]
 
 
