@@ -1,4 +1,4 @@
-"""What the method sees on an image, as layers of the gallery."""
+"""The steps of the method on an image as layers of the gallery."""
 
 from __future__ import annotations
 
@@ -43,15 +43,15 @@ def inspect_worst(
     prm_file: Path | None = None,
     device: str = "cpu",
 ) -> list[tuple[int, dict[str, Items]]]:
-    """What the method sees on the pictures of lowest AP, as far as it can be told.
+    """Details of the pictures of lowest AP.
 
-    Without a run, or before its first checkpoint, that is proposals and stored clusters; images
+    Without a run, or before its first checkpoint, these are proposals and stored clusters; images
     without stored proposals have no details.
 
     Args:
         pictures: the first images of the data set, in its order.
-        count: at most so many have details.
-        prm_file: takes the place of the PRM of the data set, or of the one that was trained on.
+        count: maximum number of pictures with details.
+        prm_file: replaces the PRM of the data set, or of the training data.
 
     Returns:
         (number of the picture, its layers)
@@ -81,10 +81,10 @@ def make_details(
     clusters: ClusterStore,
     inspector: Inspector | None,
 ) -> list[tuple[int, dict[str, Items]]]:
-    """(number, layers) of images of a data set; those that fail are left out, with a warning.
+    """(number, layers) of images of a data set; images that fail are left out, with a warning.
 
     Args:
-        clusters: stored ones, for when there is no PRM to make them with.
+        clusters: stored ones, used where there is no PRM to make them.
         inspector: None gives proposals and stored clusters alone.
     """
     made = []
@@ -104,7 +104,7 @@ def make_details(
 
 
 def detail_layers(details: Iterable[tuple[int, Mapping[str, Items]]]) -> dict[str, Layer]:
-    """The layers that these details have, in the order in which they are listed."""
+    """The layers of these details, in the order of the gallery's list."""
     names = {name for _, layers in details for name in layers}
     stages = sorted(name for name in names if name.startswith(_MINED))
     known = {name: f"Mined for stage {name.removeprefix(_MINED)}" for name in stages}

@@ -1,6 +1,6 @@
 """A dot plot as SVG: every measured value is a dot, the mean of a row a line.
 
-Few seeds are shown as they are; a bar with whiskers would suggest more than they tell.
+With few seeds, a bar with whiskers would suggest more than they tell.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from statistics import fmean
 
 _LABEL, _WIDTH, _GAP, _ROW, _TOP, _BOTTOM = 170, 300, 30, 26, 34, 40
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
-"""Okabe and Ito's, told apart by most readers."""
+"""By Okabe and Ito, distinguishable for most readers."""
 _INK, _GRID = "#24292f", "#d0d7de"
 _TICKS = 6
-"""A scale has at most about so many."""
+"""Approximate maximum number of ticks of a scale."""
 
 
 @dataclass(frozen=True)

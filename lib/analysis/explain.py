@@ -1,4 +1,4 @@
-"""What the method sees in one image, step by step, as one figure with captions in plain words."""
+"""The steps of the method on one image as one figure with captions in plain words."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ Panel = tuple[str, np.ndarray, str]
 """Title, picture, caption."""
 
 OUTLINED = 40
-"""Proposals that are drawn."""
+"""Number of proposals that are drawn."""
 FAINT = 0.1
-"""Mined instances with less than this share of the highest weight are left out of the picture."""
+"""Mined instances below this fraction of the highest weight are not drawn."""
 
 
 def explain(
@@ -41,7 +41,7 @@ def explain(
     Args:
         truth: true masks, `class_idx` and `segmentation` (compressed RLE) of each, if known.
         score_thresh: of the detections that are drawn.
-        columns: panels side by side; None leaves the least paper empty.
+        columns: panels side by side; None leaves the least space empty.
         panel_width: pixels of each.
 
     Returns:

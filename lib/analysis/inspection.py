@@ -1,4 +1,4 @@
-"""What the method sees in one image, step by step. For looking at it; training never comes here."""
+"""The steps of the method on one image, for looking at them; training does not use this."""
 
 from __future__ import annotations
 
@@ -30,23 +30,23 @@ from lib.structures import Clusters, Detections, Instances, Proposals
 
 @dataclass(frozen=True, eq=False)
 class Inspection:
-    """The steps of the method on one image. None is a step not taken, or without its network."""
+    """The steps of the method on one image; None where a step was not taken."""
 
     record: ImageRecord
     image: np.ndarray
     """(H, W, 3) uint8 RGB."""
     proposals: Proposals
     responses: np.ndarray | None = None
-    """(C, h, w) float32, response maps of the PRM; they cover the whole image."""
+    """(C, h, w) float32, response maps of the PRM over the whole image."""
     peaks: Peaks | None = None
-    """Those that clusters are grouped around, of the classes of the image."""
+    """The peaks that clusters are grouped around, of the classes of the image."""
     peak_maps: np.ndarray | None = None
-    """(K, h', w') float32 in [0, 1], what of the image each peak responds to; if asked for."""
+    """(K, h', w') float32 in [0, 1], the pixels that each peak responds to."""
     clusters: Clusters | None = None
     instances: Instances | None = None
     """S stages, before anti-noise sampling."""
     detections: Detections | None = None
-    """Of the classes of the image and of all others."""
+    """Of all classes, also those that the image is not labelled with."""
 
 
 @dataclass(frozen=True)
@@ -62,15 +62,15 @@ class Inspector:
     def __call__(
         self, read: ReadImage, with_peak_maps: bool = False, with_detections: bool = False
     ) -> Inspection:
-        """Goes through the steps on one image.
+        """Takes the steps on one image.
 
-        Instances are mined at the middle one of the training scales. The clusters are made anew
-        from the PRM's peaks; those of `read` are taken without a PRM.
+        Instances are mined at the middle one of the training scales. Clusters are made from the
+        PRM's peaks, or taken from `read` where there is no PRM.
 
         Args:
             read: the image, its proposals (at least one), and its labels in `read.record`.
-            with_peak_maps: also trace every peak back to the image, which takes long.
-            with_detections: also detect, by all passes over the image.
+            with_peak_maps: also traces every peak back to the image, which takes long.
+            with_detections: also detects, with all passes over the image.
         """
         steps: dict = {}
         if self.prm is not None:
@@ -105,7 +105,7 @@ class Inspector:
 
 
 def inspect(read: ReadImage, inspector: Inspector | None) -> Inspection:
-    """With no inspector, what `read` brings: the proposals and, if there are, clusters."""
+    """The steps on one image; without an inspector, only proposals and stored clusters."""
     if inspector is not None:
         return inspector(read)
     stored = read.clusters if (read.clusters.number > 0).any() else None
@@ -119,15 +119,15 @@ def open_inspector(
     prm_file: Path | None = None,
     device: str = "cpu",
 ) -> Inspector:
-    """Loads the newest checkpoint of a run and the PRM of the data set that it was trained on.
+    """Loads the newest checkpoint of a run and the PRM of its training data.
 
     Args:
-        data_root: where the PRM lies; without it the steps that need it are left out.
-        coco: the classes; None takes those that the checkpoint names.
-        prm_file: another PRM, which must be there.
+        data_root: folder of the PRM; without a PRM the steps that need it are left out.
+        coco: the classes; None takes those named in the checkpoint.
+        prm_file: another PRM, which must exist.
 
     Raises:
-        FileNotFoundError: the run has no checkpoint, or `prm_file` is not there.
+        FileNotFoundError: the run has no checkpoint, or `prm_file` does not exist.
         ValueError: networks and classes do not fit each other.
     """
     checkpoint = newest_checkpoint(run)
@@ -157,14 +157,14 @@ def open_inspector(
 def read_picture(
     path: Path, present: Sequence[str], inspector: Inspector, proposals: Proposals | None = None
 ) -> ReadImage:
-    """Any picture, with what is said to be in it, as `Inspector` takes it.
+    """Reads any picture for an `Inspector`.
 
     Args:
-        present: names of classes.
+        present: names of the classes in the picture.
         proposals: of this picture; None makes them as configured.
 
     Raises:
-        FileNotFoundError, ValueError: the picture cannot be read, or a class is not known.
+        FileNotFoundError, ValueError: the picture cannot be read, or a class is unknown.
     """
     names = inspector.class_names
     if unknown := [name for name in present if name not in names]:

@@ -1,6 +1,6 @@
-"""How right mined instances and detections are: their overlaps with the true objects.
+"""Quality of mined instances and detections: their overlaps with the true objects.
 
-For looking at a trained network on images kept for that. Training never comes here.
+For looking at a trained network on images kept for that; training does not use this.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ Values = Mapping[str, np.ndarray]
 
 @dataclass(frozen=True, eq=False)
 class Truth:
-    """What is true of the P proposals of an image with G objects."""
+    """Overlaps of the P proposals of an image with its G true objects."""
 
     class_idx: np.ndarray
     """(G,) int64, class of every object."""
     iou: np.ndarray
     """(P, G)"""
     coverage: np.ndarray
-    """(P, G), the share of the object that lies in the proposal."""
+    """(P, G), fraction of the object that lies in the proposal."""
     purity: np.ndarray
-    """(P, G), the share of the proposal that lies in the object."""
+    """(P, G), fraction of the proposal that lies in the object."""
 
     def best_of_class(self, class_idx: int) -> tuple[np.ndarray, np.ndarray]:
-        """For every proposal the object of a class that it overlaps most.
+        """The object of a class that every proposal overlaps most.
 
         Returns:
             (P,) IoU and (P,) index of the object, 0 and -1 where no object is of the class.
@@ -47,14 +47,14 @@ class Truth:
 
 
 def compare(regions: Regions, masks: np.ndarray, class_idx: np.ndarray) -> Truth:
-    """Overlaps of all proposals of an image with all its objects.
+    """Compares all proposals of an image with all its objects.
 
     Args:
         masks: (G, H, W) bool, G may be 0.
         class_idx: (G,) int64.
 
     Raises:
-        ValueError: the masks are of another size than the image.
+        ValueError: the masks have another size than the image.
     """
     iou = overlaps_with_masks(regions, masks)
     area = (regions.membership @ regions.areas).astype(np.float64)[:, None]
@@ -69,11 +69,13 @@ def compare(regions: Regions, masks: np.ndarray, class_idx: np.ndarray) -> Truth
 
 
 def instance_quality(truth: Truth, proposal_idx: np.ndarray, class_idx: np.ndarray) -> Values:
-    """Proposals taken for whole objects, each beside the object of its class it overlaps most.
+    """Measures proposals taken for whole objects.
+
+    Each is compared with the object of its class that it overlaps most.
 
     Args:
         proposal_idx: (K,) int64.
-        class_idx: (K,) int64, what each is taken for.
+        class_idx: (K,) int64, the class that each is taken for.
 
     Returns:
         `good` and `tight` (0 or 1: IoU of at least GOOD_IOU, TIGHT_IOU), `iou`, `coverage`,
@@ -99,7 +101,7 @@ def instance_quality(truth: Truth, proposal_idx: np.ndarray, class_idx: np.ndarr
 
 
 def label_noise(truth: Truth, column: np.ndarray, cls_thresh: float) -> Values:
-    """How many of the labels that proposals were given are wrong.
+    """Wrong labels among those that proposals were given.
 
     Args:
         column: (P,) int64: -1 no label, 0 background, 1..C a class.
@@ -121,7 +123,7 @@ def label_noise(truth: Truth, column: np.ndarray, cls_thresh: float) -> Values:
 def best_per_object(
     truth: Truth, proposal_idx: np.ndarray, class_idx: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Of detections, best first, as many of every class as there are objects of it."""
+    """The best detections of every class, as many as there are objects of it."""
     kept = [
         k
         for c in np.unique(truth.class_idx)
@@ -131,7 +133,7 @@ def best_per_object(
 
 
 def means(of_images: Sequence[Values]) -> dict[str, float | None]:
-    """Mean of every measure over all that was measured in all images; None without any."""
+    """Mean of every measure over all images; None where nothing was measured."""
     names = dict.fromkeys(name for values in of_images for name in values)
     joined = {n: np.concatenate([v[n] for v in of_images if n in v]) for n in names}
     return {n: float(v.mean()) if len(v) else None for n, v in joined.items()}

@@ -1,4 +1,4 @@
-"""What the stages of a trained network are taught, and what its heads learned, beside true masks.
+"""Mined instances and detections of each head compared with true masks.
 
 For images that training has not seen; nothing here changes a network.
 """
@@ -33,14 +33,14 @@ from lib.proposals.rle import rle_to_mask
 from lib.structures import Detections, Instances, Scores
 
 Measures = dict[str, float | None]
-"""Measure -> its mean over all images; None where nothing was to be measured."""
+"""Measure -> its mean over all images; None where there was nothing to measure."""
 
 _THRESHOLDS = (quality.GOOD_IOU, quality.TIGHT_IOU)
 
 
 @dataclass(frozen=True, eq=False)
 class KnownImage:
-    """An image with what is true of its proposals."""
+    """An image and how its proposals overlap its true objects."""
 
     read: ReadImage
     truth: Truth
@@ -51,10 +51,10 @@ def known_images(data: CimDataset, ground_truth: dict[str, Any], name: str) -> l
 
     Args:
         ground_truth: its COCO json; crowds are left out.
-        name: what errors call the json, its file for example.
+        name: of the json in errors, for example its file.
 
     Raises:
-        ValueError: an annotation without a mask, or one that does not fit its image.
+        ValueError: an annotation has no mask, or one that does not fit its image.
     """
     objects = by_image(ground_truth, read_coco(ground_truth, name=name), name)
     class_of = {category_id: c for c, category_id in enumerate(data.coco.category_ids)}
@@ -73,7 +73,7 @@ def known_images(data: CimDataset, ground_truth: dict[str, Any], name: str) -> l
 
 
 def analyse_clusters(images: Sequence[KnownImage]) -> Measures:
-    """The clusters of the images, which teach the MIL branch: all members as instances."""
+    """Measures the clusters, which teach the MIL branch; all members count as instances."""
     values = []
     for image in images:
         column = np.asarray(image.read.clusters.column)
@@ -92,22 +92,23 @@ def analyse_checkpoint(
     ground_truth: dict[str, Any],
     device: str = "cpu",
 ) -> tuple[dict[str, Measures], dict[str, Measures]]:
-    """Mines on all images as the checkpoint would in training, and detects, in one pass each.
+    """Mines on all images as the checkpoint would in training, and detects; one pass each.
 
     Args:
-        config: what it was trained with.
+        config: of its training.
         ground_truth: the COCO json of the images.
 
     Returns:
-        What `stage 1`, ... are taught; without stages none. Measures of `instance_quality` and
-        `label_noise`; `instances` (of an image); `weighed ...`, means in which an instance counts
-        as much as its weight in the image's; `drawn ...`, all this for the instances that
-        anti-noise sampling leaves.
+        Two tables, head -> measures.
 
-        What the heads detect on their own: `MIL branch`, `stage 1`, ..., and together as in a
-        test, `all stages`. `ap50` and `ap75`; the same as `ap50 by cls`, ... where the class
-        probability alone is the score; measures of `instance_quality` of the best detections, as
-        many of every class and image as there are objects.
+        First, what `stage 1`, ... are taught (empty without stages): the measures of
+        `instance_quality` and `label_noise`; `instances` per image; `weighed ...`, means weighted
+        by the instances' weights; `drawn ...`, all of these after anti-noise sampling.
+
+        Second, what each head detects alone (`MIL branch`, `stage 1`, ...) and all together as in
+        a test (`all stages`): `ap50` and `ap75`; `ap50 by cls`, ... with the class probability
+        alone as score; the measures of `instance_quality` for the best detections of every class
+        and image, as many as there are objects.
 
     Raises:
         CheckpointError: it does not fit the configuration or the classes of the data set.
@@ -144,7 +145,7 @@ _BY_CLS = " by cls"
 
 
 def _heads(scores: Scores) -> Iterator[tuple[str, Tensor]]:
-    """Name and score (P, C) of every head, and the same with its class probability alone."""
+    """Name and (P, C) score of every head, then with the class probability alone as score."""
     yield "MIL branch", (scores.cls_prob * scores.det_prob)[:, 1:]
     yield "MIL branch" + _BY_CLS, scores.cls_prob[:, 1:]
     for s, (cls_prob, integrity) in enumerate(
@@ -167,7 +168,7 @@ def _detect(score: Tensor, image: KnownImage, config: Config) -> Detections:
 def _taught(
     mined: Mined, truth: Truth, miner: CIMMiner, generator: torch.Generator
 ) -> Iterator[Values]:
-    """What every stage is taught on one image."""
+    """Measures of the instances that teach every stage, on one image."""
     drawn = mined.instances
     if miner.anti_noise:
         drawn = anti_noise_sample(drawn, generator)

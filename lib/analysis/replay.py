@@ -43,18 +43,17 @@ def load_failed_update(path: str | Path) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Replayed:
-    """What one image of a failed update gave when it was computed again."""
+    """Result of computing one image of a failed update again."""
 
     file_name: str
     losses: dict[str, list[float]]
     """Unweighted, by name; several values are those of the stages."""
     first_output: str | None
-    """Where the first NaN or infinity came up on the way to the losses; None where there is none.
-    """
+    """First place on the way to the losses with NaN or infinity; None if there is none."""
     first_gradient: str | None
-    """The same on the way back."""
+    """The same for the backward pass."""
     grad_norm: float
-    """It may overflow where no part of it is infinite."""
+    """May overflow although no gradient is infinite."""
 
 
 def replay_update(
@@ -91,7 +90,7 @@ def replay(
     samples: Sequence[Any],
     generators: Sequence[torch.Generator],
 ) -> Iterator[Replayed]:
-    """Computes the images of an update again, with a look at every part of the network.
+    """Computes the images of an update again and watches every part of the network.
 
     Args:
         losses_by_stage: (model, sample, generator) -> unweighted losses by name, each one value
@@ -121,15 +120,15 @@ def replay(
 
 
 def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
-    """The names of those that hold NaN or infinity."""
+    """Names of the tensors with NaN or infinity."""
     return [name for name, value in tensors.items() if not _is_finite(value)]
 
 
 @contextmanager
 def _watched(model: nn.Module) -> Iterator[dict[str, list[str]]]:
-    """Notes, in order, the parts whose outputs, and then whose outputs' gradients, are not finite.
+    """Records, in order, the parts whose outputs, and the gradients of these, are not finite.
 
-    Parts are the innermost modules; what happens between them shows in the next one.
+    Parts are the innermost modules; a fault between two of them shows in the next one.
     """
     found: dict[str, list[str]] = {"outputs": [], "gradients": []}
 

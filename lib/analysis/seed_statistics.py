@@ -1,4 +1,4 @@
-"""Means over a few seeds, and whether a difference between two variants is more than chance."""
+"""Means over a few seeds, and tests whether two variants differ by more than chance."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Spread:
         return abs(self.mean) > self.half_width
 
     def percent(self, signed: bool = False) -> str:
-        """`92.2 ± 1.3` for shares in [0, 1]; with a plus where `signed`."""
+        """`92.2 ± 1.3` for fractions in [0, 1]; with a plus sign if `signed`."""
         mean = f"{100 * self.mean:+.1f}" if signed else f"{100 * self.mean:.1f}"
         return f"{mean} ± {100 * self.deviation:.1f}" if self.count > 1 else mean
 
@@ -45,10 +45,10 @@ def spread(values: Sequence[float]) -> Spread:
 
 
 def paired(values: Sequence[float], reference: Sequence[float]) -> Spread:
-    """Differences of two variants seed by seed: what the seeds have in common cancels.
+    """Differences of two variants seed by seed, so that effects of the seed cancel.
 
     Raises:
-        ValueError: not the same number of seeds.
+        ValueError: the variants have different numbers of seeds.
     """
     return spread([v - r for v, r in zip(values, reference, strict=True)])
 
@@ -63,8 +63,8 @@ def comparison_table(
     """Mean and standard deviation of every variant, and its differences to one of them.
 
     Args:
-        reference: the variant that the others are compared with, over the seeds that both have;
-            where the table lacks it the differences are left out.
+        reference: the variant that the others are compared with, over their common seeds; without
+            it in the table the differences are left out.
         compared: metrics whose differences are told. `*` marks those whose 95% confidence interval
             (Student's t over the seeds) leaves out 0.
 
