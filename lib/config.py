@@ -127,6 +127,9 @@ class PRMConfig(_Section):
     """Peaks of a class that is present are used when their response is above this."""
     peak_thresh_relative: Fraction | None = None
     """If set, the threshold is this fraction of the class's highest peak instead."""
+    clusters: Literal["agpl", "foreground"] = "agpl"
+    """How proposals are grouped: `agpl` around peaks, as published; `foreground` around whole
+    objects, for proposals of many levels (docs/method.md)."""
     base_lr: Positive = 0.01
     backbone_lr_factor: float = 0.01
     momentum: Fraction = 0.9

@@ -20,11 +20,19 @@ from lib.data.catalog import add_dataset_arguments, dataset_from_args
 from lib.data.coco import CocoImages
 from lib.engine.runs import start_logging
 from lib.parallel import add_parallel_arguments, failures_text, workers_from_args
-from lib.prm.assign import assign_clusters, made_from, point_peaks, prm_peaks
-from lib.prm.clusters import ClusterStore
+from lib.prm.assign import (
+    Rule,
+    assign_clusters,
+    foreground_rule,
+    made_from,
+    point_peaks,
+    prm_peaks,
+)
+from lib.prm.clusters import ClusterStore, agpl_clusters
 from lib.prm.network import PeakResponseNet, build_prm, load_prm
 from lib.prm.published import imported_clusters
 from lib.proposals.store import ProposalStore
+from lib.provenance import fingerprint
 
 logger = logging.getLogger("assign_clusters")
 
@@ -74,6 +82,8 @@ def run(args: argparse.Namespace) -> int:
         load_prm(net, dataset.prm)
         net.to(args.device).eval()
         source = describe(net, settings)
+        if settings.clusters == "foreground":  # learned from all images
+            source = fingerprint(source, [made_from("", r, proposals) for r in labelled])
     else:
         source = "points"
 
@@ -83,13 +93,16 @@ def run(args: argparse.Namespace) -> int:
         records = [r for r in labelled if clusters.made_from(r.file_name) != sources[r.file_name]]
     if len(records) < len(labelled):
         logger.info("%d of %d images are up to date", len(labelled) - len(records), len(labelled))
-    if args.points is None:
-        peaks = prm_peaks(net, records, dataset.images)
+    rule: Rule = agpl_clusters
+    if args.points is not None:
+        evidence = point_peaks(records, args.points, coco.num_classes)
+    elif settings.clusters == "agpl" or not records:
+        evidence = prm_peaks(net, records, dataset.images)
     else:
-        peaks = point_peaks(records, args.points, coco.num_classes)
+        rule, evidence = foreground_rule(net, labelled, records, dataset.images, proposals)
     jobs = args.jobs if args.jobs is not None else (1 if len(records) < FEW else -1)
     wanted = [sources[record.file_name] for record in records]
-    outcomes, failures = assign_clusters(records, peaks, wanted, proposals, clusters, jobs)
+    outcomes, failures = assign_clusters(records, evidence, wanted, proposals, clusters, jobs, rule)
 
     if outcomes:
         made = list(outcomes.values())

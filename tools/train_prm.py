@@ -105,7 +105,9 @@ def run(args: argparse.Namespace) -> int:
 
 def describe(config: Config, images: SquareImages) -> dict[str, Any]:
     """What the trained network depends on, as plain values."""
-    settings = config.prm.model_dump(mode="json", exclude={"peak_thresh", "peak_thresh_relative"})
+    settings = config.prm.model_dump(
+        mode="json", exclude={"peak_thresh", "peak_thresh_relative", "clusters"}
+    )
     return {
         **{f"prm.{name}": value for name, value in settings.items()},
         "run.seed": config.run.seed,

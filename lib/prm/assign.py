@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +15,22 @@ from lib.data.coco import ImageRecord
 from lib.data.points import points_path, read_points
 from lib.parallel import for_each
 from lib.prm.clusters import ClusterStore, agpl_clusters
+from lib.prm.foreground import (
+    SeenImage,
+    fit_foreground,
+    foreground_clusters,
+    num_images_to_learn_from,
+    see_images,
+)
 from lib.prm.images import SquareImages
 from lib.prm.network import PeakResponseNet
 from lib.prm.peaks import Peaks, find_peaks, peaks_from_points, select_peaks
 from lib.proposals.store import ProposalStore
+from lib.structures import Clusters, Regions
+
+Found = Peaks | SeenImage
+"""What the clusters of an image are made from, beside its proposals."""
+Rule = Callable[[Regions, Found], Clusters]
 
 
 @dataclass(frozen=True)
@@ -74,6 +87,52 @@ def point_peaks(
             yield error
 
 
+def foreground_rule(
+    net: PeakResponseNet,
+    labelled: Sequence[ImageRecord],
+    records: Sequence[ImageRecord],
+    folder: str | Path,
+    proposals: ProposalStore,
+) -> tuple[Rule, Iterator[SeenImage | Exception]]:
+    """Learns the foreground of a data set's classes.
+
+    Args:
+        net: in evaluation mode, on the device to use.
+        labelled: the images that have labels: as many as fit in memory are learned from.
+        records: the images that clusters are wanted for.
+        folder: where the images lie.
+
+    Returns:
+        The rule, and what the PRM sees in every image of `records` in order, or why it cannot be
+        read.
+
+    Raises:
+        ValueError, FileNotFoundError: none of the images can be read, or none has proposals.
+    """
+    usable = [record for record in labelled if proposals.has(record.file_name)]
+    order = np.random.default_rng(0).permutation(len(usable))
+    drawn = [usable[n] for n in order[: num_images_to_learn_from(net)]]
+    found = dict(zip((r.file_name for r in drawn), see_images(net, drawn, folder), strict=True))
+    seen = {name: image for name, image in found.items() if isinstance(image, SeenImage)}
+    if not seen:
+        raise next(iter(found.values()), None) or FileNotFoundError(
+            f"{proposals.folder}: no image has proposals; {proposals.remedy}"
+        )
+    names = list(seen)
+    foreground = fit_foreground(
+        list(seen.values()), lambda n: proposals.load_regions(names[n]), net.num_classes
+    )
+
+    def evidence() -> Iterator[SeenImage | Exception]:
+        for record in records:
+            if record.file_name in seen:
+                yield seen[record.file_name]
+            else:
+                yield from see_images(net, [record], folder)
+
+    return partial(foreground_clusters, foreground=foreground), evidence()
+
+
 def made_from(
     source: str,
     record: ImageRecord,
@@ -98,18 +157,20 @@ def made_from(
 
 def assign_clusters(
     records: Sequence[ImageRecord],
-    peaks: Iterator[Peaks | Exception],
+    evidence: Iterator[Found | Exception],
     sources: Sequence[str],
     proposals: ProposalStore,
     clusters: ClusterStore,
     jobs: int = 1,
+    rule: Rule = agpl_clusters,
 ) -> tuple[dict[str, Outcome], dict[str, str]]:
     """Makes and stores the clusters of the images; one that fails does not stop the others.
 
     Args:
-        peaks: of every image in order, or why there are none.
+        evidence: what the rule takes, of every image in order, or why there is none.
         sources: `made_from` of every image.
         jobs: processes; -1 is one per core.
+        rule: groups the proposals of an image.
 
     Returns:
         (outcome by file name, reason by file name of those that failed)
@@ -117,26 +178,27 @@ def assign_clusters(
     if not records:
         return {}, {}
     tasks = (
-        (record.file_name, (record, found, source, proposals, clusters))
-        for record, found, source in zip(records, peaks, sources, strict=True)
+        (record.file_name, (record, found, source, proposals, clusters, rule))
+        for record, found, source in zip(records, evidence, sources, strict=True)
     )
     return for_each(_assign, tasks, total=len(records), jobs=jobs, title="clusters")
 
 
 def _assign(
     record: ImageRecord,
-    peaks: Peaks | Exception,
+    found: Found | Exception,
     source: str,
     proposals: ProposalStore,
     clusters: ClusterStore,
+    rule: Rule,
 ) -> Outcome:
-    if isinstance(peaks, Exception):
-        raise peaks
-    regions = proposals.load(record.file_name, record.size).regions
-    found = agpl_clusters(regions, peaks)
-    clusters.save(record.file_name, found, source)
+    if isinstance(found, Exception):
+        raise found
+    grouped = rule(proposals.load_regions(record.file_name, record.size), found)
+    clusters.save(record.file_name, grouped, source)
+    peaks = found.peaks if isinstance(found, SeenImage) else found
     return Outcome(
-        clusters=len(np.unique(found.number[found.column > 0])),
+        clusters=len(np.unique(grouped.number[grouped.column > 0])),
         peaks=len(peaks),
         fallback=bool(peaks.fallback.any()),
     )

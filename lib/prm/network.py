@@ -58,7 +58,10 @@ class PeakResponseNet(nn.Sequential):
             (B, C, s, s) float32 with s = upsample * ceil(S / stride); the corner cells of the
             backbone lie on the corners of the map.
         """
-        response = self[0](images)
+        return self.smoothed(self[0](images))
+
+    def smoothed(self, response: Tensor) -> Tensor:
+        """Response maps as `forward` gives them, from those on the backbone's cells."""
         smooth, upsample = self.settings.smooth, self.settings.upsample
         if smooth > 1:
             response = F.avg_pool2d(response, smooth, 1, smooth // 2, count_include_pad=False)
