@@ -1,8 +1,8 @@
 """Typed, frozen configuration: the numbers of an experiment, and nothing else.
 
 A YAML file states its differences from the defaults below (the published ResNet-50 / VOC
-numbers) and may name one other file as `_BASE_`. `KEY VALUE` pairs override both. Only `tools/`
-reads configuration; everything in `lib/` takes explicit arguments.
+numbers) and may name one other file as `_BASE_`. `KEY VALUE` pairs override both. A section
+is the frozen object that the code takes; every default stands here alone.
 """
 
 from __future__ import annotations

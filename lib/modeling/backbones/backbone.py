@@ -57,6 +57,7 @@ class Backbone(nn.Module):
         super().__init__()
         self.layers = [Layer(*layer) for layer in layers]
         self.frozen_bn = True
+        self._factors: dict[torch.device, Tensor] = {}
 
     @property
     def out_channels(self) -> int:
@@ -91,14 +92,18 @@ class Backbone(nn.Module):
 
     def _renormalise(self, images: Tensor) -> Tensor:
         """From ImageNet's mean and deviation to this backbone's."""
-        usual, own = (IMAGENET_MEAN, IMAGENET_STD), (tuple(self.mean), tuple(self.std))
-        if own == usual:
+        usual = zip(IMAGENET_MEAN, IMAGENET_STD, self.mean, self.std, strict=True)
+        factors = [(std / own_std, (mean - own) / own_std) for mean, std, own, own_std in usual]
+        if all(factor == (1, 0) for factor in factors):
             return images
-        (usual_mean, usual_std), (mean, std) = (
-            (images.new_tensor(m).view(3, 1, 1), images.new_tensor(s).view(3, 1, 1))
-            for m, s in (usual, own)
-        )
-        return images * (usual_std / std) + (usual_mean - mean) / std
+        if images.device not in self._factors:  # no buffers: they would lose digits in bfloat16
+            with torch.inference_mode(False):
+                made = torch.tensor(factors, device=images.device).T[
+                    ..., None, None
+                ]  # (2, 3, 1, 1)
+            self._factors[images.device] = made
+        scale, shift = self._factors[images.device]
+        return images * scale + shift
 
     def own_name(self, name: str) -> str | None:
         """Name in this backbone of a tensor of its pretrained weights; None if it has no place.
