@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -13,7 +12,7 @@ from joblib import Parallel, delayed
 from tqdm import tqdm
 
 _client: ContextVar[Any] = ContextVar("client", default=None)
-"""The dask client of `workers_from_args`; None works on this machine."""
+"""The dask client of `workers`; None works on this machine."""
 
 
 def for_each(
@@ -26,7 +25,7 @@ def for_each(
     """Calls `function(*arguments)` for every task, showing progress.
 
     The tasks are taken from the iterable as workers become free, so it may make large ones. The
-    workers are processes of this machine or, inside `workers_from_args`, those of a cluster.
+    workers are processes of this machine or, inside `workers`, those of a cluster.
 
     Args:
         function: something that other processes can import.
@@ -66,37 +65,23 @@ def for_each(
     return in_order, {name: failures[name] for name in names if name in failures}
 
 
-def add_parallel_arguments(
-    parser: argparse.ArgumentParser, jobs: int | None = -1, jobs_help: str = "one per core"
-) -> None:
-    """Adds --jobs (default `jobs`), and the options that `workers_from_args` reads."""
-    group = parser.add_argument_group("parallel work")
-    group.add_argument(
-        "--jobs", "--workers", type=int, default=jobs, help=f"processes (default: {jobs_help})"
-    )
-    group.add_argument(
-        "--backend",
-        choices=("local", "dask"),
-        default="local",
-        help="processes of this machine, or the workers of a dask cluster (docs/cluster.md)",
-    )
-    group.add_argument("--scheduler", metavar="ADDRESS", help="of dask, such as tcp://host:8786")
-
-
 @contextmanager
-def workers_from_args(args: argparse.Namespace) -> Iterator[None]:
-    """Has `for_each` work where a command line says, inside this block.
+def workers(backend: str = "local", scheduler: str | None = None) -> Iterator[None]:
+    """Inside this block `for_each` works on this machine (`local`) or on a cluster (`dask`).
+
+    Args:
+        scheduler: address of the cluster.
 
     Raises:
         ValueError: options that do not go together, or dask is not installed.
         ConnectionError: the cluster cannot be used.
     """
-    if (args.backend == "dask") != (args.scheduler is not None):
+    if (backend == "dask") != (scheduler is not None):
         raise ValueError(
             "--backend dask and --scheduler ADDRESS go together; `dask scheduler` prints the "
             "address"
         )
-    if args.backend == "local":
+    if backend == "local":
         yield
         return
     try:
@@ -108,7 +93,7 @@ def workers_from_args(args: argparse.Namespace) -> Iterator[None]:
             "--backend dask needs the package distributed, which is not installed; "
             "pip install -e '.[dask]' in the project's folder"
         ) from None
-    with dask_client(args.scheduler) as client:
+    with dask_client(scheduler) as client:
         token = _client.set(client)
         try:
             yield

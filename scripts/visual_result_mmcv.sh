@@ -14,7 +14,7 @@
 # iter_time    step of a checkpoint: tests that one first (default: draws what there is)
 # cfg_file     configuration for that test (default: the run's own)
 # data_root    where data sets and proposals lie (default: data)
-# Arguments go to tools/visualize.py, see its --help; after --gallery, to tools/gallery.py.
+# Arguments go to tools/look.py pictures, see its --help; after --gallery, to tools/look.py gallery.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/install.sh"
 exec python tools/steps.py visual_result_mmcv "$@"

@@ -3,7 +3,6 @@
 It imports little, so that the workers, which get its functions, start fast.
 """
 
-import argparse
 import json
 import os
 import sys
@@ -11,8 +10,7 @@ import time
 from pathlib import Path
 
 from lib import dask_cluster
-from lib.command_line import errors_in_a_line
-from lib.parallel import add_parallel_arguments, failures_text, for_each, workers_from_args
+from lib.parallel import for_each
 from lib.proposals.store import ProposalStore
 
 PLACE = ("--json", "squares.json", "--images", "images", "--proposals", "store")
@@ -31,25 +29,26 @@ def wait_long(number):
     time.sleep(600)
 
 
-@errors_in_a_line
 def main(argv=None):
-    parser = argparse.ArgumentParser()
-    parser.add_argument("work", choices=("folder_or_death", "wait_long"))
-    parser.add_argument("--patience", type=float, default=dask_cluster.PATIENCE_SECONDS)
-    add_parallel_arguments(parser)
-    args = parser.parse_args(argv)
-    dask_cluster.PATIENCE_SECONDS = args.patience
-    with workers_from_args(args):
+    from lib.command_line import Command, add_parallel_arguments, report_failures, run_tool
+
+    def options(parser):
+        parser.add_argument("work", choices=("folder_or_death", "wait_long"))
+        parser.add_argument("--patience", type=float, default=dask_cluster.PATIENCE_SECONDS)
+        add_parallel_arguments(parser)
+
+    def run(args):
+        dask_cluster.PATIENCE_SECONDS = args.patience
         tasks = ((f"image {n}", (n,)) for n in range(8))
         results, failures = for_each(globals()[args.work], tasks, 8)
-    print(json.dumps([results, failures]))
-    if failures:
-        print(failures_text(failures, 8), file=sys.stderr)
-    return 1 if failures else 0
+        print(json.dumps([results, failures]))
+        return report_failures(failures, 8)
+
+    return run_tool(__doc__, Command(run, options), argv)
 
 
 def check_a_tool(run, data):
-    """`run(*arguments)` of make_proposals works in `data`, returns (exit code, stdout, stderr)."""
+    """`run(*arguments)` makes proposals in `data`; returns (exit code, stdout, stderr)."""
     (data / "images" / "a" / "2.png").write_bytes(b"no image")
     code, _, err = run(*PLACE)
     assert code == 1 and "1 of 3 images failed" in err and "a/2.png" in err, err

@@ -13,12 +13,13 @@ PATIENCE = 300
 
 
 def start(tool, *options, ranks=None):
-    """Starts a tool, named or given as a file, by itself or as so many ranks of tools/launch.py."""
+    """Starts a tool (`test_net`, `refine test` or a file), or ranks of it by tools/launch.py."""
     command = [sys.executable]
+    file, *subcommand = str(tool).split()
     if ranks is not None:
         command += [str(TOOLS / "launch.py"), "--standalone", "--nproc-per-node", str(ranks)]
     return subprocess.Popen(
-        [*command, str(TOOLS / Path(tool).with_suffix(".py")), *options],
+        [*command, str(TOOLS / Path(file).with_suffix(".py")), *subcommand, *options],
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(TOOLS.parent)},

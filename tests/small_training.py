@@ -1,6 +1,6 @@
 """A small data set made by hand, and settings that train on it in a second: for tests of tools."""
 
-import importlib.util
+import importlib
 import json
 from pathlib import Path
 
@@ -31,10 +31,10 @@ run: {checkpoint_period: 2, log_period: 1}
 
 
 def tool(name):
-    spec = importlib.util.spec_from_file_location(name, TOOLS / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.main
+    """A tool, or one of its commands (`prm train`), as a function of its other arguments."""
+    file, *command = name.split()
+    main = importlib.import_module(f"tools.{file}").main
+    return lambda arguments=(): main([*command, *arguments])
 
 
 def masks():

@@ -1,6 +1,5 @@
 """The tools on a dask cluster of two workers: its dead are reported, and nothing waits forever."""
 
-import argparse
 import json
 import logging
 import os
@@ -17,12 +16,12 @@ import dask
 from distributed import LocalCluster
 
 from lib import dask_cluster
-from lib.command_line import errors_in_a_line
+from lib.command_line import Command, add_parallel_arguments, run_tool
 from lib.dask_cluster import ClusterError, dask_client
-from lib.parallel import add_parallel_arguments, for_each, workers_from_args
+from lib.parallel import for_each
 from tests import cluster_work
 from tests.proposals.test_tools import data  # noqa: F401 (a fixture)
-from tools import check_proposals, make_proposals
+from tests.small_training import tool
 
 
 @pytest.fixture(scope="module")
@@ -52,8 +51,8 @@ def run(cluster, capsys):
 
 def test_tools_work_on_the_cluster(run, data, monkeypatch):  # noqa: F811
     monkeypatch.chdir(data)  # the workers were started elsewhere
-    cluster_work.check_a_tool(lambda *arguments: run(make_proposals.main, *arguments), data)
-    code, out, _ = run(check_proposals.main, *cluster_work.PLACE)
+    cluster_work.check_a_tool(lambda *arguments: run(tool("proposals make"), *arguments), data)
+    code, out, _ = run(tool("proposals check"), *cluster_work.PLACE)
     assert code == 1 and "2 of 3 images have readable proposals" in out
 
 
@@ -66,17 +65,12 @@ def test_an_image_that_kills_its_workers_is_named(run, tmp_path, monkeypatch):
 def test_a_cluster_without_workers_is_an_error(cluster, monkeypatch, capsys):
     monkeypatch.setattr(dask_cluster, "PATIENCE_SECONDS", 1.0)
 
-    @errors_in_a_line
-    def main(argv=None):
-        parser = argparse.ArgumentParser()
-        add_parallel_arguments(parser)
-        with workers_from_args(parser.parse_args(argv)):
-            cluster.scale(0)
-            for_each(cluster_work.wait_long, [(str(n), (n,)) for n in range(4)], 4)
-        return 0
+    def run(args):
+        cluster.scale(0)
+        for_each(cluster_work.wait_long, [(str(n), (n,)) for n in range(4)], 4)
 
     arguments = ("--backend", "dask", "--scheduler", cluster.scheduler_address)
-    assert main(arguments) == 2
+    assert run_tool("", Command(run, add_parallel_arguments), arguments) == 2
     assert "no worker in the cluster for 1 s" in capsys.readouterr().err
 
 

@@ -1,13 +1,12 @@
 """One failing image does not stop the others; a dead worker is an error and no hang."""
 
-import argparse
 import os
 import sys
 
 import pytest
 from joblib.externals.loky.process_executor import TerminatedWorkerError
 
-from lib.parallel import add_parallel_arguments, failures_text, for_each, workers_from_args
+from lib.parallel import failures_text, for_each, workers
 
 
 def square(number):
@@ -53,21 +52,15 @@ def test_failures_as_text():
     assert len(failures_text(failures, 9).splitlines()) == 6
 
 
-def workers(*argv):
-    parser = argparse.ArgumentParser()
-    add_parallel_arguments(parser)
-    return workers_from_args(parser.parse_args(argv))
-
-
 def test_options_that_do_not_go_together():
     with pytest.raises(ValueError, match="--backend dask and --scheduler ADDRESS"):
-        workers("--backend", "dask").__enter__()
+        workers("dask").__enter__()
     with pytest.raises(ValueError, match="--backend dask and --scheduler ADDRESS"):
-        workers("--scheduler", "tcp://127.0.0.1:1").__enter__()
+        workers("local", "tcp://127.0.0.1:1").__enter__()
 
 
 def test_without_the_extra(monkeypatch):
     monkeypatch.delitem(sys.modules, "lib.dask_cluster", raising=False)
     monkeypatch.setitem(sys.modules, "distributed", None)
     with pytest.raises(ValueError, match=r"distributed, .*pip install -e '\.\[dask\]'"):
-        workers("--backend", "dask", "--scheduler", "tcp://127.0.0.1:9").__enter__()
+        workers("dask", "tcp://127.0.0.1:9").__enter__()

@@ -1,4 +1,4 @@
-"""Measures a part of the system and prints the numbers beside their goals.
+"""Measure a part of the system and print the numbers beside their goals.
 
 Times are the best of several rounds; ratios are medians over rounds in which both sides were
 measured in turn, and so hardly depend on what else the machine does.
@@ -6,29 +6,39 @@ measured in turn, and so hardly depend on what else the machine does.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import asdict
+from pathlib import Path
 
 import torch
 
 from lib.benchmarks import BENCHMARKS, Conditions
+from lib.benchmarks.gpu import run_checks
+from lib.benchmarks.gpu_checks import CHECKS
 from lib.benchmarks.report import cores, describe_machine, machine_text, table_text, write_numbers
 from lib.benchmarks.timing import processor_time
-from lib.command_line import errors_in_a_line
+from lib.command_line import SUPPRESS, Command, Namespace, Parser, add_device_arguments, run_tool
 from lib.engine.distributed import make_current
+from lib.files import write_json
 
 
-@errors_in_a_line
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("name", metavar="NAME", choices=BENCHMARKS, help=", ".join(BENCHMARKS))
+    commands = {
+        name: Command(measure, measure_options, help=benchmark.help)
+        for name, benchmark in BENCHMARKS.items()
+    }
+    return run_tool(__doc__, {**commands, "gpu": Command(gpu, gpu_options)}, argv)
+
+
+def measure_options(parser: Parser) -> None:
     parser.add_argument("--check", action="store_true", help="exit code 1 where a goal is missed")
-    parser.add_argument("--json", metavar="FILE", help="also write the numbers to this file")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--threads", type=int, help="of torch (default: one per core)")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="also write the numbers to this file"
+    )
+    add_device_arguments(parser)
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="default: 0")
     parser.add_argument(
         "--quick", action="store_true", help="small sizes and few repeats, to see that it runs"
     )
@@ -38,7 +48,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="time by what one thread computed instead of by the clock: for a machine that has "
         "other work, and for benchmarks of short functions on the CPU",
     )
-    args = parser.parse_args(argv)
+
+
+def measure(args: Namespace) -> int:
     if args.processor_time and (args.device != "cpu" or args.threads not in (None, 1)):
         raise ValueError("--processor-time goes with --device cpu and one thread")
     default = 1 if args.processor_time else cores()
@@ -49,26 +61,74 @@ def main(argv: Sequence[str] | None = None) -> int:
     torch.set_num_threads(threads)
     try:
         with processor_time() if args.processor_time else nullcontext():
-            return run(args)
+            return print_numbers(args)
     finally:
         torch.set_num_threads(before)
 
 
-def run(args: argparse.Namespace) -> int:
+def print_numbers(args: Namespace) -> int:
     conditions = Conditions(torch.device(args.device), args.seed, args.quick)
     make_current(conditions.device)
     machine = describe_machine()
     machine["processor_time"] = args.processor_time
     clock = ", processor time" if args.processor_time else ""
-    print(f"{args.name} on {machine_text(machine)}{clock}", flush=True)
-    rows = list(BENCHMARKS[args.name](conditions))
+    print(f"{args.command} on {machine_text(machine)}{clock}", flush=True)
+    rows = list(BENCHMARKS[args.command].run(conditions))
     print(table_text(rows))
     if args.json:
-        write_numbers(args.json, args.name, rows, machine, conditions)
+        write_numbers(args.json, args.command, rows, machine, conditions)
     missed = [row.what for row in rows if row.met is False]
     if missed:
         print(f"goals missed: {'; '.join(missed)}", file=sys.stderr)
     return 1 if missed and args.check else 0
+
+
+def gpu_options(parser: Parser) -> None:
+    parser.add_argument("names", metavar="NAME", nargs="*", help=f"of {', '.join(CHECKS)}")
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument(
+        "--json",
+        type=Path,
+        metavar="FILE",
+        default=Path("Outputs/gpu_check.json"),
+        help="default: %(default)s",
+    )
+    parser.add_argument(
+        "--minutes", type=float, default=6.0, metavar="N", help="for all checks (default: 6)"
+    )
+    parser.add_argument("--quick", action="store_true", help="small sizes, as always on the CPU")
+    parser.add_argument("--within", action="store_true", help=SUPPRESS)
+
+
+def gpu(args: Namespace) -> int:
+    """Run what a first run on a GPU has to show: one line for each check, all numbers in a file.
+
+    Every check is a process of its own with a time limit, and the next one runs after a failure
+    too. On a machine without a GPU `--device cpu` tries the checks themselves, at small sizes.
+    Exit code 1 means that a check missed its goal, failed or was left out.
+    """
+    if unknown := set(args.names) - set(CHECKS):
+        raise ValueError(f"there is no check {', '.join(unknown)}; there are {', '.join(CHECKS)}")
+    device = torch.device(args.device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(
+            f"no GPU here: torch {torch.__version__} (built for CUDA {torch.version.cuda}) sees "
+            "none; --device cpu tries the checks without one"
+        )
+    make_current(device)
+    conditions = Conditions(device, quick=args.quick or device.type == "cpu")
+    names = [name for name in CHECKS if name in args.names or not args.names]
+    if args.within:
+        (name,) = names
+        write_json(args.json, [asdict(row) for row in CHECKS[name].run(conditions)])
+        return 0
+    print(machine_text(describe_machine()), flush=True)
+    good = 0
+    for ok, text in run_checks(names, conditions, args.json, args.minutes):
+        good += ok
+        print(text, flush=True)
+    print(f"{good} of {len(names)} ok; all numbers: {args.json}")
+    return 0 if good == len(names) else 1
 
 
 if __name__ == "__main__":

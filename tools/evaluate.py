@@ -1,47 +1,42 @@
-"""Compares detections with annotated masks: average precision, as a table and as metrics.json."""
+"""Compare detections with annotated masks: average precision, as a table and as metrics.json."""
 
 from __future__ import annotations
 
-import argparse
-import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from lib.command_line import errors_in_a_line
+from lib.command_line import (
+    Command,
+    Namespace,
+    Parser,
+    add_config_arguments,
+    add_dataset_arguments,
+    add_result_arguments,
+    dataset_from_args,
+    detections_from_args,
+    run_tool,
+)
 from lib.config import load_config
-from lib.data.catalog import add_dataset_arguments, dataset_from_args
-from lib.engine.runs import add_result_arguments, detections_from_args, run_of
+from lib.engine.runs import run_of
 from lib.evaluation.coco_eval import EVALUATORS, evaluate_segm, format_metrics
 from lib.files import write_json
 
 
-@errors_in_a_line
 def main(argv: Sequence[str] | None = None) -> int:
-    args = parse(argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    evaluate(args)
-    return 0
+    return run_tool(__doc__, Command(evaluate, options), argv)
 
 
-def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "--cfg", type=Path, metavar="FILE", help="gives test.iou_thresholds (default: the run's)"
-    )
-    parser.add_argument("--set", nargs="*", default=[], metavar="KEY VALUE")
+def options(parser: Parser) -> None:
+    add_config_arguments(parser, help="gives test.iou_thresholds (default: the run's)")
     parser.add_argument("--coco", action="store_true", help="also AP at IoU 0.5:0.95 and by size")
     parser.add_argument("--per-class", action="store_true", help="a row for every class")
     parser.add_argument("--evaluator", choices=EVALUATORS, default=EVALUATORS[0])
     add_result_arguments(parser)
-    add_dataset_arguments(parser)
-    args = parser.parse_args(argv)
-    if args.json and not args.images:
-        args.images = "."  # no image is looked at
-    return args
+    add_dataset_arguments(parser, needs_images=False)
 
 
-def evaluate(args: argparse.Namespace) -> None:
+def evaluate(args: Namespace) -> None:
     dataset = dataset_from_args(args)
     detections = detections_from_args(args, dataset.name)
     config = load_config(args.cfg or config_of(detections), args.set)

@@ -1,4 +1,4 @@
-"""Turns detections on the training images into a COCO json to train other detectors with.
+"""Turn detections on the training images into a COCO json to train other detectors with.
 
 The detections come from `tools/test_net.py --image-labels`, which keeps to the classes that each
 image is labelled with.
@@ -6,18 +6,24 @@ image is labelled with.
 
 from __future__ import annotations
 
-import argparse
 import csv
 import io
-import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from lib.command_line import errors_in_a_line
-from lib.data.catalog import add_dataset_arguments, dataset_from_args
+from lib.command_line import (
+    Command,
+    Namespace,
+    Parser,
+    add_dataset_arguments,
+    add_result_arguments,
+    dataset_from_args,
+    detections_from_args,
+    run_tool,
+)
 from lib.data.coco import read_coco
-from lib.engine.runs import add_result_arguments, detections_from_args, run_of
+from lib.engine.runs import run_of
 from lib.evaluation.pseudo_labels import (
     MIN_PART,
     SEGMENTATIONS,
@@ -28,16 +34,11 @@ from lib.evaluation.pseudo_labels import (
 from lib.files import read_json, write_json, write_text
 
 
-@errors_in_a_line
 def main(argv: Sequence[str] | None = None) -> int:
-    args = parse(argv)
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s")
-    generate(args)
-    return 0
+    return run_tool(__doc__, Command(generate, options), argv)
 
 
-def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def options(parser: Parser) -> None:
     parser.add_argument(
         "--score-thresh", type=float, default=0.3, help="drops what is below (default: 0.3)"
     )
@@ -66,14 +67,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--output", type=Path, metavar="FILE", help="default: <run>/pseudo_labels/<data set>.json"
     )
     add_result_arguments(parser)
-    add_dataset_arguments(parser)
-    args = parser.parse_args(argv)
-    if args.json and not args.images:
-        args.images = "."  # no image is looked at
-    return args
+    add_dataset_arguments(parser, needs_images=False)
 
 
-def generate(args: argparse.Namespace) -> None:
+def generate(args: Namespace) -> None:
     dataset = dataset_from_args(args)
     detections = detections_from_args(args, dataset.name, image_labels=True)
     run = run_of(detections)

@@ -7,30 +7,64 @@ made again, and what was interrupted continues where it stopped.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
-from lib.command_line import errors_in_a_line
-from lib.data.catalog import add_dataset_arguments, dataset_from_args
-from lib.engine.runs import start_logging
+from lib.command_line import (
+    Command,
+    Namespace,
+    Parser,
+    add_config_arguments,
+    add_dataset_arguments,
+    add_device_arguments,
+    dataset_from_args,
+    run_tool,
+)
 from lib.pipeline.label_my_images import Settings, label_images
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 
 
-@errors_in_a_line
 def main(argv: Sequence[str] | None = None) -> int:
-    args = parse(argv)
-    start_logging()
+    return run_tool(__doc__, Command(label, options), argv)
+
+
+def options(parser: Parser) -> None:
+    add_dataset_arguments(parser)
+    parser.set_defaults(data_root=None)
+    parser.add_argument(
+        "--output",
+        type=Path,
+        metavar="DIR",
+        help="takes all that is made, unless --data-root says otherwise (default: Outputs/<name>)",
+    )
+    add_config_arguments(
+        parser, help="default: configs/custom.yaml on a GPU, configs/custom_small.yaml on a CPU"
+    )
+    parser.add_argument(
+        "--updates", type=int, metavar="N", help="of CIM (default: by the number of images)"
+    )
+    parser.add_argument(
+        "--score-thresh", type=float, default=0.3, metavar="X", help="drops masks scored below"
+    )
+    parser.add_argument("--plan", action="store_true", help="say how long it will take, and end")
+    parser.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="train again what was trained with other labels, images or settings",
+    )
+    add_device_arguments(parser)
+
+
+def label(args: Namespace) -> None:
     if args.output is None:
-        source = args.name or (Path(args.images).resolve().name if args.images else args.dataset)
+        source = args.name or (args.images.resolve().name if args.images else args.dataset)
         args.output = Path("Outputs") / (source or "own")
     if args.data_root is None:
-        args.data_root = str(args.output / "data")
+        args.data_root = args.output / "data"
     if args.cfg is None:
         small = torch.device(args.device).type == "cpu"
         args.cfg = CONFIGS / ("custom_small.yaml" if small else "custom.yaml")
@@ -46,41 +80,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         only_plan=args.plan,
     )
     label_images(dataset_from_args(args), settings)
-    return 0
-
-
-def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    add_dataset_arguments(parser)
-    parser.set_defaults(data_root=None)
-    parser.add_argument(
-        "--output",
-        type=Path,
-        metavar="DIR",
-        help="takes all that is made, unless --data-root says otherwise (default: Outputs/<name>)",
-    )
-    parser.add_argument(
-        "--cfg",
-        type=Path,
-        metavar="FILE",
-        help="default: configs/custom.yaml on a GPU, configs/custom_small.yaml on a CPU",
-    )
-    parser.add_argument(
-        "--updates", type=int, metavar="N", help="of CIM (default: by the number of images)"
-    )
-    parser.add_argument(
-        "--score-thresh", type=float, default=0.3, metavar="X", help="drops masks scored below"
-    )
-    parser.add_argument("--plan", action="store_true", help="say how long it will take, and end")
-    parser.add_argument(
-        "--overwrite",
-        action="store_true",
-        help="train again what was trained with other labels, images or settings",
-    )
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--threads", type=int, metavar="N", help="default: all cores")
-    parser.add_argument("--set", nargs="*", default=[], metavar="KEY VALUE", help="overrides")
-    return parser.parse_args(argv)
 
 
 if __name__ == "__main__":

@@ -7,32 +7,44 @@ made again, and what was interrupted continues where it stopped.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from lib.command_line import errors_in_a_line
-from lib.engine.runs import start_logging
+from lib.command_line import Command, Namespace, Parser, add_config_arguments, run_tool
 from lib.pipeline.quickstart import quickstart
 
 CONFIG = Path(__file__).resolve().parents[1] / "configs" / "resnet18_shapes.yaml"
 
 
-@errors_in_a_line
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--output", type=Path, default=Path("Outputs/quickstart"))
-    parser.add_argument("--data-root", type=Path, default=Path("data"))
-    parser.add_argument("--cfg", type=Path, default=CONFIG)
+    return run_tool(__doc__, Command(run, options), argv)
+
+
+def options(parser: Parser) -> None:
     parser.add_argument(
-        "--images", nargs=2, type=int, default=(400, 200), metavar=("TRAIN", "TEST")
+        "--output",
+        type=Path,
+        default=Path("Outputs/quickstart"),
+        metavar="DIR",
+        help="default: %(default)s",
     )
-    parser.add_argument("--set", nargs="*", default=[], metavar="KEY VALUE")
-    args = parser.parse_args(argv)
-    start_logging()
+    parser.add_argument(
+        "--data-root", type=Path, default=Path("data"), metavar="DIR", help="default: %(default)s"
+    )
+    add_config_arguments(parser, CONFIG, "default: configs/resnet18_shapes.yaml")
+    parser.add_argument(
+        "--images",
+        nargs=2,
+        type=int,
+        default=(400, 200),
+        metavar=("TRAIN", "TEST"),
+        help="how many (default: 400 200)",
+    )
+
+
+def run(args: Namespace) -> None:
     print(quickstart(args.output, args.data_root, args.cfg, args.images, args.set))
-    return 0
 
 
 if __name__ == "__main__":

@@ -1,53 +1,48 @@
-"""Scores the proposals of a data set with a trained network and writes the detections."""
+"""Score the proposals of a data set with a trained network and write the detections."""
 
 from __future__ import annotations
 
-import argparse
 import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from lib.command_line import errors_in_a_line
+from lib.command_line import (
+    Command,
+    Namespace,
+    Parser,
+    add_config_arguments,
+    add_dataset_arguments,
+    add_device_arguments,
+    add_run_arguments,
+    dataset_from_args,
+    run_tool,
+)
 from lib.config import Config, load_config
-from lib.data.catalog import add_dataset_arguments, dataset_from_args
 from lib.data.coco import CocoImages
 from lib.engine.build import build_detector, images_ahead, open_test_data, trained_model
 from lib.engine.checkpoint import load_checkpoint
-from lib.engine.distributed import Ranks, joined_ranks
+from lib.engine.distributed import Ranks
 from lib.engine.inference import detect_dataset
-from lib.engine.runs import checkpoint_at, newest_checkpoint, newest_run, start_logging
+from lib.engine.runs import checkpoint_at, newest_checkpoint, newest_run
 from lib.evaluation.coco_files import read_ground_truth
 from lib.files import file_state
 
 logger = logging.getLogger("test_net")
 
 
-@errors_in_a_line
 def main(argv: Sequence[str] | None = None) -> int:
-    args = parse(argv)
-    with joined_ranks(args.device) as ranks:
-        start_logging(rank=ranks.rank)
-        run(args, ranks)
-    return 0
+    return run_tool(__doc__, Command(test, options, distributed=True), argv)
 
 
-def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        epilog="Interrupted and run again, it goes on where it was. By tools/launch.py (torchrun) "
-        "several processes share the images.",
-    )
-    parser.add_argument("--run", type=Path, metavar="DIR", help="default: the newest with weights")
-    parser.add_argument("--outputs", type=Path, metavar="DIR", default=Path("Outputs"))
+def options(parser: Parser) -> None:
+    add_run_arguments(parser, "default: the newest with weights")
     parser.add_argument("--step", type=int, metavar="N", help="default: the newest checkpoint")
     parser.add_argument(
         "--weights", type=Path, metavar="FILE", help="a checkpoint file instead of a run's"
     )
-    parser.add_argument("--cfg", type=Path, metavar="FILE", help="default: the run's config.yaml")
+    add_config_arguments(parser, help="default: the run's config.yaml")
     add_dataset_arguments(parser)
     parser.add_argument(
         "--tta",
@@ -67,14 +62,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="FILE",
         help="default: <run>/test/<data set>/detections[_image_labels].json",
     )
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--threads", type=int, metavar="N", help="default: all cores")
-    parser.add_argument("--set", nargs="*", default=[], metavar="KEY VALUE", help="overrides")
-    return parser.parse_args(argv)
+    add_device_arguments(parser)
 
 
-def run(args: argparse.Namespace, ranks: Ranks) -> None:
-    dataset = dataset_from_args(args)
+def test(args: Namespace, ranks: Ranks) -> None:
+    dataset = dataset_from_args(args, ranks)
     folder, checkpoint = find_checkpoint(args)
     config = load_config(args.cfg or folder / "config.yaml", args.set)
     output = args.output
@@ -99,14 +91,14 @@ def run(args: argparse.Namespace, ranks: Ranks) -> None:
     done = detect_dataset(detector, data, output, made_from, ahead, ranks)
     logger.info("%s: %s", "written" if done else "complete already, nothing to do", output)
     if coco.without_labels == len(coco):
-        logger.info("next: python tools/make_submission.py --detections %s for test-dev", output)
+        logger.info("next: python tools/export.py submission --detections %s for test-dev", output)
     elif not args.image_labels:
         logger.info("next: python tools/evaluate.py --detections %s on the same data set", output)
     else:
         logger.info("next: python tools/generate_pseudo_labels.py --detections %s", output)
 
 
-def find_checkpoint(args: argparse.Namespace) -> tuple[Path, Path]:
+def find_checkpoint(args: Namespace) -> tuple[Path, Path]:
     """The run folder and the checkpoint that a command line names."""
     if args.weights is not None:
         if args.step is not None or args.run is not None:
@@ -121,7 +113,7 @@ def find_checkpoint(args: argparse.Namespace) -> tuple[Path, Path]:
 
 
 def what_detections_depend_on(
-    config: Config, checkpoint: Path, coco: CocoImages, args: argparse.Namespace
+    config: Config, checkpoint: Path, coco: CocoImages, args: Namespace
 ) -> dict[str, Any]:
     return {
         "checkpoint": file_state(checkpoint),

@@ -1,17 +1,23 @@
-"""Trains CIM on a data set's image-level labels, and goes on where an interrupted run stopped."""
+"""Train CIM on a data set's image-level labels, or resume an interrupted training."""
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
 from lib.analysis.mining import mining_view
+from lib.command_line import (
+    Command,
+    Namespace,
+    Parser,
+    add_config_arguments,
+    add_dataset_arguments,
+    add_device_arguments,
+    dataset_from_args,
+    run_tool,
+)
 from lib.config import load_config
-from lib.data.catalog import add_dataset_arguments, dataset_from_args
 from lib.data.coco import CocoImages
 from lib.engine.build import (
     build_trainer,
@@ -24,17 +30,16 @@ from lib.engine.checkpoint import seed_everything
 from lib.engine.distributed import Ranks
 from lib.engine.runs import new_run, newest_run
 from lib.engine.trainer import Trainer
-from lib.engine.training import HOW_IT_ENDS, TrainingRun, exit_code, train
+from lib.engine.training import TrainingRun, train
 from lib.modeling.model_builder import build_model
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return exit_code(run, parse(argv))
+    return run_tool(__doc__, Command(run, options, distributed=True), argv)
 
 
-def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, epilog=HOW_IT_ENDS)
-    parser.add_argument("--cfg", type=Path, metavar="FILE", help="default: the published numbers")
+def options(parser: Parser) -> None:
+    add_config_arguments(parser)
     add_dataset_arguments(parser)
     parser.add_argument(
         "--output", type=Path, metavar="DIR", help="default: Outputs/<cfg>/<date and time>"
@@ -42,8 +47,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--resume",
         action="store_true",
-        help="go on with --output, or with the newest run of --cfg; an --output with checkpoints "
-        "is always gone on with",
+        help="resume --output, or the newest run of --cfg; an --output with checkpoints is always "
+        "resumed",
     )
     parser.add_argument(
         "--weights", type=Path, metavar="FILE", help="start from the whole network in a checkpoint"
@@ -53,15 +58,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         action="store_true",
         help="also write a trace of a few updates by torch's profiler to <output>/profile",
     )
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--threads", type=int, metavar="N", help="default: all cores")
-    parser.add_argument("--set", nargs="*", default=[], metavar="KEY VALUE", help="overrides")
-    return parser.parse_args(argv)
+    add_device_arguments(parser)
 
 
-def run(args: argparse.Namespace, ranks: Ranks) -> int:
+def run(args: Namespace, ranks: Ranks) -> int:
     config = load_config(args.cfg, args.set)
-    dataset = dataset_from_args(args)
+    dataset = dataset_from_args(args, ranks)
     coco = CocoImages(dataset.json)
     training = TrainingRun(
         folder=ranks.from_first(run_folder(args)),
@@ -101,16 +103,14 @@ def run(args: argparse.Namespace, ranks: Ranks) -> int:
     return training.end(trainer, stopped_by, next_tool="tools/test_net.py")
 
 
-def run_folder(args: argparse.Namespace) -> Path:
+def run_folder(args: Namespace) -> Path:
     if args.output is not None:
         return args.output
     stem = args.cfg.stem if args.cfg else "default"
     return newest_run(Path("Outputs") / stem) if args.resume else new_run(Path("Outputs"), stem)
 
 
-def announce(
-    training: TrainingRun, coco: CocoImages, args: argparse.Namespace, trainer: Trainer
-) -> None:
+def announce(training: TrainingRun, coco: CocoImages, args: Namespace, trainer: Trainer) -> None:
     config, images = training.config, training.train_size
     classes = ", ".join(coco.class_names[:6]) + (", ..." if coco.class_names[6:] else "")
     training.announce(

@@ -6,26 +6,31 @@ of lib. A further one is a file in this folder with a function `run`, and its li
 
 from collections.abc import Callable, Iterator
 from importlib import import_module
+from typing import NamedTuple
 
 from lib.benchmarks.report import Conditions, Row
 
-__all__ = ["BENCHMARKS", "Conditions", "Row"]
-
-Benchmark = Callable[[Conditions], Iterator[Row]]
+__all__ = ["BENCHMARKS", "Benchmark", "Conditions", "Row"]
 
 
-def in_file(name: str) -> Benchmark:
+class Benchmark(NamedTuple):
+    run: Callable[[Conditions], Iterator[Row]]
+    help: str
+    """One line for `tools/benchmark.py --help`."""
+
+
+def in_file(name: str) -> Callable[[Conditions], Iterator[Row]]:
     """`run` of a file of this folder, which is imported only then: a package that one benchmark
     needs may be missing where another one is run."""
     return lambda conditions: import_module(f"lib.benchmarks.{name}").run(conditions)
 
 
-BENCHMARKS: dict[str, Benchmark] = {
-    "evaluation": in_file("evaluation"),
-    "inference": in_file("inference"),
-    "loader": in_file("loader"),
-    "memory": in_file("memory"),
-    "mining": in_file("mining"),
-    "overlaps": in_file("overlaps"),
-    "train": in_file("train"),
+BENCHMARKS = {
+    "evaluation": Benchmark(in_file("evaluation"), "Time the evaluation of a large result file."),
+    "inference": Benchmark(in_file("inference"), "Time testing, as configured and plainly."),
+    "loader": Benchmark(in_file("loader"), "Time reading, beside the training that waits for it."),
+    "memory": Benchmark(in_file("memory"), "Measure the peak memory of an update."),
+    "mining": Benchmark(in_file("mining"), "Time the mining of instances among many proposals."),
+    "overlaps": Benchmark(in_file("overlaps"), "Time IoU and containment of all proposal pairs."),
+    "train": Benchmark(in_file("train"), "Time training updates, as configured and plainly."),
 }

@@ -1,4 +1,4 @@
-"""What a first run on a GPU has to show, in checks that `tools/gpu_check.py` runs one by one.
+"""What a first run on a GPU has to show, in checks that `tools/benchmark.py gpu` runs one by one.
 
 On a CPU they run at small sizes, which shows only that they run. Most need nothing but PyTorch,
 torchvision and NumPy: a machine that is lent for minutes may have no more.
@@ -299,7 +299,7 @@ def training(conditions: Conditions) -> Iterator[Row]:
 
 def benchmark(name: str, conditions: Conditions) -> Iterator[Row]:
     """`tools/benchmark.py`; its goals are not meant for small sizes."""
-    for row in BENCHMARKS[name](conditions):
+    for row in BENCHMARKS[name].run(conditions):
         yield replace(row, at_least=None, at_most=None) if conditions.quick else row
 
 

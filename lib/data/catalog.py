@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import argparse
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from lib.data.custom import prepare
@@ -66,88 +65,42 @@ def catalog(root: str | Path = "data") -> dict[str, Dataset]:
 CATALOG = catalog()
 
 
-def add_dataset_arguments(parser: argparse.ArgumentParser, default: str | None = None) -> None:
-    """Adds the options that `dataset_from_args` reads.
-
-    Args:
-        default: a name of CATALOG to take where neither --dataset nor --json is given.
-    """
-    group = parser.add_argument_group(
-        "data set", "either --dataset, or --images and --json, or --images and --labels"
-    )
-    group.add_argument(
-        "--dataset", metavar="NAME", default=None, help=f"one of {', '.join(CATALOG)}"
-    )
-    group.add_argument("--json", metavar="FILE", help="any COCO json")
-    group.add_argument("--images", metavar="FOLDER", help="the folder that the images lie in")
-    group.add_argument(
-        "--labels",
-        metavar="PATH",
-        help="image-level labels: a .csv of rows `file,label`, a .txt of lines `name class-id ...`, "
-        "a folder with a sub-folder for each class, or a COCO .json without masks",
-    )
-    group.add_argument("--name", help="a name for it (default: that of the json, or of --images)")
-    group.add_argument("--data-root", metavar="DIR", default="data", help="default: %(default)s")
-    group.add_argument("--proposals", metavar="DIR", help="default: <data root>/proposals/<name>")
-    group.add_argument("--clusters", metavar="DIR", help="default: <data root>/clusters/<name>")
-    group.add_argument("--prm", metavar="FILE", help="default: <data root>/prm/<name>.pth")
-    parser.set_defaults(default_dataset=default)
-
-
-def dataset_from_args(args: argparse.Namespace) -> Dataset:
-    """The data set that a command line names.
-
-    For --labels this makes its json in the data root (see `lib.data.custom.prepare`).
+def named_dataset(name: str, root: str | Path = "data") -> Dataset:
+    """A data set of the catalog.
 
     Raises:
-        ValueError: an unknown name, or options that do not go together.
-        FileNotFoundError, ValueError: --images and --labels cannot be used.
+        ValueError: there is none of that name.
     """
-    given = [o for o in ("dataset", "json", "labels") if getattr(args, o) is not None]
-    if not given and args.default_dataset is not None and args.images is None:
-        dataset = catalog(args.data_root)[args.default_dataset]
-    elif len(given) != 1:
+    known = catalog(root)
+    if name not in known:
         raise ValueError(
-            "name a data set: either --dataset NAME, or --images FOLDER with --json FILE or "
-            "--labels PATH"
-        )
-    elif args.dataset is not None:
-        dataset = _named_dataset(args)
-    else:
-        dataset = _own_dataset(args)
-    return replace(
-        dataset,
-        proposals_folder=Path(args.proposals) if args.proposals else None,
-        clusters_folder=Path(args.clusters) if args.clusters else None,
-        prm_file=Path(args.prm) if args.prm else None,
-    )
-
-
-def _named_dataset(args: argparse.Namespace) -> Dataset:
-    if args.images is not None or args.name is not None:
-        raise ValueError("--images and --name go with --json or --labels, not with --dataset")
-    known = catalog(args.data_root)
-    if args.dataset not in known:
-        raise ValueError(
-            f"no data set is called {args.dataset}; known: {', '.join(known)}; for your own give "
+            f"no data set is called {name}; known: {', '.join(known)}; for your own give "
             "--images FOLDER and --labels PATH, or --json FILE"
         )
-    return known[args.dataset]
+    return known[name]
 
 
-def _own_dataset(args: argparse.Namespace) -> Dataset:
-    root = Path(args.data_root)
-    if args.images is None:
-        option = "--json" if args.labels is None else "--labels"
-        raise ValueError(f"{option} needs --images, the folder that the images lie in")
-    name = args.name
+def own_dataset(
+    images: Path | None, json: Path | None, labels: Path | None, name: str | None, root: Path
+) -> Dataset:
+    """A data set of one's own, from a COCO json, or from labels, of which a json is made.
+
+    Args:
+        images: the folder; may be None where a json is given and no image is opened.
+        labels: see `lib.data.custom.prepare`; counts where `json` is None.
+        name: None takes that of the json, or of the folder of images.
+
+    Raises:
+        ValueError: the name cannot be used.
+        FileNotFoundError, ValueError: images or labels cannot be used.
+    """
     if name is None:
-        name = Path(args.json).stem if args.json is not None else Path(args.images).resolve().name
+        name = json.stem if json is not None else images.resolve().name
     if not name or name != Path(name).name or name.startswith("."):
         raise ValueError(f"--name becomes a folder's name, got {name!r}")
-    if args.json is not None:
-        return Dataset(name, Path(args.json), Path(args.images), root)
+    if json is not None:
+        return Dataset(name, json, images or Path(), root)
     if name in CATALOG:
         raise ValueError(f"{name} is the name of a known data set; give your own another --name")
-    json, images = prepare(args.images, args.labels, name, root)
+    json, images = prepare(images, labels, name, root)
     return Dataset(name, json, images, root)

@@ -127,7 +127,7 @@ class CocoImages:
         if not self.path.exists():
             raise FileNotFoundError(
                 f"{path}: no such file; docs/DATASET.md says where the json of a data set comes from "
-                "(VOC 2012: tools/prepare_voc.py makes it)"
+                "(VOC 2012: tools/data.py voc makes it)"
             )
         content = read_coco(self.path, annotations=require_annotations)
         for number, image in enumerate(content["images"]):
@@ -267,7 +267,7 @@ def _entries(content: Any, key: str, where: str, need_annotations: bool) -> list
             return []
         raise ValueError(
             f"{where}: it has no list 'annotations' to learn from or to compare with; detections "
-            "on COCO test-dev go to the evaluation server, packed by tools/make_submission.py"
+            "on COCO test-dev go to the evaluation server, packed by tools/export.py submission"
         )
     if not isinstance(entries, list):
         raise ValueError(

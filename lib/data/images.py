@@ -14,6 +14,7 @@ import numpy as np
 from PIL import ExifTags, Image
 
 from lib.files import atomic_file, find_file
+from lib.structures import ImageRecord
 
 IMAGE_SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".webp", ".tif", ".tiff", ".bmp", ".dib"),
@@ -60,6 +61,11 @@ def read_image(path: str | Path, size: tuple[int, int] | None = None) -> np.ndar
             )
         image = stored
     return np.ascontiguousarray(image)
+
+
+def read_record(record: ImageRecord, folder: Path) -> np.ndarray:
+    """The pixels of an image of a data set; raises as `read_image`."""
+    return read_image(folder / record.file_name, record.size)
 
 
 def check_name(name: str) -> str | None:

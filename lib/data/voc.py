@@ -18,6 +18,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from lib.data.tags import read_text_tags
+from lib.files import read_json, write_json
 from lib.parallel import for_each
 
 CLASS_NAMES = (
@@ -47,7 +48,7 @@ NUM_IMAGES = {"trainaug": 10582, "val": 1449}
 """Images of the whole splits."""
 VOID = 255
 
-MADE_BY = "made by tools/prepare_voc.py of"
+MADE_BY = "made by tools/data.py voc of"
 """What `info.description` of our json files begins with; published ones have another."""
 
 Objects = tuple[np.ndarray, list[tuple[int, int]]]
@@ -105,11 +106,11 @@ def prepare_from_labels(voc: str | Path, labels: str | Path, jobs: int = -1) -> 
     Args:
         voc: as for `prepare_val`.
         labels: lines `name class-id ...`, classes from 0 in the order of CLASS_NAMES, as other
-            weakly supervised systems use (10,582 lines for trainaug). Of a name only the stem counts.
+            weakly supervised systems use (10,582 lines for trainaug). Only the stem counts.
 
     Raises:
         FileNotFoundError: there is no such devkit or file.
-        ValueError: see `lib.data.tags.read_text_tags`; an image occurs twice, or is one of VOC's val,
+        ValueError: see `lib.data.tags.read_text_tags`; an image occurs twice, or is in VOC's val,
             on which results are measured.
     """
     voc = find_voc(voc)
@@ -310,3 +311,35 @@ def _read_palette(path: Path) -> np.ndarray:
             return np.array(image)
     except (OSError, SyntaxError) as error:
         raise ValueError(f"{path}: not a readable PNG ({error}); unpack it again") from error
+
+
+def check_replaceable(path: Path) -> None:
+    """Raises ValueError for a json that was not made here."""
+    content = read_json(path)
+    info = content.get("info") if isinstance(content, dict) else None
+    told = info.get("description") if isinstance(info, dict) else None
+    if not str(told).startswith(MADE_BY):
+        raise ValueError(
+            f"{path}: made elsewhere, and can be used as it is; --overwrite replaces it, --output "
+            "writes to another folder"
+        )
+
+
+def write_split(split: str, prepared: Prepared, path: Path) -> str:
+    """Writes the json of a split; returns a line or two on what is in it.
+
+    Raises:
+        ValueError: no image could be read.
+    """
+    images, annotations = prepared.json["images"], prepared.json["annotations"]
+    total = len(images) + len(prepared.missing)
+    if not images:
+        reason = next(iter(prepared.missing.values()), "its list is empty")
+        raise ValueError(f"none of the {total} images of {split} could be read: {reason}")
+    write_json(path, prepared.json)
+    told = ", ".join(f"{count} by {source}" for source, count in prepared.sources.items())
+    what = "objects" if all("segmentation" in a for a in annotations) else "labels"
+    text = f"{path}: {len(images)} images (annotated: {told}) with {len(annotations)} {what}"
+    if total != NUM_IMAGES[split]:
+        text += f"\n  the lists name {total} images; the whole of {split} has {NUM_IMAGES[split]}"
+    return text

@@ -67,11 +67,11 @@ def open_training_data(dataset: Dataset, coco: CocoImages, with_clusters: bool) 
     coco.check_files(dataset.images)
     coco.warn_of_labels()
     proposals = ProposalStore(dataset.proposals)
-    _check_made(proposals, labelled, "proposals", "tools/make_proposals.py")
+    _check_made(proposals, labelled, "proposals", "tools/proposals.py make")
     clusters = None
     if with_clusters:
         clusters = ClusterStore(dataset.clusters)
-        _check_made(clusters, labelled, "clusters", "tools/assign_clusters.py")
+        _check_made(clusters, labelled, "clusters", "tools/prm.py clusters")
     return CimDataset(coco, dataset.images, proposals, clusters, KEEP_IN_MEMORY)
 
 
@@ -84,7 +84,7 @@ def open_test_data(dataset: Dataset, coco: CocoImages) -> CimDataset:
     coco.check_files(dataset.images)
     proposals = ProposalStore(dataset.proposals)
     names = [record.file_name for record in coco.images]
-    _check_made(proposals, names, "proposals", "tools/make_proposals.py")
+    _check_made(proposals, names, "proposals", "tools/proposals.py make")
     return CimDataset(coco, dataset.images, proposals)
 
 

@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 import os
@@ -206,44 +205,15 @@ def start_logging(log_file: Path | None = None, rank: int = 0) -> None:
         root.addHandler(handler)
 
 
-def add_result_arguments(parser: argparse.ArgumentParser, what: str = "COCO result file") -> None:
-    """Adds the options that `run_from_args` and `detections_from_args` read."""
-    group = parser.add_argument_group("results", "a file, or what the newest run has")
-    either = group.add_mutually_exclusive_group()
-    either.add_argument("--detections", type=Path, metavar="FILE", help=f"any {what}")
-    either.add_argument("--run", type=Path, metavar="DIR", help="a run folder")
-    group.add_argument(
-        "--outputs", type=Path, default=Path("Outputs"), metavar="DIR", help="where runs lie"
-    )
-
-
-def run_from_args(args: argparse.Namespace) -> Path:
-    """The run a command line names, or the newest.
-
-    Raises:
-        FileNotFoundError: there is no such folder, or no run at all.
-    """
-    if args.run is None:
-        return newest_run(args.outputs)
-    if not args.run.is_dir():
-        raise FileNotFoundError(f"{args.run}: no such run folder")
-    return args.run
-
-
-def detections_from_args(
-    args: argparse.Namespace, dataset_name: str, image_labels: bool = False
-) -> Path:
-    """The detections a command line names: a file, or those of a run on a data set.
+def detections_of_run(run: Path, dataset_name: str, image_labels: bool = False) -> Path:
+    """The detections of a run on a data set.
 
     Args:
-        image_labels: the detections that keep to the image-level labels.
+        image_labels: those that keep to the image-level labels.
 
     Raises:
         FileNotFoundError: the run has none; the text says how to make them.
     """
-    if args.detections is not None:
-        return args.detections
-    run = run_from_args(args)
     stem = "detections_image_labels" if image_labels else "detections"
     path = run / "test" / dataset_name / f"{stem}.json"
     if not path.is_file():

@@ -36,7 +36,7 @@ Weigh = Callable[[Losses], Losses]
 _Item = TypeVar("_Item")
 
 
-class NonFiniteLossError(RuntimeError):
+class NonFiniteLossError(FloatingPointError):
     """A loss, or the gradient, is NaN or infinite; the text names iteration, image and losses.
 
     Args:

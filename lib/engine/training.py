@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import logging
 import signal
@@ -23,7 +22,7 @@ from torch import Tensor, nn
 from lib.config import Config, RefineConfig, RunConfig, save_config
 from lib.data.loader import Trainable, train_loader
 from lib.engine.checkpoint import TRAINED_WITH, find_resumable, save_checkpoint
-from lib.engine.distributed import Ranks, joined_ranks
+from lib.engine.distributed import Ranks
 from lib.engine.profile import Profile
 from lib.engine.record import Record
 from lib.engine.runs import (
@@ -142,36 +141,6 @@ class StopSignals:
 
 
 FAILED_UPDATE = "failed_update.pt"
-
-HOW_IT_ENDS = (
-    "Ctrl-C and SIGTERM end it after the update in hand, saved, with code 130 or 143; NaN or "
-    "infinity with 1, other errors with 2. By tools/launch.py (torchrun) several processes train "
-    "together."
-)
-"""For the help of a tool."""
-
-
-def exit_code(run: Callable[[argparse.Namespace, Ranks], int], args: argparse.Namespace) -> int:
-    """Calls `run(args, ranks)`, on `args.device`, and turns errors into a line and a code.
-
-    Returns:
-        What `run` returns, or a code of HOW_IT_ENDS.
-    """
-    try:
-        with joined_ranks(args.device) as ranks:
-            start_logging(rank=ranks.rank)
-            try:
-                return run(args, ranks)
-            except NonFiniteLossError as error:
-                if ranks.is_first:  # all have noticed
-                    logger.error("error: %s", error)
-                return 1
-    except (OSError, ValueError) as error:
-        logger.error("error: %s", error)  # to the run's log as well, once there is one
-        return 2
-    except KeyboardInterrupt:
-        logger.error("interrupted before the first update")
-        return 128 + signal.SIGINT
 
 
 @dataclass
@@ -331,7 +300,7 @@ def save_failed_update(
     except (OSError, RuntimeError) as fault:  # torch makes the one of the other
         logger.warning("%s: could not be written: %s", path, fault.__context__ or fault)
     else:
-        logger.info("the failed update is kept: python tools/replay.py %s", path)
+        logger.info("the failed update is kept: python tools/study.py replay %s", path)
 
 
 def _plain(sample: Any) -> dict[str, Any]:

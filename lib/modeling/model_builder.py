@@ -82,7 +82,7 @@ def build_model(
     if pretrained and config.weights == "prm":
         if prm_backbone is None:
             raise ValueError(
-                "model.weights is `prm`, but there is no trained PRM: run tools/train_prm.py first"
+                "model.weights is `prm`, but there is no trained PRM: run tools/prm.py train first"
             )
         backbone.load_weights(prm_backbone, "PRM")
     elif pretrained:

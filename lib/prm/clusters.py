@@ -63,7 +63,7 @@ class ClusterStore(ImageStore):
 
     kind = "clusters"
     version = 2
-    remedy = "make them anew with tools/assign_clusters.py (or import_clusters.py)"
+    remedy = "make them anew with tools/prm.py clusters (or tools/prm.py import)"
 
     def save(self, file_name: str, clusters: Clusters, made_from: Record | None = None) -> None:
         """Writes the clusters of image `file_name`, replacing older ones."""

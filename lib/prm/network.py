@@ -107,14 +107,14 @@ def load_prm(net: PeakResponseNet, path: str | Path) -> None:
         ValueError: it is broken, has another number of classes, or another backbone.
     """
     if not Path(path).is_file():
-        raise FileNotFoundError(f"{path}: no trained PRM; make it with tools/train_prm.py")
+        raise FileNotFoundError(f"{path}: no trained PRM; make it with tools/prm.py train")
     found = read_state_dict(path)
     own = net.state_dict()
     head = "0.classifier.0.weight"
     if head in found and len(found[head]) != len(own[head]):
         raise ValueError(
             f"{path}: the PRM knows {len(found[head])} classes, the data set has "
-            f"{len(own[head])}; train one on this data set with tools/train_prm.py"
+            f"{len(own[head])}; train one on this data set with tools/prm.py train"
         )
     optional = {name for name in own if name.endswith("num_batches_tracked")}
     wrong = sorted(
@@ -138,7 +138,7 @@ def prm_backbone(path: str | Path) -> dict[str, Tensor]:
         ValueError: it is broken or not a PRM checkpoint.
     """
     if not Path(path).is_file():
-        raise FileNotFoundError(f"{path}: no trained PRM; make it with tools/train_prm.py")
+        raise FileNotFoundError(f"{path}: no trained PRM; make it with tools/prm.py train")
     tensors = read_state_dict(path)
     backbone = {name: tensor for name, tensor in tensors.items() if name.startswith(_FEATURES)}
     if not backbone:

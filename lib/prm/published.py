@@ -105,7 +105,7 @@ def imported_clusters(
             f"{clusters.folder}: the clusters of {len(stale)} images were imported for other "
             f"proposals than {proposals.folder} has now: {', '.join(stale[:5])}"
             f"{', ...' if stale[5:] else ''}; import their proposals again, or make clusters of "
-            "peaks by tools/assign_clusters.py --overwrite"
+            "peaks by tools/prm.py clusters --overwrite"
         )
     return imported
 

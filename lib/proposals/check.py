@@ -15,6 +15,9 @@ from lib.proposals.store import ProposalStore
 from lib.restricted_pickle import find_image, load_by_image
 from lib.structures import ImageRecord, Proposals
 
+_NAMED = 20
+"""Images named for each kind of fault."""
+
 
 @dataclass(frozen=True)
 class ImageCheck:
@@ -125,3 +128,34 @@ def _compare_roi_masks(proposals: Proposals, published: Any) -> str | None:
         return None  # whole masks, whose boxes agree
     differing = ((masks != 0) != proposals.roi_masks).mean()
     return f"{differing:.0%} of the cells of the 7x7 masks differ" if differing > 0.05 else None
+
+
+def check_text(check: StoreCheck, store: ProposalStore, num_images: int) -> str:
+    """The check as lines for a reader."""
+    lines = [f"{store.folder}: {len(check.counts)} of {num_images} images have readable proposals"]
+    if check.counts:
+        lines.append(
+            f"proposals an image: {min(check.counts)} at least, {np.median(check.counts):g} "
+            f"median, {max(check.counts)} at most, {sum(check.counts)} in all"
+        )
+    each = check.num_bytes / max(len(check.counts), 1)
+    duplicates = {name: f"{n} masks equal an earlier one" for name, n in check.duplicates.items()}
+    return "\n".join(
+        [
+            *lines,
+            f"disk: {check.num_bytes / 1e6:.1f} MB, {each / 1e3:.1f} KB an image",
+            named_text(dict.fromkeys(check.missing, "no proposals"), "without proposals"),
+            named_text(check.wrong_size, "of another size than their image"),
+            named_text(check.faults, "with a damaged file, zero proposals or empty masks"),
+            named_text(duplicates, "with duplicate masks (no harm)"),
+        ]
+    )
+
+
+def named_text(reasons: dict[str, str], what: str) -> str:
+    """How many images something is the matter with, and the first of them by name."""
+    lines = [f"images {what}: {len(reasons)}"]
+    lines += [f"  {name}: {reason}" for name, reason in list(reasons.items())[:_NAMED]]
+    if len(reasons) > _NAMED:
+        lines.append(f"  ... and {len(reasons) - _NAMED} more")
+    return "\n".join(lines)

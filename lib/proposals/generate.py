@@ -9,6 +9,9 @@ come first, and those that nearly repeat an earlier one are left out.
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Iterable
+
 import cv2
 import numpy as np
 
@@ -72,6 +75,17 @@ def generate_proposals(
     if scale < 1:
         labels = cv2.resize(labels, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
     return encode_unions(labels, members.view(bool))
+
+
+def check_generate_options(options: Iterable[str]) -> None:
+    """Raises ValueError for a name that is no option of `generate_proposals`."""
+    parameters = inspect.signature(generate_proposals).parameters.values()
+    known = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
+    unknown = sorted(set(options) - set(known))
+    if unknown:
+        raise ValueError(
+            f"proposals.options: unknown {', '.join(unknown)}; known: {', '.join(known)}"
+        )
 
 
 def _check(

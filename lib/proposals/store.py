@@ -160,7 +160,7 @@ class ProposalStore(ImageStore):
 
     kind = "proposals"
     version = 1
-    remedy = "make them anew with tools/make_proposals.py (or import_proposals.py)"
+    remedy = "make them anew with tools/proposals.py make (or tools/proposals.py import)"
 
     def save(
         self, file_name: str, proposals: Proposals | Regions, made_from: Record | None = None

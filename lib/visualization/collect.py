@@ -9,12 +9,14 @@ from typing import Any
 
 import numpy as np
 
+from lib.data.catalog import Dataset
 from lib.data.coco import CocoImages
+from lib.engine.runs import read_lines
 from lib.evaluation.coco_eval import VOC_THRESHOLDS, evaluate_segm
 from lib.evaluation.coco_files import read_ground_truth, read_layer
 from lib.evaluation.per_image import Comparison, compare
 from lib.files import read_json
-from lib.visualization.gallery import Instance, Picture
+from lib.visualization.gallery import LAYERS, Instance, Page, Picture
 
 
 @dataclass(frozen=True)
@@ -138,3 +140,38 @@ def _pictures(
             )
         )
     return pictures
+
+
+def describe(
+    collected: Collected,
+    coco: CocoImages,
+    dataset: Dataset,
+    run: Path | None,
+    results: dict[str, Path],
+    iou_thresh: float,
+) -> Page:
+    """The page of a gallery, without its details.
+
+    Args:
+        run: whose curves are shown; None for results of no run.
+        results: files by layer.
+    """
+    facts = [("Data set", f"{dataset.name} ({coco.path})")]
+    if run is not None:
+        facts.append(("Run", str(run)))
+    facts += [(LAYERS[name].title, str(path)) for name, path in results.items()]
+    if collected.compared is not None:
+        what = LAYERS[collected.compared].title
+        facts.append(("Compared with the ground truth", what))
+    title = f"{dataset.name}, {run.name}" if run is not None else dataset.name
+    return Page(
+        title=title,
+        facts=facts,
+        class_names=coco.class_names,
+        layers={name: layer for name, layer in LAYERS.items() if name in collected.layers},
+        metrics=collected.evaluation.get("metrics", {}),
+        per_class=collected.evaluation.get("per_class", {}),
+        precision=collected.precision,
+        iou_thresh=iou_thresh,
+        history=read_lines(run / "history.jsonl") if run is not None else [],
+    )

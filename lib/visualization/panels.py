@@ -78,6 +78,12 @@ def contact_sheet(
     return _join(rows, gap=6, axis=0)
 
 
+def mask_row(image: np.ndarray, masks: np.ndarray, count: int) -> list[np.ndarray]:
+    """The image and `count` copies of it, each dark but for one mask; blank after the last mask."""
+    dark = [np.where(mask[..., None], image, image // 5) for mask in masks[:count]]
+    return [image, *dark, *[np.full_like(image, 255)] * (count - len(dark))]
+
+
 def save_png(path: str | Path, image: np.ndarray) -> None:
     """Writes an RGB image as PNG; parent folders are made."""
     done, encoded = cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))

@@ -1,4 +1,4 @@
-"""tools/explain.py, and what the method sees as layers of the gallery."""
+"""tools/look.py explain, and what the method sees as layers of the gallery."""
 
 from __future__ import annotations
 
@@ -51,18 +51,18 @@ def panels(path, columns):
 def test_an_image_of_a_data_set_by_name_and_by_id(place, capsys):
     make_run()
     give_masks()
-    assert tool("explain")(["a", *DATA, "--run", "run", "--columns", "5"]) == 0
+    assert tool("look explain")(["a", *DATA, "--run", "run", "--columns", "5"]) == 0
     assert "written: run/explain/a.png" in capsys.readouterr().out
     # image, proposals, responses, what peaks respond to, clusters, 2 stages, detections, truth
     assert panels("run/explain/a.png", 5) == 9
-    assert tool("explain")(["100", *DATA, "--run", "run", "--output", "same.png"]) == 0
+    assert tool("look explain")(["100", *DATA, "--run", "run", "--output", "same.png"]) == 0
     assert cv2.imread("same.png").shape[1] < cv2.imread("run/explain/a.png").shape[1]  # 3 columns
 
 
 def test_any_picture(place, caplog):
     make_run("proposals.options", "{min_area: 20}", with_prm=False)
     arguments = ["images/e.png", "--present", "dog", "--run", "run", "--output", "out/e.png"]
-    assert tool("explain")([*arguments, "--columns", "5"]) == 0
+    assert tool("look explain")([*arguments, "--columns", "5"]) == 0
     assert panels("out/e.png", 5) == 5  # without PRM: no peaks, no clusters; no true masks
 
 
@@ -78,14 +78,14 @@ def test_any_picture(place, caplog):
 )
 def test_says_what_is_wrong(place, capsys, arguments, message):
     make_run(with_prm=False)
-    assert tool("explain")([*arguments, "--run", "run"]) == 2
+    assert tool("look explain")([*arguments, "--run", "run"]) == 2
     error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert len(error) == 1 and message in error[0]
 
 
 def test_layers_of_the_gallery(place):
     make_run()
-    assert tool("gallery")([*DATA, "--run", "run", "--output", "page", "--details", "3"]) == 0
+    assert tool("look gallery")([*DATA, "--run", "run", "--output", "page", "--details", "3"]) == 0
     overview = read_data(Path("page"), "overview")
     names = [layer["id"] for layer in overview["layers"]]
     assert names == ["mined_1", "mined_2", "clusters", "prm", "proposals"]
@@ -108,19 +108,19 @@ def test_stored_clusters_and_proposals_without_a_network(place):
     (place / "run").mkdir()
     Path("none.json").write_text("[]")
     arguments = [*DATA, "--detections", "none.json", "--output", "page"]
-    assert tool("gallery")(arguments) == 0
+    assert tool("look gallery")(arguments) == 0
     overview = read_data(Path("page"), "overview")
     assert [layer["id"] for layer in overview["layers"]] == ["detections", "clusters", "proposals"]
     details = read_data(Path("page"), "details-0")
     assert [item[:3] for item in details["clusters"]] == [[0, 3, None]]
-    assert tool("gallery")([*arguments, "--details", "0"]) == 0
+    assert tool("look gallery")([*arguments, "--details", "0"]) == 0
     assert not list(Path("page/data").glob("details*"))
 
 
 def test_a_broken_image_has_no_details_and_is_named(place, caplog):
     make_run()
     Path("data/proposals/mine/b.npz").write_bytes(b"broken")
-    assert tool("gallery")([*DATA, "--run", "run", "--output", "page"]) == 0
+    assert tool("look gallery")([*DATA, "--run", "run", "--output", "page"]) == 0
     assert read_data(Path("page"), "overview")["detailed"] == [0, 2, 3, 4]
     assert any("no details of b.png" in record.getMessage() for record in caplog.records)
 

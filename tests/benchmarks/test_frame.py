@@ -6,7 +6,7 @@ import time
 import pytest
 import torch
 
-from lib.benchmarks import BENCHMARKS, Conditions, Row
+from lib.benchmarks import BENCHMARKS, Benchmark, Conditions, Row
 from lib.benchmarks.report import table_text
 from lib.benchmarks.timing import Timing, processor_time, time_together
 from tools import benchmark
@@ -100,7 +100,7 @@ def one_row(monkeypatch):
         assert torch.get_num_threads() == 2
         yield Row("speed", conditions.seed, "m/s", at_least=10)
 
-    monkeypatch.setitem(BENCHMARKS, "overlaps", run)
+    monkeypatch.setitem(BENCHMARKS, "overlaps", Benchmark(run, "Of speed."))
 
 
 def test_check_and_numbers(one_row, tmp_path, capsys):
@@ -129,7 +129,7 @@ def test_unknown_name_and_bad_threads(capsys):
 
 @pytest.mark.parametrize("name", BENCHMARKS)
 def test_every_benchmark_runs(name):
-    rows = list(BENCHMARKS[name](Conditions(quick=True)))
+    rows = list(BENCHMARKS[name].run(Conditions(quick=True)))
     assert rows
     for row in rows:
         assert row.value == row.value and row.value >= 0, row

@@ -311,7 +311,7 @@ def test_truncated_image_and_wrong_size(made):
 def test_missing_proposals_and_those_of_another_size(made):
     store = ProposalStore(made / "proposals")
     store.path("a.png").unlink()
-    with pytest.raises(FileNotFoundError, match=r"a\.npz: .*make_proposals"):
+    with pytest.raises(FileNotFoundError, match=r"a\.npz: .*proposals.py make"):
         dataset_of(made).load(0, 30)
     store.save("a.png", encode(masks_of((30, 20))))
     with pytest.raises(ValueError, match=r"a\.npz: .*30x20.*20x30"):

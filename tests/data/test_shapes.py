@@ -12,7 +12,7 @@ from lib.data import shapes
 from lib.data.coco import CocoImages
 from lib.data.images import read_image
 from lib.data.shapes import CLASS_NAMES, SIZE, draw_scene, make_shapes
-from tools import make_shapes as tool
+from tests.small_training import tool
 
 FEW = {"train": 3, "val": 2, "test": 2}
 
@@ -201,11 +201,11 @@ def test_an_interrupted_run_is_finished(tmp_path, monkeypatch, made):
 
 def test_tool(tmp_path, capsys):
     words = ["--root", str(tmp_path), "--train", "1", "--val", "1", "--test", "1"]
-    assert tool.main(words) == 0
+    assert tool("data shapes")(words) == 0
     assert "made" in capsys.readouterr().out
-    assert tool.main(words) == 0
+    assert tool("data shapes")(words) == 0
     assert "nothing to do" in capsys.readouterr().out
-    assert tool.main([*words, "--val", "0"]) == 2
+    assert tool("data shapes")([*words, "--val", "0"]) == 2
     assert capsys.readouterr().err.startswith("error: the seed must be at least 0")
     (tmp_path / "x").touch()
-    assert tool.main(["--root", str(tmp_path / "x"), *words[2:]]) == 2
+    assert tool("data shapes")(["--root", str(tmp_path / "x"), *words[2:]]) == 2

@@ -11,7 +11,7 @@ from pycocotools import mask as coco_mask
 from lib.data.coco import CocoImages
 from lib.data.voc import CLASS_NAMES, find_sbd, find_voc, image_id, prepare_trainaug, prepare_val
 from tests.devkits import Picture, class_map, picture, save_palette, write_sbd, write_voc
-from tools import prepare_voc
+from tests.small_training import tool
 
 TRAIN = {
     "2007_000032": picture((9, 14), (1, 1, 15)),
@@ -206,7 +206,7 @@ def test_lists(folders):
 def test_tool_writes_what_the_loader_reads(folders, capsys):
     voc, sbd = folders
     args = ["--voc", str(voc.parent), "--sbd", str(sbd.parent), "--jobs", "1"]
-    assert prepare_voc.main(args) == 0
+    assert tool("data voc")(args) == 0
     said = capsys.readouterr().out
     assert "4 images (annotated: 2 by VOC, 2 by SBD) with 9 objects" in said
     assert "the lists name 4 images; the whole of trainaug has 10582" in said
@@ -228,26 +228,26 @@ def test_tool_ends_with_1_where_images_are_missing_and_2_without_data(folders, t
     (sbd / "inst" / "2008_000002.mat").unlink()
     output = tmp_path / "out"
     args = ["--voc", str(voc), "--output", str(output), "--jobs", "1"]
-    assert prepare_voc.main([*args, "--sbd", str(sbd)]) == 1
+    assert tool("data voc")([*args, "--sbd", str(sbd)]) == 1
     assert "1 of 4 images failed:\n  2008_000002: " in capsys.readouterr().err
     assert len(CocoImages(output / "voc_2012_trainaug.json")) == 3
-    assert prepare_voc.main(["--voc", str(tmp_path / "nowhere")]) == 2
+    assert tool("data voc")(["--voc", str(tmp_path / "nowhere")]) == 2
     assert "error: " in capsys.readouterr().err
-    assert prepare_voc.main([*args, "--sbd", str(tmp_path / "nowhere")]) == 2
+    assert tool("data voc")([*args, "--sbd", str(tmp_path / "nowhere")]) == 2
 
 
 def test_tool_does_not_write_an_empty_split(folders, tmp_path, capsys):
     for path in (folders[0] / "JPEGImages").iterdir():
         path.unlink()
     args = ["--voc", str(folders[0]), "--output", str(tmp_path / "out"), "--jobs", "1"]
-    assert prepare_voc.main(args) == 2
+    assert tool("data voc")(args) == 2
     assert "none of the 2 images of val could be read" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
 def test_tool_without_sbd_writes_val_alone(folders, tmp_path, capsys):
     args = ["--voc", str(folders[0]), "--output", str(tmp_path / "out"), "--jobs", "1"]
-    assert prepare_voc.main(args) == 0
+    assert tool("data voc")(args) == 0
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["voc_2012_val.json"]
     assert "neither --sbd nor --labels given" in capsys.readouterr().out
 
@@ -261,7 +261,7 @@ def test_tool_makes_trainaug_of_a_list_of_labels(folders, tmp_path, capsys):
     )
     output = tmp_path / "out"
     args = ["--voc", str(voc), "--output", str(output), "--jobs", "1", "--labels", str(listed)]
-    assert prepare_voc.main(args) == 1  # there is no image 2008_000009
+    assert tool("data voc")(args) == 1  # there is no image 2008_000009
     told = capsys.readouterr()
     assert "3 images (annotated: 3 by train_aug_cls.txt) with 5 labels" in told.out
     assert "1 of 4 images failed:\n  2008_000009: " in told.err
@@ -290,7 +290,7 @@ def test_lists_of_labels_that_are_none_of_voc(folders, tmp_path, capsys, text, m
     listed = tmp_path / "list.txt"
     listed.write_text(text)
     args = ["--voc", str(folders[0]), "--output", str(tmp_path / "out"), "--jobs", "1"]
-    assert prepare_voc.main([*args, "--labels", str(listed)]) == 2
+    assert tool("data voc")([*args, "--labels", str(listed)]) == 2
     assert message in capsys.readouterr().err.splitlines()[-1]
     assert not (tmp_path / "out/voc_2012_trainaug.json").exists()
 
@@ -302,14 +302,14 @@ def test_tool_does_not_replace_what_was_made_elsewhere(folders, tmp_path, capsys
     published = output / "voc_2012_trainaug.json"
     published.write_text('{"images": [], "type": "instances"}')
     args = ["--voc", str(voc), "--output", str(output), "--jobs", "1"]
-    assert prepare_voc.main([*args, "--sbd", str(sbd)]) == 2
+    assert tool("data voc")([*args, "--sbd", str(sbd)]) == 2
     assert "voc_2012_trainaug.json: made elsewhere" in capsys.readouterr().err
     assert not (output / "voc_2012_val.json").exists()  # told before the work
-    assert prepare_voc.main(args) == 0  # val alone
+    assert tool("data voc")(args) == 0  # val alone
     assert "instances" in published.read_text()
-    assert prepare_voc.main([*args, "--sbd", str(sbd), "--overwrite"]) == 0
+    assert tool("data voc")([*args, "--sbd", str(sbd), "--overwrite"]) == 0
     assert len(CocoImages(published)) == 4
-    assert prepare_voc.main([*args, "--sbd", str(sbd)]) == 0  # our own is made again
+    assert tool("data voc")([*args, "--sbd", str(sbd)]) == 0  # our own is made again
 
 
 def test_json_made_elsewhere_is_accepted(tmp_path):

@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
+from lib.command_line import dataset_from_args
 from lib.config import Config, _known_keys, load_config
-from lib.data.catalog import dataset_from_args
 from lib.pipeline.drivers import VARIABLES, driver_steps
 from tests.docs.documents import ROOT
 from tests.docs.rehearsal import Call
@@ -36,36 +36,36 @@ RUN_FOR_REAL = {
     "scripts/generate_msrcnn_label.sh": "tests/scripts/test_drivers_for_real.py",
     "scripts/refine_msrcnn.sh": "tests/scripts/test_drivers_for_real.py",
     "scripts/visual_result_mmcv.sh": "tests/scripts/test_drivers_for_real.py",
-    "tools/ablation.py": "tests/tools/test_ablation.py",
-    "tools/analyse_instances.py": "tests/tools/test_ablation.py",
-    "tools/assign_clusters.py": "tests/prm/test_tools.py",
+    "tools/study.py ablation": "tests/tools/test_ablation.py",
+    "tools/study.py instances": "tests/tools/test_ablation.py",
+    "tools/prm.py clusters": "tests/prm/test_tools.py",
     "tools/benchmark.py": "tests/benchmarks/test_frame.py",
-    "tools/baseline_proposals.py": "tests/proposals/test_tools.py",
-    "tools/check_proposals.py": "tests/tools/test_published_data.py",
+    "tools/proposals.py baseline": "tests/proposals/test_tools.py",
+    "tools/proposals.py check": "tests/tools/test_published_data.py",
     "tools/evaluate.py": "tests/tools/test_evaluate_export.py",
-    "tools/explain.py": "tests/analysis/test_explain.py",
-    "tools/gallery.py": "tests/visualization/test_gallery.py",
+    "tools/look.py explain": "tests/analysis/test_explain.py",
+    "tools/look.py gallery": "tests/visualization/test_gallery.py",
     "tools/generate_pseudo_labels.py": "tests/tools/test_evaluate_export.py",
-    "tools/import_clusters.py": "tests/tools/test_published_data.py",
-    "tools/import_proposals.py": "tests/tools/test_published_data.py",
-    "tools/gpu_check.py": "tests/tools/test_gpu_check.py",
+    "tools/prm.py import": "tests/tools/test_published_data.py",
+    "tools/proposals.py import": "tests/tools/test_published_data.py",
+    "tools/benchmark.py gpu": "tests/tools/test_gpu_check.py",
     "tools/label_my_images.py": "tests/tools/test_label_my_images.py",
     "tools/launch.py": "tests/tools/test_distributed.py",
-    "tools/make_proposals.py": "tests/proposals/test_tools.py",
-    "tools/make_shapes.py": "tests/data/test_shapes.py",
-    "tools/make_submission.py": "tests/evaluation/test_submission.py",
-    "tools/prepare_voc.py": "tests/data/test_voc.py",
-    "tools/proposal_recall.py": "tests/proposals/test_tools.py",
+    "tools/proposals.py make": "tests/proposals/test_tools.py",
+    "tools/data.py shapes": "tests/data/test_shapes.py",
+    "tools/export.py submission": "tests/evaluation/test_submission.py",
+    "tools/data.py voc": "tests/data/test_voc.py",
+    "tools/proposals.py recall": "tests/proposals/test_tools.py",
     "tools/quickstart.py": "tests/tools/test_quickstart.py",
-    "tools/replay.py": "tests/tools/test_replay.py",
-    "tools/show_proposals.py": "tests/proposals/test_tools.py",
+    "tools/study.py replay": "tests/tools/test_replay.py",
+    "tools/proposals.py show": "tests/proposals/test_tools.py",
     "tools/steps.py": "tests/scripts/test_drivers_for_real.py",
-    "tools/test_mask_rcnn.py": "tests/tools/test_mask_rcnn.py",
+    "tools/refine.py test": "tests/tools/test_mask_rcnn.py",
     "tools/test_net.py": "tests/tools/test_train_test.py",
-    "tools/train_mask_rcnn.py": "tests/tools/test_mask_rcnn.py",
+    "tools/refine.py train": "tests/tools/test_mask_rcnn.py",
     "tools/train_net.py": "tests/tools/test_train_test.py",
-    "tools/train_prm.py": "tests/prm/test_tools.py",
-    "tools/visualize.py": "tests/tools/test_evaluate_export.py",
+    "tools/prm.py train": "tests/prm/test_tools.py",
+    "tools/look.py pictures": "tests/tools/test_evaluate_export.py",
 }
 
 # Variables that are not read by our scripts but by what they run.
@@ -167,7 +167,10 @@ def _script(name: str, arguments: Sequence[str]) -> Iterator[str]:
     if not name.startswith("tools/"):
         yield f"{name} is not in tools/; {REGISTER}"
         return
-    yield from _registered(name)
+    command = arguments[0] if arguments and not arguments[0].startswith("-") else ""
+    whole = f"{name} {command}" if f"{name} {command}" in RUN_FOR_REAL else name
+    if whole != name or not any(known.startswith(f"{name} ") for known in RUN_FOR_REAL):
+        yield from _registered(whole)
     parsed, fault = parse_with_tool(ROOT / name, arguments)
     if fault:
         yield fault
@@ -186,11 +189,9 @@ def _namespace(args: argparse.Namespace) -> Iterator[str]:
     cfg = cfg if cfg is not None and Path(cfg).is_file() else None
     try:
         load_config(cfg, getattr(args, "set", None) or [])
-        if hasattr(args, "default_dataset") and not getattr(args, "labels", None):
-            if args.json and not args.images:
-                args.images = "."  # tools that look at no image do not ask for them
-            if args.json or args.dataset or args.default_dataset:
-                dataset_from_args(args)
+        named = hasattr(args, "default_dataset") and not args.labels
+        if named and (args.json or args.dataset or args.default_dataset):
+            dataset_from_args(args)
     except ValueError as error:
         yield str(error)
 
@@ -232,20 +233,34 @@ def parse_with_tool(
 
 
 @cache
-def tool_options() -> frozenset[str]:
-    """Every option that some tool has."""
+def _parsers() -> dict[str, argparse.ArgumentParser]:
+    """The parser of every tool or, where it has commands, of each of these."""
 
     def parse_args(self, args=None, namespace=None):
         raise _Parsed(self, None)
 
-    options: set[str] = set()
+    parsers = {}
     for path in sorted((ROOT / "tools").glob("*.py")):
+        name = str(path.relative_to(ROOT))
         try:
             with _replaced(parse_args):
                 _tool(path)([])
         except _Parsed as parsed:
-            options |= set(parsed.parser._option_string_actions)
-    return frozenset(options)
+            commands = [a for a in parsed.parser._actions if a.dest == "command"]
+            if commands:
+                parsers |= {f"{name} {c}": parser for c, parser in commands[0].choices.items()}
+            else:
+                parsers[name] = parsed.parser
+    return parsers
+
+
+def tool_options() -> frozenset[str]:
+    """Every option that some tool has."""
+    return frozenset(option for p in _parsers().values() for option in p._option_string_actions)
+
+
+def tool_commands() -> set[str]:
+    return set(_parsers())
 
 
 @contextlib.contextmanager

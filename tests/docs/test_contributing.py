@@ -16,8 +16,8 @@ from lib.modeling import backbones
 from lib.proposals import readers
 from lib.proposals.store import ProposalStore
 from tests.backbone_chain import run_chain
-from tests.docs.checks import _tool
 from tests.docs.documents import ROOT, blocks
+from tests.small_training import tool
 
 PAGE = ROOT / "CONTRIBUTING.md"
 EXAMPLES = {
@@ -54,7 +54,7 @@ def test_a_reader(monkeypatch, tmp_path):
     np.save(tmp_path / "masks/a.npy", masks)
     words = ["--images", tmp_path, "--labels", tmp_path / "l.csv", "--name", "n"]
     words += ["--data-root", tmp_path / "root", "--format", "npy", "--source", tmp_path / "masks"]
-    assert _tool(ROOT / "tools/import_proposals.py")([*map(str, words), "--jobs", "1"]) == 0
+    assert tool("proposals import")([*map(str, words), "--jobs", "1"]) == 0
     stored = ProposalStore(tmp_path / "root/proposals/n").load("a.png")
     assert np.array_equal(stored.regions.masks(), masks)
 
@@ -70,7 +70,7 @@ def test_a_benchmark(monkeypatch, capsys):
     run = put_in_place("lib/benchmarks/boxes.py", "boxes")
     monkeypatch.setitem(benchmarks.BENCHMARKS, "boxes", run)
     words = ["boxes", "--quick", "--device", "cpu", "--threads", "1"]
-    assert _tool(ROOT / "tools/benchmark.py")(words) == 0
+    assert tool("benchmark")(words) == 0
     assert "10 boxes" in capsys.readouterr().out
 
 

@@ -230,7 +230,7 @@ def test_missing_field_of_a_result_is_named():
         ),
         (
             lambda t: t.pop("annotations"),
-            "no list 'annotations' .*to compare with; .*make_submission",
+            "no list 'annotations' .*to compare with; .*export.py submission",
         ),
         (
             lambda t: [a.pop("segmentation") for a in t["annotations"]],

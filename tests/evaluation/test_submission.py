@@ -1,4 +1,4 @@
-"""The file for COCO's server, by tools/make_submission.py."""
+"""The file for COCO's server, by tools/export.py submission."""
 
 import json
 import zipfile
@@ -8,7 +8,7 @@ import pytest
 
 from lib.evaluation.submission import submission_name
 from lib.proposals import rle
-from tools import make_submission
+from tests.small_training import tool
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def written(place, detections):
 def test_named_and_packed_as_the_server_wants_it(place, capsys):
     given = [detection(), detection(1, 1, 0.5), detection(1, 90)]
     folder = written(place, given).parent
-    assert make_submission.main(["--run", "Outputs/a"]) == 0
+    assert tool("export submission")(["--run", "Outputs/a"]) == 0
     assert "3 detections on 2 of 2 images" in capsys.readouterr().out
     with zipfile.ZipFile(folder / "detections_test-dev2017_CIM_results.zip") as archive:
         assert archive.namelist() == ["detections_test-dev2017_CIM_results.json"]
@@ -59,7 +59,7 @@ def test_named_and_packed_as_the_server_wants_it(place, capsys):
 def test_any_detections_under_another_name(place):
     path = written(place, [detection()])
     args = ["--detections", str(path), "--algorithm", "CIM+", "--output", str(place / "up")]
-    assert make_submission.main(args) == 0
+    assert tool("export submission")(args) == 0
     assert [p.name for p in (place / "up").iterdir()] == [
         "detections_test-dev2017_CIM+_results.zip"
     ]
@@ -78,7 +78,7 @@ def test_any_detections_under_another_name(place):
 )
 def test_what_the_server_would_not_take_is_said_before(place, capsys, detections, options, text):
     folder = written(place, detections).parent
-    assert make_submission.main(["--run", "Outputs/a", *options]) == 2
+    assert tool("export submission")(["--run", "Outputs/a", *options]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ") and text in line
     assert not list(folder.glob("*.zip")) and not list(folder.glob(".*"))

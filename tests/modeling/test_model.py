@@ -166,7 +166,7 @@ def test_the_trunk_starts_from_the_prm():
     config = ModelConfig(**{**SMALL, "weights": "prm"})
     model = build_model(config, 2, prm_backbone=prm.state_dict())
     assert torch.equal(model.Conv_Body.res1[0].weight, prm.res1[0].weight)
-    with pytest.raises(ValueError, match="train_prm"):
+    with pytest.raises(ValueError, match="prm.py train"):
         build_model(config, 2)
     assert isinstance(build_model(config, 2, pretrained=False), CIMNet)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 
 import pytest
@@ -13,18 +14,23 @@ def calls(driver, *words, **variables):
     return [" ".join(step.command) for step in driver_steps(driver, variables, words)]
 
 
+def tool(command):
+    """The tool of a command line, with its sub-command."""
+    return " ".join(itertools.takewhile(lambda word: not word.startswith("-"), command.split()))
+
+
 def tools(commands):
-    return [command.split()[0] for command in commands]
+    return [tool(command) for command in commands]
 
 
 def test_train_makes_what_is_missing_first():
     config = "--cfg configs/resnet18_shapes.yaml"
     data = "--dataset shapes_train --data-root data"
     assert calls("train_CIM") == [
-        "tools/make_shapes.py --root data",
-        f"tools/make_proposals.py {data} {config} --set",
-        f"tools/train_prm.py {data} --if-needed {config} --set",
-        f"tools/assign_clusters.py {data} {config} --set",
+        "tools/data.py shapes --root data",
+        f"tools/proposals.py make {data} {config} --set",
+        f"tools/prm.py train {data} --if-needed {config} --set",
+        f"tools/prm.py clusters {data} {config} --set",
         f"tools/train_net.py {data} {config} --set",
     ]
 
@@ -40,9 +46,9 @@ def test_train_on_voc_from_outside():
         data_root="/big disk",
     )
     assert tools(commands) == [
-        "tools/make_proposals.py",
-        "tools/train_prm.py",
-        "tools/assign_clusters.py",
+        "tools/proposals.py make",
+        "tools/prm.py train",
+        "tools/prm.py clusters",
         "tools/train_net.py",
     ]
     assert commands[-1] == (
@@ -61,8 +67,8 @@ def test_empty_variables_and_those_of_others_do_not_count():
 
 def test_train_with_points_needs_no_peak_response_network():
     commands = calls("train_CIM", points="data/points", dataset="voc2012trainaug")
-    assert "tools/train_prm.py" not in tools(commands)
-    assert "--points data/points" in commands[tools(commands).index("tools/assign_clusters.py")]
+    assert "tools/prm.py train" not in tools(commands)
+    assert "--points data/points" in commands[tools(commands).index("tools/prm.py clusters")]
 
 
 def test_several_gpus():
@@ -75,8 +81,8 @@ def test_several_gpus():
         assert [c for c in commands if "launch.py" in c] == [commands[-2]]
         assert commands[-2].startswith(f"{launch} tools/test_net.py ")
     commands = calls("refine_msrcnn", gpus="4", output_file="Outputs/a")
-    together = [c.removeprefix(launch).split()[0] for c in commands if c.startswith(launch)]
-    assert together == [f"tools/{n}.py" for n in ("test_net", "train_mask_rcnn", "test_mask_rcnn")]
+    together = [tool(c.removeprefix(launch).strip()) for c in commands if c.startswith(launch)]
+    assert together == ["tools/test_net.py", "tools/refine.py train", "tools/refine.py test"]
 
 
 def test_several_machines():
@@ -90,7 +96,7 @@ def test_several_machines():
         "tools/launch.py --nproc-per-node 8 --nnodes 2 --rdzv-backend c10d "
         "--rdzv-id cim --rdzv-endpoint first:29400 tools/train_net.py --dataset "
     )
-    assert calls("train_CIM", prepare_only="yes")[-1].startswith("tools/assign_clusters.py")
+    assert calls("train_CIM", prepare_only="yes")[-1].startswith("tools/prm.py clusters")
     commands = calls("eval_CIM", **meet, output_file="Outputs/a")
     assert tools(commands) == ["tools/launch.py", "tools/evaluate.py"]
     commands = calls("refine_msrcnn", **meet, output_file="Outputs/a")
@@ -124,8 +130,8 @@ def test_eval():
     config = "--cfg Outputs/a/config.yaml"
     data = "--dataset shapes_test --data-root data"
     assert calls("eval_CIM", output_file="Outputs/a", iter_time="500") == [
-        "tools/make_shapes.py --root data",
-        f"tools/make_proposals.py {data} {config} --set",
+        "tools/data.py shapes --root data",
+        f"tools/proposals.py make {data} {config} --set",
         f"tools/test_net.py --run Outputs/a {data} --step 500 {config} --set",
         f"tools/evaluate.py --run Outputs/a {data} --per-class {config} --set",
     ]
@@ -137,7 +143,7 @@ def test_eval_on_coco():
     steps = driver_steps("eval_CIM", {"output_file": "Outputs/a", "dataset": "coco2017test"}, [])
     data = "--dataset coco2017test --data-root data"
     assert steps[-2].command[0] == "tools/test_net.py"
-    assert " ".join(steps[-1].command) == f"tools/make_submission.py --run Outputs/a {data}"
+    assert " ".join(steps[-1].command) == f"tools/export.py submission --run Outputs/a {data}"
     assert "COCO's server" in steps[-1].why
 
 
@@ -160,8 +166,8 @@ def test_refinement():
     assert commands[-4:] == [
         f"tools/generate_pseudo_labels.py --run Outputs/a {train} --score-thresh 0.3 "
         "--segmentation compressed",
-        f"tools/train_mask_rcnn.py --run Outputs/a {train} {config}",
-        f"tools/test_mask_rcnn.py {test} {config}",
+        f"tools/refine.py train --run Outputs/a {train} {config}",
+        f"tools/refine.py test {test} {config}",
         f"tools/evaluate.py {test} --per-class {config}",
     ]
 
@@ -174,7 +180,7 @@ def test_refinement_of_own_data():
     assert "--score-thresh 0.5" in commands[-4]
     assert "--json held.json --images held" in commands[-2]
     commands = calls("refine_msrcnn", **own, test_dataset="coco2017test")
-    assert commands[-1].startswith("tools/test_mask_rcnn.py")
+    assert commands[-1].startswith("tools/refine.py test")
     with pytest.raises(ValueError, match="test_json= needs test_images="):
         calls("refine_msrcnn", **own, test_json="held.json")
 
@@ -182,15 +188,15 @@ def test_refinement_of_own_data():
 def test_pictures():
     data = "--dataset shapes_test --data-root data"
     assert calls("visual_result_mmcv", "--limit", "3", output_file="Outputs/a") == [
-        f"tools/visualize.py --run Outputs/a {data} --limit 3"
+        f"tools/look.py pictures --run Outputs/a {data} --limit 3"
     ]
     commands = calls("visual_result_mmcv", output_file="Outputs/a", iter_time="500")
-    assert tools(commands) == ["tools/test_net.py", "tools/visualize.py"]
+    assert tools(commands) == ["tools/test_net.py", "tools/look.py pictures"]
     commands = calls("visual_result_mmcv", "--gallery", "--limit", "3", output_file="Outputs/a")
-    assert commands == [f"tools/gallery.py --run Outputs/a {data} --limit 3"]
+    assert commands == [f"tools/look.py gallery --run Outputs/a {data} --limit 3"]
     commands = calls("visual_result_mmcv", "--detections", "some.json", dataset="coco2017val")
     assert commands == [
-        "tools/visualize.py --dataset coco2017val --data-root data --detections some.json"
+        "tools/look.py pictures --dataset coco2017val --data-root data --detections some.json"
     ]
 
 
@@ -209,4 +215,4 @@ def test_the_newest_run_is_found(tmp_path, monkeypatch):
         (run / "config.yaml").touch()
         os.utime(run / "config.yaml", (1e9 - age, 1e9 - age))
     (command,) = calls("visual_result_mmcv")
-    assert command.startswith("tools/visualize.py --run Outputs/small/new ")
+    assert command.startswith("tools/look.py pictures --run Outputs/small/new ")

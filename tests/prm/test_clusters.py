@@ -154,9 +154,11 @@ def test_store_gives_back_what_was_stored(stored, tmp_path):
 
 def test_store_names_file_and_remedy(stored):
     store, _ = stored
-    with pytest.raises(FileNotFoundError, match=r"b\.npz.*b\.jpg.*assign_clusters"):
+    with pytest.raises(FileNotFoundError, match=r"b\.npz.*b\.jpg.*prm\.py clusters"):
         store.load("b.jpg", 3)
-    with pytest.raises(ValueError, match=r"picture\.npz: clusters of 3 .* has 5; .*assign_clus"):
+    with pytest.raises(
+        ValueError, match=r"picture\.npz: clusters of 3 .* has 5; .*prm.py clusters"
+    ):
         store.load("a/picture.jpg", 5)
     for name in ("../a.jpg", "/a.jpg", ""):
         with pytest.raises(ValueError, match="relative"):
@@ -169,7 +171,7 @@ def test_store_notices_damage(stored):
     whole = path.read_bytes()
     for cut in (0, 10, len(whole) // 2, len(whole) - 1):
         path.write_bytes(whole[:cut])
-        with pytest.raises(ValueError, match=r"picture\.npz.*assign_clusters"):
+        with pytest.raises(ValueError, match=r"picture\.npz.*prm\.py clusters"):
             store.load("a/picture.jpg", 3)
         assert store.made_from("a/picture.jpg") is None
     with np.load(io.BytesIO(whole)) as archive:

@@ -129,7 +129,7 @@ def test_checkpoints_load(tmp_path, wrapped):
 
 def test_checkpoints_that_do_not_fit_are_refused(tmp_path):
     path = tmp_path / "prm.pth"
-    with pytest.raises(FileNotFoundError, match=r"prm\.pth.*tools/train_prm\.py"):
+    with pytest.raises(FileNotFoundError, match=r"prm\.pth.*tools/prm\.py train"):
         load_prm(small_net(), path)
     torch.save(small_net(num_classes=5).state_dict(), path)
     with pytest.raises(ValueError, match=r"prm\.pth: the PRM knows 5 classes, the data set has 3"):
@@ -176,7 +176,7 @@ def test_resnet50_trunk_goes_to_cim_without_its_last_stage(tmp_path):
 
 
 def test_what_is_no_prm_has_no_trunk_to_give(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"tools/train_prm\.py"):
+    with pytest.raises(FileNotFoundError, match=r"tools/prm\.py train"):
         prm_backbone(tmp_path / "prm.pth")
     torch.save({"fc.weight": torch.zeros(1)}, tmp_path / "prm.pth")
     with pytest.raises(ValueError, match="not a PRM checkpoint"):

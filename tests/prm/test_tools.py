@@ -1,6 +1,5 @@
-"""tools/train_prm.py and tools/assign_clusters.py on a small data set made by hand."""
+"""tools/prm.py train and tools/prm.py clusters on a small data set made by hand."""
 
-import importlib.util
 import json
 import pickle
 from pathlib import Path
@@ -14,8 +13,8 @@ from joblib import parallel_config
 from lib.prm.clusters import ClusterStore
 from lib.proposals.regions import encode
 from lib.proposals.store import ProposalStore
+from tests.small_training import tool
 
-TOOLS = Path(__file__).parents[2] / "tools"
 SETTINGS = """
 model: {backbone: resnet18, backbone_args: {widths: [8, 16], depths: [1, 1], strides: [1, 2]}}
 prm:
@@ -23,13 +22,6 @@ prm:
    epochs: 2, images_per_update: 2, base_lr: 0.05, backbone_lr_factor: 1.0,
    peak_thresh_relative: 0.5}
 """
-
-
-def tool(name):
-    spec = importlib.util.spec_from_file_location(name, TOOLS / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.main
 
 
 @pytest.fixture
@@ -59,28 +51,28 @@ def place(tmp_path, monkeypatch):
 
 
 def test_from_images_to_clusters(place, capsys):
-    assert tool("train_prm")(place) == 0
+    assert tool("prm train")(place) == 0
     assert "class mAP on the training labels (not held out): " in capsys.readouterr().out
     checkpoint = torch.load("data/prm/mine.pth", weights_only=True)
     assert checkpoint["class_names"] == ["cat", "dog"]
     assert checkpoint["config"]["prm"]["epochs"] == 2
     assert [p.name for p in Path("data/prm").iterdir()] == ["mine.pth"]
 
-    assert tool("train_prm")(place) == 0
+    assert tool("prm train")(place) == 0
     assert "finished before" in capsys.readouterr().out
     again = [*place, "--prm", "other/again.pth"]
-    assert tool("train_prm")(again) == 0
+    assert tool("prm train")(again) == 0
     for name, tensor in torch.load("other/again.pth", weights_only=True)["model"].items():
         assert torch.equal(tensor, checkpoint["model"][name]), name  # the seed decides
     other = [*place, "--set", "run.seed", "4", "prm.base_lr", "0.02"]
-    assert tool("train_prm")(other) == 2
+    assert tool("prm train")(other) == 2
     told = capsys.readouterr().err
     assert "run.seed was 3, is 4" in told
     assert "prm.base_lr was 0.05, is 0.02" in told and "--overwrite" in told
-    assert tool("train_prm")([*other, "--overwrite"]) == 0
+    assert tool("prm train")([*other, "--overwrite"]) == 0
 
     capsys.readouterr()
-    assert tool("assign_clusters")(place) == 0
+    assert tool("prm clusters")(place) == 0
     told = capsys.readouterr().out
     assert "3 images: " in told and "clusters an image" in told
     store = ClusterStore("data/clusters/mine")
@@ -91,8 +83,8 @@ def test_from_images_to_clusters(place, capsys):
 
 
 def test_only_clusters_that_are_out_of_date_are_made(place, capsys):
-    assert tool("train_prm")(place) == 0
-    assert tool("assign_clusters")(place) == 0
+    assert tool("prm train")(place) == 0
+    assert tool("prm clusters")(place) == 0
     store = ClusterStore("data/clusters/mine")
     times = {name: store.path(name).stat().st_mtime_ns for name in ("sub/a.png", "b.png", "c.png")}
 
@@ -102,17 +94,17 @@ def test_only_clusters_that_are_out_of_date_are_made(place, capsys):
         times.update(now)
         return changed
 
-    assert tool("assign_clusters")(place) == 0
+    assert tool("prm clusters")(place) == 0
     assert remade() == set()
     ProposalStore("data/proposals/mine").save("b.png", encode(np.ones((1, 40, 56), bool)))
     store.path("c.png").write_bytes(b"damaged")
     remade()
-    assert tool("assign_clusters")(place) == 0
+    assert tool("prm clusters")(place) == 0
     assert remade() == {"b.png", "c.png"}
     assert len(store.load("b.png", 1).number) == 1
-    assert tool("assign_clusters")([*place, "--set", "prm.peak_thresh_relative", "0.9"]) == 0
+    assert tool("prm clusters")([*place, "--set", "prm.peak_thresh_relative", "0.9"]) == 0
     assert remade() == set(times)
-    assert tool("assign_clusters")([*place, "--overwrite"]) == 0
+    assert tool("prm clusters")([*place, "--overwrite"]) == 0
     assert remade() == set(times)
 
 
@@ -125,14 +117,14 @@ def test_imported_clusters_are_kept(place, capsys):
         content = {"indexes": ids, "mat": [matrix] * len(ids)}
         Path("label_assign.pkl").write_bytes(pickle.dumps(content))
         source = ["--source", "label_assign.pkl", "--jobs", "1"]
-        return tool("import_clusters")([*source, *place[:4]])
+        return tool("prm import")([*source, *place[:4]])
 
     store = ClusterStore("data/clusters/mine")
     assert imported([0, 2]) == 1  # not for b.png
-    assert tool("train_prm")([*place, "--if-needed"]) == 0
+    assert tool("prm train")([*place, "--if-needed"]) == 0
     assert Path("data/prm/mine.pth").is_file()  # b.png needs it
     capsys.readouterr()
-    assert tool("assign_clusters")(place) == 0
+    assert tool("prm clusters")(place) == 0
     told = capsys.readouterr().out
     assert "the imported clusters of 2 images are kept" in told and "1 images: " in told
     assert [store.load(n, 3).number.tolist() == [1, 1, 1] for n in names] == [True, False, True]
@@ -140,20 +132,20 @@ def test_imported_clusters_are_kept(place, capsys):
     Path("data/prm/mine.pth").unlink()
     assert imported([2, 1, 0]) == 0
     capsys.readouterr()
-    assert tool("train_prm")([*place, "--if-needed"]) == 0
+    assert tool("prm train")([*place, "--if-needed"]) == 0
     assert "the clusters of all images were imported, none is needed" in capsys.readouterr().out
-    assert tool("assign_clusters")(place) == 0
+    assert tool("prm clusters")(place) == 0
     assert "the imported clusters of 3 images are kept" in capsys.readouterr().out
     assert not Path("data/prm").exists() or not any(Path("data/prm").iterdir())
     # CIM that starts from the PRM's trunk needs it all the same, and so does who asks for it.
-    assert tool("train_prm")([*place, "--if-needed", "--set", "model.weights", "prm"]) == 0
+    assert tool("prm train")([*place, "--if-needed", "--set", "model.weights", "prm"]) == 0
     assert Path("data/prm/mine.pth").is_file()
-    assert tool("assign_clusters")([*place, "--overwrite"]) == 0
+    assert tool("prm clusters")([*place, "--overwrite"]) == 0
     assert not any((store.load(n, 3).number == 1).all() for n in names)
 
     assert imported([0, 1, 2]) == 0
     ProposalStore("data/proposals/mine").save("b.png", encode(np.ones((3, 40, 56), bool)))
-    for step in (["train_prm", "--if-needed"], ["assign_clusters"]):
+    for step in (["prm train", "--if-needed"], ["prm clusters"]):
         capsys.readouterr()
         assert tool(step[0])([*place, *step[1:]]) == 2
         told = capsys.readouterr().err
@@ -167,10 +159,10 @@ def test_one_failing_image_does_not_stop_the_others(place, capsys, jobs):
 
 
 def fail_for_two_images(place, capsys, jobs):
-    assert tool("train_prm")(place) == 0
+    assert tool("prm train")(place) == 0
     Path("images/b.png").write_bytes(Path("images/b.png").read_bytes()[:-30])
     ProposalStore("data/proposals/mine").path("c.png").unlink()
-    assert tool("assign_clusters")([*place, "--jobs", jobs]) == 1
+    assert tool("prm clusters")([*place, "--jobs", jobs]) == 1
     told = capsys.readouterr().err
     assert "2 of 3 images failed" in told
     assert "b.png: images/b.png: the image is" in told
@@ -184,11 +176,11 @@ def test_points_take_the_place_of_peaks(place, capsys):
     Path("points/sub/a.txt").write_text("10 10 1 1.0\n50 30 0 1.0\n")
     Path("points/b.txt").write_text("")
     Path("points/c.txt").write_text("10 10 2 1.0\n")
-    assert tool("assign_clusters")([*place, "--points", "points"]) == 1
+    assert tool("prm clusters")([*place, "--points", "points"]) == 1
     assert "1 of 3 images failed" in (told := capsys.readouterr().err)
     assert "points/c.txt:1: class 2" in told
     Path("points/c.txt").write_text("10 10 1 1.0\n")
-    assert tool("assign_clusters")([*place, "--points", "points"]) == 0
+    assert tool("prm clusters")([*place, "--points", "points"]) == 0
     store = ClusterStore("data/clusters/mine")
     first = store.load("sub/a.png", 3)
     # Point 1 lies in all masks; their common part is 20x30: 600 of 1120 pixels are more than half
@@ -200,23 +192,23 @@ def test_points_take_the_place_of_peaks(place, capsys):
 
 
 def test_bad_input_is_one_line(place, capsys):
-    assert tool("assign_clusters")(place) == 2
+    assert tool("prm clusters")(place) == 2
     assert "error: data/prm/mine.pth: no trained PRM" in capsys.readouterr().err
-    assert tool("train_prm")([*place, "--set", "prm.epoch", "3"]) == 2
+    assert tool("prm train")([*place, "--set", "prm.epoch", "3"]) == 2
     assert "did you mean prm.epochs?" in capsys.readouterr().err
     Path("images/c.png").unlink()
-    assert tool("train_prm")(place) == 2
+    assert tool("prm train")(place) == 2
     assert "c.png" in capsys.readouterr().err
-    assert tool("train_prm")(place[:2]) == 2
+    assert tool("prm train")(place[:2]) == 2
     Path("data/prm").mkdir(parents=True, exist_ok=True)
     torch.save({"model": {"0.classifier.0.weight": torch.zeros(5, 1, 1, 1)}}, "data/prm/mine.pth")
     cv2.imwrite("images/c.png", np.zeros((40, 56, 3), np.uint8))
-    assert tool("train_prm")(place) == 2
+    assert tool("prm train")(place) == 2
     assert "a PRM of 5 classes, the data set has 2" in capsys.readouterr().err
-    assert tool("assign_clusters")(place) == 2
+    assert tool("prm clusters")(place) == 2
     assert "the PRM knows 5 classes, the data set has 2" in capsys.readouterr().err
     Path("data/prm/mine.pth").write_bytes(b"nothing")
-    assert tool("train_prm")(place) == 2
+    assert tool("prm train")(place) == 2
     assert "not a PRM checkpoint" in capsys.readouterr().err
 
 

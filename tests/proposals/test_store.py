@@ -85,12 +85,14 @@ def test_small_next_to_the_masks(saved, masks):
 
 
 def test_missing(store):
-    with pytest.raises(FileNotFoundError, match="gone.npz: no proposals.*make_proposals"):
+    with pytest.raises(FileNotFoundError, match="gone.npz: no proposals.*proposals.py make"):
         store.load("gone.jpg")
 
 
 def test_other_size(store, saved):
-    with pytest.raises(ValueError, match="image.npz.* 30x41, a/image.jpg is 41x30.*make_proposals"):
+    with pytest.raises(
+        ValueError, match="image.npz.* 30x41, a/image.jpg is 41x30.*proposals.py make"
+    ):
         store.load("a/image.jpg", (41, 30))
 
 
@@ -98,7 +100,7 @@ def test_other_size(store, saved):
 def test_truncated(store, saved, keep):
     data = saved.read_bytes()
     saved.write_bytes(data[: int(keep * len(data)) if isinstance(keep, float) else keep])
-    with pytest.raises(ValueError, match="image.npz: truncated or damaged.*make_proposals"):
+    with pytest.raises(ValueError, match="image.npz: truncated or damaged.*proposals.py make"):
         store.load("a/image.jpg")
 
 
@@ -165,12 +167,12 @@ def test_zero_proposals_and_empty_masks_in_a_file(store, saved):
     membership = content["membership"].copy()
     membership[5] = 0
     rewrite(saved, membership=membership)
-    with pytest.raises(ValueError, match="image.npz: 1 of 20 masks are empty.*make_proposals"):
+    with pytest.raises(ValueError, match="image.npz: 1 of 20 masks are empty.*proposals.py make"):
         store.load("a/image.jpg")
     header = content["header"].copy()
     header[1] = 0
     rewrite(saved, membership=membership[:0], header=header)
-    with pytest.raises(ValueError, match="image.npz: it holds zero proposals.*make_proposals"):
+    with pytest.raises(ValueError, match="image.npz: it holds zero proposals.*proposals.py make"):
         store.load("a/image.jpg")
 
 

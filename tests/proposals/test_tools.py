@@ -1,4 +1,4 @@
-"""tools/make_proposals.py and tools/proposal_recall.py, end to end on drawn images."""
+"""tools/proposals.py make and tools/proposals.py recall, end to end on drawn images."""
 
 import json
 import pickle
@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 import lib.evaluation.proposal_recall
+import lib.proposals.making
 from lib.files import read_json, write_json
 from lib.parallel import for_each
 from lib.proposals.store import ProposalStore
-from tools import baseline_proposals, make_proposals, proposal_recall, show_proposals
+from tests.small_training import tool
 
 
 @pytest.fixture
@@ -45,25 +46,25 @@ def arguments(data, *more):
 
 def test_makes_what_is_missing_and_no_more(data, capsys):
     store = ProposalStore(data / "store")
-    assert make_proposals.main(arguments(data, "--set", "proposals.max_proposals", "6")) == 0
+    assert tool("proposals make")(arguments(data, "--set", "proposals.max_proposals", "6")) == 0
     times = {}
     for name, width in (("a/1.png", 51), ("a/2.png", 52), ("b/1.png", 53)):
         assert 1 <= len(store.load(name, (40, width))) <= 6
         times[name] = store.path(name).stat().st_mtime_ns
     store.path("a/2.png").unlink()
-    assert make_proposals.main(arguments(data)) == 0
+    assert tool("proposals make")(arguments(data)) == 0
     assert "2 of 3 images have proposals already" in capsys.readouterr().out
     assert store.has("a/2.png")
     assert store.path("b/1.png").stat().st_mtime_ns == times["b/1.png"]
-    assert make_proposals.main(arguments(data)) == 0
-    assert make_proposals.main(arguments(data, "--overwrite")) == 0
+    assert tool("proposals make")(arguments(data)) == 0
+    assert tool("proposals make")(arguments(data, "--overwrite")) == 0
     assert store.path("b/1.png").stat().st_mtime_ns > times["b/1.png"]
 
 
 def test_one_bad_image_does_not_stop_the_others(data, capsys):
     bad = data / "images" / "a" / "2.png"
     bad.write_bytes(bad.read_bytes()[:60])
-    assert make_proposals.main(arguments(data)) == 1
+    assert tool("proposals make")(arguments(data)) == 1
     said = capsys.readouterr()
     assert "1 of 3 images failed" in said.err and "a/2.png" in said.err
     store = ProposalStore(data / "store")
@@ -74,7 +75,7 @@ def test_images_of_another_size_than_the_json_says(data, capsys):
     content = read_json(data / "squares.json")
     content["images"][1]["width"] = 99
     write_json(data / "squares.json", content)
-    assert make_proposals.main(arguments(data)) == 1
+    assert tool("proposals make")(arguments(data)) == 1
     assert "a/2.png" in capsys.readouterr().err
 
 
@@ -87,7 +88,7 @@ def test_images_of_another_size_than_the_json_says(data, capsys):
     ],
 )
 def test_bad_settings_are_one_line(data, capsys, more, message):
-    assert make_proposals.main(arguments(data, *more)) == 2
+    assert tool("proposals make")(arguments(data, *more)) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and error.count("\n") == 1 and message in error
 
@@ -98,18 +99,18 @@ def test_the_work_can_go_to_other_processes(data, monkeypatch):
     def pickled(function, tasks, total, jobs, title):
         return for_each(*pickle.loads(pickle.dumps((function, list(tasks)))), total, 1, title)
 
-    monkeypatch.setattr(make_proposals, "for_each", pickled)
+    monkeypatch.setattr(lib.proposals.making, "for_each", pickled)
     monkeypatch.setattr(lib.evaluation.proposal_recall, "for_each", pickled)
-    assert make_proposals.main(arguments(data)) == 0
-    assert proposal_recall.main(arguments(data)) == 0
+    assert tool("proposals make")(arguments(data)) == 0
+    assert tool("proposals recall")(arguments(data)) == 0
 
 
 def test_recall_is_reported_and_kept(data, capsys):
-    make_proposals.main(arguments(data))
+    tool("proposals make")(arguments(data))
     capsys.readouterr()
     output = data / "recall.json"
     more = ("--counts", "2", "50", "--thresholds", "0.5", "0.9", "--output", str(output))
-    assert proposal_recall.main(arguments(data, *more)) == 0
+    assert tool("proposals recall")(arguments(data, *more)) == 0
     assert "| 50 | all | 3 | 1.000 |" in capsys.readouterr().out
     content = json.loads(output.read_text())
     assert content["images"] == 3 and len(content["rows"]) == 10
@@ -119,18 +120,18 @@ def test_recall_is_reported_and_kept(data, capsys):
 
 
 def test_recall_without_proposals_or_objects(data, capsys):
-    assert proposal_recall.main(arguments(data)) == 1
+    assert tool("proposals recall")(arguments(data)) == 1
     assert "3 of 3 images failed" in capsys.readouterr().err
     content = read_json(data / "squares.json")
     content["annotations"] = [a for a in content["annotations"] if a["iscrowd"]]
     write_json(data / "squares.json", content)
-    assert proposal_recall.main(arguments(data)) == 2
+    assert tool("proposals recall")(arguments(data)) == 2
     assert "nothing to find" in capsys.readouterr().err
-    assert proposal_recall.main(arguments(data, "--counts", "0")) == 2
+    assert tool("proposals recall")(arguments(data, "--counts", "0")) == 2
 
 
 def test_baseline_and_pictures(data):
-    assert baseline_proposals.main(arguments(data, "--max-proposals", "5")) == 0
+    assert tool("proposals baseline")(arguments(data, "--max-proposals", "5")) == 0
     regions = ProposalStore(data / "store").load("b/1.png").regions
     assert 1 <= regions.num_proposals <= 5
     assert len(np.unique(regions.masks().reshape(regions.num_proposals, -1), axis=0)) == len(
@@ -138,6 +139,6 @@ def test_baseline_and_pictures(data):
     )
     images = [str(data / "images" / name) for name in ("a/1.png", "b/1.png")]
     output = data / "sheet.png"
-    assert show_proposals.main([*images, "--output", str(output), "--count", "2"]) == 0
+    assert tool("proposals show")([*images, "--output", str(output), "--count", "2"]) == 0
     assert cv2.imread(str(output)).shape[1] >= 3 * 160
-    assert show_proposals.main([str(data / "gone.png"), "--output", str(output)]) == 2
+    assert tool("proposals show")([str(data / "gone.png"), "--output", str(output)]) == 2

@@ -135,13 +135,13 @@ def voc_and_proposals(tmp_path, user):
     for folder, pictures in (("COB_SBD_trainaug", TRAIN | SBD), ("COB_SBD_val", VAL)):
         for name, one in pictures.items():
             write_cob_cells(Path("data") / folder / f"{name}.mat", cob_masks(one))
-    said = user("python tools/prepare_voc.py --sbd data/benchmark_RELEASE --jobs 1")
+    said = user("python tools/data.py voc --sbd data/benchmark_RELEASE --jobs 1")
     assert "voc_2012_trainaug.json: 3 images (annotated: 2 by VOC, 1 by SBD) with 5 obj" in said
     said = user("""
         for pair in trainaug:voc2012trainaug val:voc2012sbdval; do
-            python tools/import_proposals.py --format cob --source data/COB_SBD_${pair%:*} \
+            python tools/proposals.py import --format cob --source data/COB_SBD_${pair%:*} \
                 --dataset ${pair#*:} --jobs 1
-            python tools/check_proposals.py --dataset ${pair#*:} --jobs 1
+            python tools/proposals.py check --dataset ${pair#*:} --jobs 1
         done""")
     assert "recall of 5 objects (all): 1.000 at IoU 0.5, 1.000 at IoU 0.75" in said
     assert said.count("images without proposals: 0") == 2
@@ -196,9 +196,9 @@ def test_voc(tmp_path, user):
     )
     forget_clusters()
     said = user("""
-        python tools/check_proposals.py --dataset voc2012trainaug --jobs 1 \
+        python tools/proposals.py check --dataset voc2012trainaug --jobs 1 \
             --published data/cob/trainaug.pkl
-        python tools/import_clusters.py --dataset voc2012trainaug --jobs 1 \
+        python tools/prm.py import --dataset voc2012trainaug --jobs 1 \
             --source data/label_assign/trainaug.pkl""")
     assert "3 of 3 images agree" in said and "clusters of 3 images stored" in said
     said = user("""
@@ -249,9 +249,9 @@ def test_coco(tmp_path, user):
         write_cob_array(cob / f"{prefix}{image_id:012}.mat", cob_masks(one))
     said = user("""
         for name in coco2017train coco2017val coco2017test; do
-            python tools/import_proposals.py --format cob --source data/COB-COCO \
+            python tools/proposals.py import --format cob --source data/COB-COCO \
                 --dataset $name --jobs 1
-            python tools/check_proposals.py --dataset $name --jobs 1
+            python tools/proposals.py check --dataset $name --jobs 1
         done""")
     assert said.count("images without proposals: 0") == 3
     assert "recall of 5 objects (all): 1.000" in said and "dev2017.json has no masks" in said
@@ -282,7 +282,7 @@ def test_coco(tmp_path, user):
     write_label_assign(Path("data/label_assign/train.pkl"), clusters)
     forget_clusters()
     said = user("""
-        python tools/import_clusters.py --dataset coco2017train --jobs 1 \
+        python tools/prm.py import --dataset coco2017train --jobs 1 \
             --source data/label_assign/train.pkl""")
     assert "clusters of 3 images stored" in said
     assert "the imported clusters of 3 images are kept" in trained("imported")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 
@@ -11,15 +10,7 @@ import numpy as np
 import pytest
 
 from lib.proposals import rle
-
-TOOLS = Path(__file__).parents[2] / "tools"
-
-
-def tool(name):
-    spec = importlib.util.spec_from_file_location(name, TOOLS / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.main
+from tests.small_training import tool
 
 
 def mask(top, left, side):
@@ -164,7 +155,7 @@ def test_pseudo_labels_options(place, capsys, caplog):
 
 
 def test_visualize_all_kinds(place, capsys):
-    visualize = tool("visualize")
+    visualize = tool("look pictures")
     visual = RUN / "visual/mine"
     assert visualize(MINE) == 0
     assert "3 pictures with 2 instances (score 0.3 or more)" in capsys.readouterr().out
@@ -184,18 +175,18 @@ def test_visualize_all_kinds(place, capsys):
 
 def test_visualize_chosen_images_and_threshold(place, capsys):
     arguments = [*MINE, "--image", "12", "sub/one.png", "--output", "out", "--sheet", "0"]
-    assert tool("visualize")([*arguments, "--score-thresh", "0.95"]) == 0
+    assert tool("look pictures")([*arguments, "--score-thresh", "0.95"]) == 0
     assert {p.name for p in Path("out").rglob("*.png")} == {"three.png", "one.png"}
     blank = cv2.imread("out/three.png")
     assert (blank == 255).all()
-    assert tool("visualize")([*arguments, "--score-thresh", "0.05"]) == 0
+    assert tool("look pictures")([*arguments, "--score-thresh", "0.05"]) == 0
     assert (cv2.imread("out/three.png") != 255).any()
-    assert tool("visualize")([*MINE, "--image", "four"]) == 2
+    assert tool("look pictures")([*MINE, "--image", "four"]) == 2
     assert "no image has the id or name four" in capsys.readouterr().err
 
 
 def test_visualize_needs_whole_images(place, capsys):
     path = place / "images/two.png"
     path.write_bytes(path.read_bytes()[:60])
-    assert tool("visualize")(MINE) == 2
+    assert tool("look pictures")(MINE) == 2
     assert "two.png" in capsys.readouterr().err

@@ -1,6 +1,5 @@
 """What is to be run on a GPU, on the CPU: the checks themselves, and the tool that runs them."""
 
-import importlib.util
 import json
 import sys
 import time
@@ -8,20 +7,18 @@ import time
 import pytest
 import torch
 
+import lib.benchmarks.gpu
 from lib.benchmarks import Conditions, Row
 from lib.benchmarks.gpu_checks import CHECKS, Check
 from lib.files import write_json
-from tests.small_training import TOOLS
+from tests.small_training import tool
 
 ROWS = [{"what": "speed", "value": 1.0, "unit": "s"}]
 
 
 @pytest.fixture
 def module():
-    spec = importlib.util.spec_from_file_location("gpu_check", TOOLS / "gpu_check.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return lib.benchmarks.gpu
 
 
 # Those left out are programs of this project, with tests of their own.
@@ -53,7 +50,9 @@ def test_checks_see_what_is_wrong(monkeypatch):
 
 def test_a_run_of_the_tool(module, tmp_path, capsys):
     path = tmp_path / "numbers.json"
-    assert module.main(["overlaps", "waiting", "--device", "cpu", "--json", str(path)]) == 0
+    assert (
+        tool("benchmark gpu")(["overlaps", "waiting", "--device", "cpu", "--json", str(path)]) == 0
+    )
     said = capsys.readouterr().out
     assert "2 of 2 ok" in said and "nothing to check without a GPU" in said
     content = json.loads(path.read_text())
@@ -64,9 +63,9 @@ def test_a_run_of_the_tool(module, tmp_path, capsys):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_without_a_gpu_it_says_so(module, capsys):
-    assert module.main([]) == 2
+    assert tool("benchmark gpu")([]) == 2
     assert "no GPU here" in capsys.readouterr().err
-    assert module.main(["nothing", "--device", "cpu"]) == 2
+    assert tool("benchmark gpu")(["nothing", "--device", "cpu"]) == 2
     assert "there is no check nothing" in capsys.readouterr().err
 
 
@@ -112,7 +111,7 @@ def test_the_next_check_runs_after_a_failure(module, monkeypatch, tmp_path, caps
 
     monkeypatch.setattr(module, "_ended", ended)
     path = tmp_path / "numbers.json"
-    assert module.main(["speed", "mining", "--device", "cpu", "--json", str(path)]) == 1
+    assert tool("benchmark gpu")(["speed", "mining", "--device", "cpu", "--json", str(path)]) == 1
     checks = json.loads(path.read_text())["checks"]
     assert (checks["speed"]["status"], checks["mining"]["status"]) == ("failed", "ok")
     assert Row(**checks["mining"]["rows"][0]).met is None

@@ -1,4 +1,4 @@
-"""tools/train_mask_rcnn.py and tools/test_mask_rcnn.py on a small data set made by hand."""
+"""tools/refine.py train and tools/refine.py test on a small data set made by hand."""
 
 from __future__ import annotations
 
@@ -86,11 +86,11 @@ def place(tmp_path, monkeypatch):
 
 
 def train(*options):
-    return tool("train_mask_rcnn")([*DATA, *options])
+    return tool("refine train")([*DATA, *options])
 
 
 def test(*options):
-    return tool("test_mask_rcnn")([*DATA, *options])
+    return tool("refine test")([*DATA, *options])
 
 
 test.__test__ = False
@@ -143,7 +143,7 @@ def test_from_pseudo_labels_to_average_precision(place, capfd):
         assert result["bbox"] == rle.tight_box(result["segmentation"])
     assert tool("evaluate")(["--run", str(run), *DATA]) == 0
     assert json.loads((run / "test/mine/metrics.json").read_text())["num_objects"] == 4
-    visualize = tool("visualize")
+    visualize = tool("look pictures")
     assert visualize(["--run", str(run), *DATA, "--score-thresh", "0", "--limit", "1"]) == 0
     assert (run / "visual/mine/sub/a.png").is_file()
     capfd.readouterr()
@@ -168,7 +168,7 @@ def test_going_on_is_bit_identical(place):
 def test_a_signal_saves_and_the_same_command_goes_on(place):
     settings = ["refine.solver.max_iter", "20", "run.checkpoint_period", "100"]
     options = ["--threads", "1", "--output", "parts", "--set", *settings]
-    process = start("train_mask_rcnn", *DATA, *options)
+    process = start("refine train", *DATA, *options)
     wait_for(process, lambda: len(read_lines(Path("parts/history.jsonl"))) >= 3)
     process.send_signal(signal.SIGTERM)
     told = finished(process)
@@ -182,7 +182,7 @@ def test_a_signal_saves_and_the_same_command_goes_on(place):
 def test_two_processes_train_and_test_as_one(place):
     options = ["--set", "refine.solver.images_per_update", "4", "refine.solver.max_iter", "8"]
     assert train("--output", "one", "--threads", "1", *options) == 0
-    told = launch("train_mask_rcnn", *DATA, "--output", "two", *options)
+    told = launch("refine train", *DATA, "--output", "two", *options)
     assert "8 updates of 4 images" in told and "on 2 x cpu" in told
     assert told.count("trained: two") == 1  # by the first process alone
     torch.testing.assert_close(weights_at("two", 8), weights_at("one", 8), rtol=1e-4, atol=1e-5)
@@ -197,7 +197,7 @@ def test_two_processes_train_and_test_as_one(place):
     torch.testing.assert_close(weights_at("two", 8), weights_at("one", 8), rtol=1e-4, atol=1e-5)
 
     assert test("--run", "one", "--output", "one.json", "--threads", "1") == 0
-    launch("test_mask_rcnn", *DATA, "--run", "one")
+    launch("refine test", *DATA, "--run", "one")
     assert Path("one/test/mine/detections.json").read_bytes() == Path("one.json").read_bytes()
     assert len(list(Path("one/test/mine").iterdir())) == 2  # no journal is left
 

@@ -17,7 +17,7 @@ from tests.devkits import (
     write_sbd,
     write_voc,
 )
-from tools import check_proposals, import_clusters, import_proposals, prepare_voc
+from tests.small_training import tool
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def data(tmp_path):
     root.mkdir()
     (root / "VOC2012").symlink_to(voc)
     given = ["--voc", str(root / "VOC2012"), "--sbd", str(write_sbd(tmp_path, sbd, {}))]
-    assert prepare_voc.main([*given, "--jobs", "1"]) == 0
+    assert tool("data voc")([*given, "--jobs", "1"]) == 0
     for name, one in {**train, **sbd}.items():
         write_cob_cells(tmp_path / "COB" / f"{name}.mat", cob_masks(one))
     return root
@@ -43,7 +43,7 @@ def dataset(root):
 
 def imported(root, *options):
     source = ["--format", "cob", "--source", str(root.parent / "COB")]
-    return import_proposals.main([*source, *dataset(root), *options])
+    return tool("proposals import")([*source, *dataset(root), *options])
 
 
 def test_import_does_what_is_missing_and_check_reports(data, capsys):
@@ -54,7 +54,7 @@ def test_import_does_what_is_missing_and_check_reports(data, capsys):
     out, err = capsys.readouterr()
     assert "10 proposals of 2 images stored; left out: 0 empty masks, 0 duplicates" in out
     assert "1 of 3 images failed:\n  2007_000039.jpg: " in err
-    assert check_proposals.main(dataset(data)) == 1
+    assert tool("proposals check")(dataset(data)) == 1
     out = capsys.readouterr().out
     assert "images without proposals: 1\n  2007_000039.jpg" in out
     assert "2 of 3 images have readable proposals" in out
@@ -71,7 +71,7 @@ def test_import_does_what_is_missing_and_check_reports(data, capsys):
     assert store.path("2007_000032.jpg").stat().st_mtime_ns > before
     capsys.readouterr()
 
-    assert check_proposals.main(dataset(data)) == 0
+    assert tool("proposals check")(dataset(data)) == 0
     out = capsys.readouterr().out
     assert "proposals an image: 3 at least, 5 median, 5 at most, 13 in all" in out
     assert "images of another size than their image: 0" in out
@@ -89,7 +89,7 @@ def test_published_clusters_and_proposals(data, tmp_path, capsys):
     indexes = ["2008_000002", 2007000039, "2007_000032", 5]
     write_label_assign(path, zip(indexes, [other, single, matrix, other], strict=True))
     capsys.readouterr()
-    assert import_clusters.main(["--source", str(path), *dataset(data)]) == 0
+    assert tool("prm import")(["--source", str(path), *dataset(data)]) == 0
     out = capsys.readouterr().out
     assert "clusters of 3 images stored" in out and "has 1 more images" in out
     clusters = ClusterStore(data / "clusters" / "voc2012trainaug").load("2007_000032.jpg", 5)
@@ -101,11 +101,11 @@ def test_published_clusters_and_proposals(data, tmp_path, capsys):
     stored = {i.image_id: store.load(i.file_name) for i in reversed(images)}
     published = [(i, p.roi_masks, p.boxes) for i, p in stored.items()]
     write_cob_pickle(path, published)
-    assert check_proposals.main([*dataset(data), "--published", str(path)]) == 0
+    assert tool("proposals check")([*dataset(data), "--published", str(path)]) == 0
     assert "3 of 3 images agree" in capsys.readouterr().out
     first, *others = published
     write_cob_pickle(path, [(*first[:2], first[2][::-1]), *others])
-    assert check_proposals.main([*dataset(data), "--published", str(path)]) == 1
+    assert tool("proposals check")([*dataset(data), "--published", str(path)]) == 1
     assert "images differ: 1\n  2008_000002.jpg: " in capsys.readouterr().out
 
 
@@ -113,15 +113,15 @@ def test_bad_input_is_one_line_and_2(data, tmp_path, capsys):
     refused = tmp_path / "refused.pkl"
     refused.write_bytes(b"cos\nsystem\n(S'true'\ntR.")
     pickled = ["--format", "pickle", "--source", str(refused)]
-    for tool, args, text in [
-        (import_clusters, ["--source", str(refused), *dataset(data)], "the global os.system"),
-        (import_proposals, [*pickled, *dataset(data)], "the global os.system"),
-        (import_proposals, [*pickled[:3], "nowhere", *dataset(data)], "nowhere: no such file"),
-        (check_proposals, ["--dataset", "nothing"], "no data set is called nothing"),
-        (import_clusters, ["--source", "nowhere.pkl", *dataset(data)], "nowhere.pkl"),
+    for name, args, text in [
+        ("prm import", ["--source", str(refused), *dataset(data)], "the global os.system"),
+        ("proposals import", [*pickled, *dataset(data)], "the global os.system"),
+        ("proposals import", [*pickled[:3], "nowhere", *dataset(data)], "nowhere: no such file"),
+        ("proposals check", ["--dataset", "nothing"], "no data set is called nothing"),
+        ("prm import", ["--source", "nowhere.pkl", *dataset(data)], "nowhere.pkl"),
     ]:
         capsys.readouterr()
-        assert tool.main(args) == 2
+        assert tool(name)(args) == 2
         (line,) = capsys.readouterr().err.splitlines()
         assert line.startswith("error: ") and text in line
 
@@ -137,7 +137,7 @@ def test_test_images_without_annotations(tmp_path, capsys):
     write_cob_cells(tmp_path / "COCO_val2014_000000000001.mat", cob_masks(picture((9, 14), (1,))))
     given = ["--json", str(path), "--images", str(tmp_path), "--data-root", str(tmp_path)]
     source = ["--format", "cob", "--source", str(tmp_path)]
-    assert import_proposals.main([*source, *given, "--jobs", "1"]) == 0
-    assert check_proposals.main([*given, "--jobs", "1"]) == 0
+    assert tool("proposals import")([*source, *given, "--jobs", "1"]) == 0
+    assert tool("proposals check")([*given, "--jobs", "1"]) == 0
     out = capsys.readouterr().out
     assert "1 of 1 images have readable proposals" in out and "has no masks" in out

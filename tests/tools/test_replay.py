@@ -1,4 +1,4 @@
-"""An update that gives NaN is kept, and tools/replay.py finds where it came up."""
+"""An update that gives NaN is kept, and tools/study.py replay finds where it came up."""
 
 from pathlib import Path
 
@@ -33,12 +33,13 @@ def failed(tmp_path, monkeypatch):
 
 def test_the_part_and_the_images_are_named(failed, capfd):
     path = failed("Box_Head.mask_branch.0.weight", float("inf"))
-    assert f"the failed update is kept: python tools/replay.py {path}" in capfd.readouterr().err
+    told = capfd.readouterr().err
+    assert f"the failed update is kept: python tools/study.py replay {path}" in told
     content = torch.load(path, weights_only=True)
     assert content["model"]["Box_Head.mask_branch.0.weight"].flatten()[0] == float("inf")
     assert len(content["samples"]) == 2
 
-    assert tool("replay")([str(path), "--device", "cpu"]) == 0
+    assert tool("study replay")([str(path), "--device", "cpu"]) == 0
     told = capfd.readouterr().out
     assert "update 1, image " in told
     assert "The weights were not finite before: Box_Head.mask_branch.0.weight\n" in told
@@ -53,7 +54,7 @@ def test_losses_come_out_as_they_were(failed, capfd):
     weights = ("loss.bag", "1e38", "loss.refine_integrity", "3")
     path = failed("cls_iou_model.classifier.bias", 0.0, *weights)
     capfd.readouterr()
-    assert tool("replay")([str(path), "--device", "cpu"]) == 0
+    assert tool("study replay")([str(path), "--device", "cpu"]) == 0
     told = capfd.readouterr().out
     assert "the losses are finite but their gradient is not" in told
     assert "first not finite: nothing up to the losses" in told
@@ -69,5 +70,5 @@ def test_losses_come_out_as_they_were(failed, capfd):
 
 
 def test_other_files_are_refused(failed, capfd):
-    assert tool("replay")(["good/ckpt/model_step4.pth"]) == 2
+    assert tool("study replay")(["good/ckpt/model_step4.pth"]) == 2
     assert "not the failed update of a CIM training" in capfd.readouterr().err

@@ -33,7 +33,7 @@ def read_data(folder, name):
 
 
 def test_the_newest_run_is_shown(place, capsys):
-    assert tool("gallery")(MINE) == 0
+    assert tool("look gallery")(MINE) == 0
     folder = RUN / "gallery" / "mine"
     assert f"3 images; open {folder / 'index.html'}" in capsys.readouterr().out
     overview = read_data(folder, "overview")
@@ -59,7 +59,9 @@ def test_the_newest_run_is_shown(place, capsys):
 
 
 def test_other_thresholds(place):
-    assert tool("gallery")([*MINE, "--iou", "0.75", "--score-thresh", "0.5", "--limit", "2"]) == 0
+    assert (
+        tool("look gallery")([*MINE, "--iou", "0.75", "--score-thresh", "0.5", "--limit", "2"]) == 0
+    )
     overview = read_data(RUN / "gallery" / "mine", "overview")
     assert [image["ap"] for image in overview["images"]] == [1.0, 0.0]
     assert overview["images"][1]["has"]["detections"] == []
@@ -76,7 +78,7 @@ def test_pseudo_labels_of_images_with_tags_alone(place):
     labels = {**truth, "annotations": [{"id": k, **r} for k, r in enumerate(results, start=1)]}
     (place / "labels.json").write_text(json.dumps(labels))
     arguments = ["--json", "tags.json", "--images", "images", "--output", "page"]
-    assert tool("gallery")([*arguments, "--pseudo-labels", "labels.json"]) == 0
+    assert tool("look gallery")([*arguments, "--pseudo-labels", "labels.json"]) == 0
     overview = read_data(place / "page", "overview")
     assert [layer["id"] for layer in overview["layers"]] == ["pseudo_labels"]
     assert overview["metrics"] == {} and overview["precision"] == {}
@@ -85,7 +87,7 @@ def test_pseudo_labels_of_images_with_tags_alone(place):
 
 def test_true_masks_alone(place):
     arguments = [*MINE, "--ground-truth", "--output", "page"]
-    assert tool("gallery")(arguments) == 0
+    assert tool("look gallery")(arguments) == 0
     overview = read_data(place / "page", "overview")
     assert [layer["id"] for layer in overview["layers"]] == ["ground_truth"]
     assert overview["images"][0]["ap"] is None and overview["history"] == []
@@ -95,7 +97,7 @@ def test_names_are_text_and_never_markup(place):
     truth = json.loads((place / "mine.json").read_text())
     truth["categories"][0]["name"] = "</script><script>alert(1)</script>"
     (place / "mine.json").write_text(json.dumps(truth))
-    assert tool("gallery")(MINE) == 0
+    assert tool("look gallery")(MINE) == 0
     html = (RUN / "gallery/mine/index.html").read_text()
     assert "alert(1)" in html and "<script>alert" not in html
 
@@ -107,7 +109,7 @@ def test_large_images_are_made_smaller_and_get_a_thumbnail(place):
     truth["annotations"] = truth["annotations"][:1]
     (place / "large.json").write_text(json.dumps(truth))
     arguments = ["--json", "large.json", "--images", "images", "--run", str(RUN)]
-    assert tool("gallery")(arguments) == 0  # without results on a data set of this name
+    assert tool("look gallery")(arguments) == 0  # without results on a data set of this name
     folder = RUN / "gallery" / "large"
     image = read_data(folder, "overview")["images"][1]
     assert cv2.imread(str(folder / image["image"])).shape == (640, 1280, 3)
@@ -117,7 +119,7 @@ def test_large_images_are_made_smaller_and_get_a_thumbnail(place):
 
 def test_an_image_that_cannot_be_read_does_not_stop_the_others(place, capsys):
     (place / "images/two.png").write_bytes(b"no image")
-    assert tool("gallery")(MINE) == 1
+    assert tool("look gallery")(MINE) == 1
     assert "1 of 3 images failed:\n  two.png: " in capsys.readouterr().err
     folder = RUN / "gallery/mine"
     names = [image["name"] for image in read_data(folder, "overview")["images"]]
@@ -126,12 +128,12 @@ def test_an_image_that_cannot_be_read_does_not_stop_the_others(place, capsys):
 
 
 def test_an_older_gallery_is_replaced_and_other_folders_are_left_alone(place, capsys):
-    assert tool("gallery")([*MINE, "--output", "page"]) == 0
+    assert tool("look gallery")([*MINE, "--output", "page"]) == 0
     (place / "page/data/chunk-9.js").write_text("old")
     (place / ".page.killed.part/data").mkdir(parents=True)
-    assert tool("gallery")([*MINE, "--output", "page"]) == 0
+    assert tool("look gallery")([*MINE, "--output", "page"]) == 0
     assert not (place / "page/data/chunk-9.js").exists()
-    assert tool("gallery")([*MINE, "--output", "images"]) == 2
+    assert tool("look gallery")([*MINE, "--output", "images"]) == 2
     assert "images: holds files that are no gallery" in capsys.readouterr().err
     assert (place / "images/two.png").is_file()
     assert not list(place.glob(".*.part"))
@@ -146,7 +148,7 @@ def test_an_older_gallery_is_replaced_and_other_folders_are_left_alone(place, ca
     ],
 )
 def test_says_what_is_wrong(place, capsys, arguments, message):
-    assert tool("gallery")(arguments) == 2
+    assert tool("look gallery")(arguments) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and error.count("\n") == 1
     assert message in error
@@ -155,5 +157,5 @@ def test_says_what_is_wrong(place, capsys, arguments, message):
 def test_a_detection_on_an_unknown_image_is_named(place, capsys):
     entry = {"image_id": 99, "category_id": 5, "score": 0.5, "segmentation": mask(0, 0, 5)}
     (place / "own.json").write_text(json.dumps([entry]))
-    assert tool("gallery")([*MINE, "--detections", "own.json"]) == 2
+    assert tool("look gallery")([*MINE, "--detections", "own.json"]) == 2
     assert "own.json: entry 0 is of image 99" in capsys.readouterr().err

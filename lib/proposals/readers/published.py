@@ -17,7 +17,7 @@ class PickleReader(Reader):
 
     The masks of an image may be an array (P, H, W), a list of arrays or a list of RLEs. Files that
     hold only the 7x7 masks that the network pools with cannot give the proposals back: they are
-    refused, and `tools/check_proposals.py --published` compares them with imported ones.
+    refused, and `tools/proposals.py check --published` compares them with imported ones.
     """
 
     content = "masks"
@@ -52,6 +52,6 @@ class PickleReader(Reader):
             raise ValueError(
                 f"{where}: only the 7x7 masks that the network pools with, from which the whole "
                 "masks cannot be made; import the COB .mat files (--format cob) and compare with "
-                "tools/check_proposals.py --published"
+                "tools/proposals.py check --published"
             )
         return masks

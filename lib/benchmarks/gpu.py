@@ -1,12 +1,7 @@
-"""Runs what a first run on a GPU has to show: one line for each check, all numbers in a file.
-
-Every check is a process of its own with a time limit, and the next one runs after a failure too.
-On a machine without a GPU `--device cpu` tries the checks themselves, at small sizes.
-"""
+"""Runs the checks of a GPU: every one is a process of its own with a time limit."""
 
 from __future__ import annotations
 
-import argparse
 import os
 import re
 import signal
@@ -14,73 +9,44 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from lib.benchmarks.gpu_checks import CHECKS, Check
-from lib.benchmarks.report import Conditions, Row, describe_machine, machine_text, table_text
-from lib.command_line import errors_in_a_line
-from lib.engine.distributed import make_current
+from lib.benchmarks.report import Conditions, Row, describe_machine, table_text
 from lib.files import read_json, write_json
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
+TOOL = ROOT / "tools" / "benchmark.py"
 _SAID = 4000
 """Characters kept of what a check has printed."""
 
 
-@errors_in_a_line
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        epilog="Exit code: 0 where all is ok, 1 where something is missed, failed or left out.",
-    )
-    parser.add_argument("names", metavar="NAME", nargs="*", help=f"of {', '.join(CHECKS)}")
-    parser.add_argument("--device", default="cuda")
-    parser.add_argument("--json", type=Path, default=Path("Outputs/gpu_check.json"))
-    parser.add_argument("--minutes", type=float, default=6.0, help="for all checks together")
-    parser.add_argument("--quick", action="store_true", help="small sizes, as always on the CPU")
-    parser.add_argument("--within", action="store_true", help=argparse.SUPPRESS)
-    args = parser.parse_args(argv)
-    if unknown := set(args.names) - set(CHECKS):
-        raise ValueError(f"there is no check {', '.join(unknown)}; there are {', '.join(CHECKS)}")
-    device = torch.device(args.device)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(
-            f"no GPU here: torch {torch.__version__} (built for CUDA {torch.version.cuda}) sees "
-            "none; --device cpu tries the checks without one"
-        )
-    make_current(device)
-    conditions = Conditions(device, quick=args.quick or device.type == "cpu")
-    names = [name for name in CHECKS if name in args.names or not args.names]
-    if args.within:
-        (name,) = names
-        write_json(args.json, [asdict(row) for row in CHECKS[name].run(conditions)])
-        return 0
-    return run_all(names, conditions, args.json, time.monotonic() + 60 * args.minutes)
+def run_checks(
+    names: Sequence[str], conditions: Conditions, path: Path, minutes: float
+) -> Iterator[tuple[bool, str]]:
+    """Runs the checks, and writes `path` after each.
 
+    Args:
+        minutes: for all of them together.
 
-def run_all(names: Sequence[str], conditions: Conditions, path: Path, end: float) -> int:
-    """Runs the checks, and writes `path` after each."""
+    Yields:
+        For each check whether it is ok, and lines that say how it went.
+    """
+    end = time.monotonic() + 60 * minutes
     machine = describe_machine()
-    print(machine_text(machine), flush=True)
     content: dict[str, Any] = {"machine": machine, "device": str(conditions.device), "checks": {}}
     for name in names:
         outcome = run_check(name, CHECKS[name], conditions, end - time.monotonic())
         content["checks"][name] = outcome
         write_json(path, content, indent=2)
-        print(f"{outcome['status']:9}{name:10}{outcome['seconds']:6.1f} s  {outcome['why']}")
-        rows = [Row(**row) for row in outcome["rows"]]
-        if rows:
-            print("    " + table_text(rows).replace("\n", "\n    "))
-        sys.stdout.flush()
-    bad = [name for name, of in content["checks"].items() if of["status"] != "ok"]
-    print(f"{len(names) - len(bad)} of {len(names)} ok; all numbers: {path}")
-    return 1 if bad else 0
+        text = f"{outcome['status']:9}{name:10}{outcome['seconds']:6.1f} s  {outcome['why']}"
+        if outcome["rows"]:
+            table = table_text([Row(**row) for row in outcome["rows"]])
+            text += "\n    " + table.replace("\n", "\n    ")
+        yield outcome["status"] == "ok", text
 
 
 def run_check(name: str, check: Check, conditions: Conditions, left: float) -> dict[str, Any]:
@@ -103,7 +69,7 @@ def run_check(name: str, check: Check, conditions: Conditions, left: float) -> d
     start = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "rows.json"
-        command = [sys.executable, str(Path(__file__).resolve()), name, "--within"]
+        command = [sys.executable, str(TOOL), "gpu", name, "--within"]
         command += ["--device", str(conditions.device), "--json", str(path)]
         code, said = _ended(command + (["--quick"] if conditions.quick else []), limit)
         seconds = time.monotonic() - start
@@ -147,7 +113,3 @@ def _outcome(
     status: str, why: str, seconds: float = 0.0, rows: Sequence[dict] = (), said: str = ""
 ) -> dict[str, Any]:
     return {"status": status, "why": why, "seconds": seconds, "rows": list(rows), "said": said}
-
-
-if __name__ == "__main__":
-    sys.exit(main())

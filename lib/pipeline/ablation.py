@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """Does each part help? Variants of the method on the embedded data set, several seeds each.
 
 A seed stands for the whole chain: PRM, clusters and CIM are trained anew with it; the variants of
@@ -9,11 +8,12 @@ interrupted goes on. docs/ablation.md says what the variants are.
 
 from __future__ import annotations
 
-import argparse
+import logging
 import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,12 +21,13 @@ from joblib import Parallel, delayed
 
 from lib.analysis.dot_plot import Panel, dot_plot
 from lib.analysis.seed_statistics import Table, comparison_table
-from lib.command_line import errors_in_a_line
 from lib.config import load_config
 from lib.engine.runs import checkpoint_folder
 from lib.files import read_json, write_json, write_text
 
-TOOLS = Path(__file__).resolve().parent
+logger = logging.getLogger(__name__)
+
+TOOLS = Path(__file__).resolve().parents[2] / "tools"
 METRICS = ("ap25", "ap50", "ap70", "ap75")
 COMPARED = ("ap50", "ap75")
 """Metrics whose differences to REFERENCE are told."""
@@ -53,6 +54,25 @@ PLUS = "cim_plus"
 """A Mask R-CNN trained on the pseudo labels of the REFERENCE run of the same seed."""
 
 
+@dataclass(frozen=True)
+class Ablation:
+    """A comparison of variants. Fields are named like the options of `tools/study.py ablation`."""
+
+    variants: Sequence[str]
+    seeds: Sequence[int]
+    updates: Sequence[int] | None
+    """Lengths of training; None is the configured one. The learning rate drops accordingly."""
+    split: str
+    images: Sequence[int] | None
+    """Numbers to train with and to score; None is all."""
+    cfg: Path
+    set: Sequence[str]
+    data_root: Path
+    output: Path
+    jobs: int
+    """Trainings at a time."""
+
+
 class Training(NamedTuple):
     """One variant with one seed and, where it is not the configured one, a length."""
 
@@ -65,14 +85,15 @@ class Training(NamedTuple):
         return self.variant + (f"-{self.updates}" if self.updates else "")
 
 
-@errors_in_a_line
-def main(argv: Sequence[str] | None = None) -> int:
-    args = parse(argv)
+def compare_variants(args: Ablation) -> str:
+    """Trains and measures what is missing; returns a table of all, also written to the output."""
     check_settings(args)
     counts = ("--train", args.images[0], f"--{args.split}", args.images[1]) if args.images else ()
-    run_tool("make_shapes.py", "--root", args.data_root, *counts)
+    run_tool("data.py", "shapes", "--root", args.data_root, *counts)
     for split in ("train", args.split):
-        run_tool("make_proposals.py", *dataset(args, split), "--cfg", args.cfg, "--set", *args.set)
+        run_tool(
+            "proposals.py", "make", *dataset(args, split), "--cfg", args.cfg, "--set", *args.set
+        )
     trainings = [
         Training(variant, seed, updates)
         for updates in args.updates or [None]
@@ -89,36 +110,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     for training in trainings:
         metrics = read_json(metrics_file(args, training))["metrics"]
         table.setdefault(training.name, {})[str(training.seed)] = metrics
-    report(args, table)
-    return 0
+    return report(args, table)
 
 
-def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    names = [*VARIANTS, PLUS]
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--variants", nargs="+", choices=names, default=names)
-    parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
-    parser.add_argument(
-        "--updates",
-        nargs="+",
-        type=int,
-        metavar="N",
-        help="also the length is varied; the learning rate drops at the same part of it "
-        "(default: as configured)",
-    )
-    parser.add_argument("--split", choices=["val", "test"], default="test")
-    parser.add_argument(
-        "--images", nargs=2, type=int, metavar="N", help="to train with and to score (default: all)"
-    )
-    parser.add_argument("--cfg", type=Path, default=TOOLS.parent / "configs/resnet18_shapes.yaml")
-    parser.add_argument("--set", nargs="*", default=[], metavar="KEY VALUE")
-    parser.add_argument("--data-root", type=Path, default=Path("data"))
-    parser.add_argument("--output", type=Path, default=Path("Outputs/ablation"))
-    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="trainings at a time")
-    return parser.parse_args(argv)
-
-
-def check_settings(args: argparse.Namespace) -> None:
+def check_settings(args: Ablation) -> None:
     """All that lies in one output folder has the same settings but for the variants.
 
     Raises:
@@ -135,25 +130,25 @@ def check_settings(args: argparse.Namespace) -> None:
     write_json(path, settings, indent=1)
 
 
-def dataset(args: argparse.Namespace, split: str) -> list[str | Path]:
+def dataset(args: Ablation, split: str) -> list[str | Path]:
     return ["--dataset", f"shapes_{split}", "--data-root", args.data_root]
 
 
-def prepare_seed(args: argparse.Namespace, seed: int) -> None:
+def prepare_seed(args: Ablation, seed: int) -> None:
     """PRM and clusters of one seed."""
     settings = ["--cfg", args.cfg, "--set", *args.set, "run.seed", seed]
     log = args.output / "logs" / f"seed{seed}.log"
     place = [*dataset(args, "train"), *intermediate(args, seed)]
-    run_tool("train_prm.py", *place, *settings, log=log)
-    run_tool("assign_clusters.py", *place, *settings, log=log)
+    run_tool("prm.py", "train", *place, *settings, log=log)
+    run_tool("prm.py", "clusters", *place, *settings, log=log)
 
 
-def intermediate(args: argparse.Namespace, seed: int) -> list[str | Path]:
+def intermediate(args: Ablation, seed: int) -> list[str | Path]:
     folder = args.output / "intermediate" / f"seed{seed}"
     return ["--prm", folder / "prm.pth", "--clusters", folder / "clusters"]
 
 
-def measure(args: argparse.Namespace, training: Training) -> None:
+def measure(args: Ablation, training: Training) -> None:
     """Trains, tests and evaluates."""
     metrics = metrics_file(args, training)
     if metrics.is_file():
@@ -168,7 +163,7 @@ def measure(args: argparse.Namespace, training: Training) -> None:
     run_tool("evaluate.py", "--detections", metrics.with_name("detections.json"), *test, log=log)
 
 
-def measure_plus(args: argparse.Namespace, training: Training) -> None:
+def measure_plus(args: Ablation, training: Training) -> None:
     """Trains a Mask R-CNN on what CIM finds on the training images, tests and evaluates it."""
     metrics = metrics_file(args, training)
     if metrics.is_file():
@@ -180,12 +175,12 @@ def measure_plus(args: argparse.Namespace, training: Training) -> None:
     run_tool("generate_pseudo_labels.py", "--run", cim, *train, log=log)
     settings = ["--cfg", args.cfg, "--set", *args.set, "run.seed", training.seed]
     place = ["--run", cim, *train, "--output", run]
-    run_tool("train_mask_rcnn.py", *place, *settings, log=log)
-    run_tool("test_mask_rcnn.py", "--run", run, *test, log=log)
+    run_tool("refine.py", "train", *place, *settings, log=log)
+    run_tool("refine.py", "test", "--run", run, *test, log=log)
     run_tool("evaluate.py", "--detections", metrics.with_name("detections.json"), *test, log=log)
 
 
-def settings(args: argparse.Namespace, training: Training) -> list[str | int]:
+def settings(args: Ablation, training: Training) -> list[str | int]:
     """Overrides of the configuration."""
     overrides = [*args.set, *VARIANTS[training.variant], "run.seed", training.seed]
     if training.updates:
@@ -195,19 +190,19 @@ def settings(args: argparse.Namespace, training: Training) -> list[str | int]:
     return overrides
 
 
-def is_trained(args: argparse.Namespace, training: Training) -> bool:
+def is_trained(args: Ablation, training: Training) -> bool:
     """Whether the last checkpoint is there: on another split it only needs to be tested."""
     run, _ = run_and_log(args, training)
     updates = training.updates or load_config(args.cfg, args.set).solver.max_iter
     return (checkpoint_folder(run) / f"model_step{updates}.pth").is_file()
 
 
-def run_and_log(args: argparse.Namespace, training: Training) -> tuple[Path, Path]:
+def run_and_log(args: Ablation, training: Training) -> tuple[Path, Path]:
     name = f"{training.name}-seed{training.seed}"
     return args.output / training.name / f"seed{training.seed}", args.output / f"logs/{name}.log"
 
 
-def metrics_file(args: argparse.Namespace, training: Training) -> Path:
+def metrics_file(args: Ablation, training: Training) -> Path:
     run, _ = run_and_log(args, training)
     return run / "test" / f"shapes_{args.split}" / "metrics.json"
 
@@ -219,7 +214,7 @@ def run_tool(tool: str, *arguments: str | int | Path, log: Path | None = None) -
     if log is None:
         code = subprocess.run(command, env=environment).returncode
     else:
-        print(f"{tool} ({log.stem}): output in {log}", flush=True)
+        logger.info("%s (%s): output in %s", tool, log.stem, log)
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("ab") as file:
             code = subprocess.run(
@@ -227,11 +222,11 @@ def run_tool(tool: str, *arguments: str | int | Path, log: Path | None = None) -
             ).returncode
     if code:
         where = f"; see {log}" if log else ""
-        raise SystemExit(f"error: {tool} ended with code {code}{where}")
+        raise ValueError(f"{tool} ended with code {code}{where}")
 
 
-def report(args: argparse.Namespace, table: Table) -> None:
-    """The numbers as JSON, as a table and as a plot."""
+def report(args: Ablation, table: Table) -> str:
+    """Writes the numbers as JSON, as a table and as a plot; returns the table."""
     text = comparison_table(table, METRICS, REFERENCE, COMPARED)
     seeds = [str(seed) for seed in args.seeds]
     panels = [
@@ -248,8 +243,4 @@ def report(args: argparse.Namespace, table: Table) -> None:
         result.with_suffix(".svg"),
         dot_plot(panels, [f"seed {s}" for s in seeds], "Mask AP of variants, in percent"),
     )
-    print(f"\n{text}\n\nwritten: {result}.json, .md and .svg")
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    return f"\n{text}\n\nwritten: {result}.json, .md and .svg"

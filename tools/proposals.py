@@ -1,0 +1,273 @@
+"""Mask proposals: make them, import them, check them, and see how good they are."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from lib.command_line import (
+    Command,
+    Namespace,
+    Parser,
+    add_config_arguments,
+    add_dataset_arguments,
+    add_parallel_arguments,
+    dataset_from_args,
+    report_failures,
+    run_tool,
+)
+from lib.config import load_config
+from lib.data.coco import CocoImages
+from lib.data.images import read_image, read_record
+from lib.evaluation.coco_files import read_ground_truth
+from lib.evaluation.proposal_recall import find_objects
+from lib.files import write_json
+from lib.proposals.baseline import felzenszwalb_segments
+from lib.proposals.check import check_store, check_text, compare_with_published, named_text
+from lib.proposals.generate import check_generate_options, generate_proposals
+from lib.proposals.importing import import_all
+from lib.proposals.making import make_all
+from lib.proposals.readers import READERS
+from lib.proposals.recall import recall_table, table_text
+from lib.proposals.store import ProposalStore
+from lib.structures import ImageRecord
+from lib.visualization.panels import contact_sheet, mask_row, save_png
+
+ALL = 2**31
+"""More proposals than any image has."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    commands = {
+        "make": Command(make, make_options),
+        "import": Command(import_, import_options),
+        "check": Command(check, check_options),
+        "recall": Command(recall, recall_options),
+        "show": Command(show, show_options),
+        "baseline": Command(baseline, baseline_options),
+    }
+    return run_tool(__doc__, commands, argv)
+
+
+def make_options(parser: Parser) -> None:
+    add_config_arguments(parser, help="its section `proposals` is used")
+    add_dataset_arguments(parser)
+    add_overwrite(parser)
+    add_parallel_arguments(parser)
+
+
+def make(args: Namespace) -> int:
+    """Make proposals for every image of a data set that has none yet."""
+    settings = load_config(args.cfg, args.set).proposals
+    check_generate_options(settings.options)
+    dataset = dataset_from_args(args)
+    store = ProposalStore(dataset.proposals)
+    todo = images_to_do(args, dataset.json, store)
+    if not todo:
+        return 0
+    generate = partial(generate_proposals, max_proposals=settings.max_proposals, **settings.options)
+    read = partial(read_record, folder=dataset.images)
+    counts, failures = make_all(store, todo, read, generate, args.jobs)
+    print(f"{store.folder}: {sum(counts.values())} proposals of {len(counts)} images stored")
+    return report_failures(failures, len(todo))
+
+
+def import_options(parser: Parser) -> None:
+    parser.add_argument("--format", required=True, choices=sorted(READERS))
+    parser.add_argument(
+        "--source",
+        type=Path,
+        required=True,
+        metavar="PATH",
+        help="the folder (pickle: the file) to import",
+    )
+    add_dataset_arguments(parser, needs_images=False)
+    parser.add_argument(
+        "--drop-empty", action="store_true", help="leave empty masks out (otherwise an error)"
+    )
+    parser.add_argument(
+        "--drop-duplicates", action="store_true", help="leave masks equal to an earlier one out"
+    )
+    add_overwrite(parser)
+    add_parallel_arguments(parser)
+
+
+def import_(args: Namespace) -> int:
+    """Import proposals made elsewhere (COB, Segment Anything, PNG, npz, pickles)."""
+    dataset = dataset_from_args(args)
+    store = ProposalStore(dataset.proposals)
+    todo = images_to_do(args, dataset.json, store)
+    if not todo:
+        return 0
+    reader = READERS[args.format](args.source)
+    total, failures = import_all(
+        reader, store, todo, args.drop_empty, args.drop_duplicates, args.jobs
+    )
+    print(
+        f"{store.folder}: {total.stored} proposals of {len(todo) - len(failures)} images stored; "
+        f"left out: {total.empty} empty masks, {total.duplicates} duplicates"
+    )
+    return report_failures(failures, len(todo))
+
+
+def check_options(parser: Parser) -> None:
+    add_dataset_arguments(parser, needs_images=False)
+    parser.add_argument(
+        "--published",
+        type=Path,
+        metavar="FILE",
+        help="a published cob/*.pkl: are these its proposals, in its order?",
+    )
+    add_parallel_arguments(parser)
+
+
+def check(args: Namespace) -> int:
+    """Report what the stored proposals of a data set are, and what is wrong with them."""
+    dataset = dataset_from_args(args)
+    images = CocoImages(dataset.json, require_annotations=False).images
+    store = ProposalStore(dataset.proposals)
+    found = check_store(store, images, args.jobs)
+    print(check_text(found, store, len(images)))
+    print_best_recall(dataset.json, store, {*found.missing, *found.wrong_size, *found.faults}, args)
+    usable = found.usable
+    if args.published is not None:
+        agreeing, different = compare_with_published(store, images, args.published, args.jobs)
+        print(f"{args.published}: {agreeing} of {len(images)} images agree")
+        print(named_text(different, "differ"))
+        usable &= not different
+    return 0 if usable else 1
+
+
+def print_best_recall(
+    json: Path, store: ProposalStore, unusable: set[str], args: Namespace
+) -> None:
+    """The best that these proposals allow, where the json has masks to tell by."""
+    truth = read_ground_truth(json, need_masks=False)
+    if not truth["annotations"]:
+        print(f"recall: {json} has no masks")
+        return
+    found = find_objects(store, truth, [ALL], unusable, args.jobs)
+    if found.failures:
+        print(named_text(found.failures, "left out of the recall"))
+    for row in recall_table(found.best, found.areas, [ALL], [0.5, 0.75]):
+        if row["recall"]:
+            parts = ", ".join(f"{value:.3f} at IoU {t}" for t, value in row["recall"].items())
+            print(f"recall of {row['objects']} objects ({row['size']}): {parts}")
+
+
+def recall_options(parser: Parser) -> None:
+    add_dataset_arguments(parser, needs_images=False)
+    parser.add_argument(
+        "--counts",
+        type=int,
+        nargs="+",
+        default=[100, 500, 1000],
+        metavar="N",
+        help="numbers of proposals (default: 100 500 1000)",
+    )
+    parser.add_argument(
+        "--thresholds",
+        type=float,
+        nargs="+",
+        default=[0.5, 0.7],
+        metavar="IOU",
+        help="default: 0.5 0.7",
+    )
+    parser.add_argument(
+        "--output", type=Path, metavar="FILE", help="also write the numbers as JSON"
+    )
+    add_parallel_arguments(parser)
+
+
+def recall(args: Namespace) -> int:
+    """Print the share of objects with a good proposal, by size and number of proposals.
+
+    The masks of the annotations (without crowds) are used for this report and for nothing else.
+    """
+    if min(args.counts) < 1:
+        raise ValueError(f"--counts has {min(args.counts)}, expected at least 1")
+    dataset = dataset_from_args(args)
+    store = ProposalStore(dataset.proposals)
+    found = find_objects(store, read_ground_truth(dataset.json), args.counts, jobs=args.jobs)
+    num_used, num_failed = len(found.num_proposals), len(found.failures)
+    if num_used + num_failed == 0:
+        raise ValueError(f"{dataset.json}: no annotations but crowds; there is nothing to find")
+    if num_used:
+        mean = float(np.mean(found.num_proposals))
+        rows = recall_table(found.best, found.areas, args.counts, args.thresholds)
+        print(f"{num_used} of {num_used + num_failed} images, {mean:.0f} proposals an image")
+        print(table_text(rows))
+        if args.output:
+            content = {"images": num_used, "mean_proposals": mean, "rows": rows}
+            write_json(args.output, content, indent=2)
+    return report_failures(found.failures, num_used + num_failed)
+
+
+def show_options(parser: Parser) -> None:
+    parser.add_argument("images", type=Path, nargs="+", metavar="IMAGE")
+    parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="a PNG file")
+    parser.add_argument(
+        "--count", type=int, default=9, metavar="N", help="proposals of each image (default: 9)"
+    )
+    parser.add_argument(
+        "--width", type=int, default=160, metavar="PX", help="of each tile (default: 160)"
+    )
+    add_config_arguments(parser, help="its section `proposals` is used")
+
+
+def show(args: Namespace) -> None:
+    """Make the proposals of some images and draw the first of each, one row an image."""
+    settings = load_config(args.cfg, args.set).proposals
+    check_generate_options(settings.options)
+    tiles = []
+    for path in args.images:
+        image = read_image(path)
+        regions = generate_proposals(image, args.count, **settings.options)
+        tiles += mask_row(image, regions.masks(), args.count)
+    save_png(args.output, contact_sheet(tiles, args.count + 1, args.width))
+
+
+def baseline_options(parser: Parser) -> None:
+    add_dataset_arguments(parser)
+    parser.add_argument(
+        "--max-proposals", type=int, default=1000, metavar="N", help="default: 1000"
+    )
+    add_parallel_arguments(parser)
+
+
+def baseline(args: Namespace) -> int:
+    """Make proposals by a library alone, to compare with: felzenszwalb segments at five scales.
+
+    docs/proposals.md has their recall beside that of `make`.
+    """
+    dataset = dataset_from_args(args)
+    if args.proposals is None:
+        raise ValueError("give --proposals DIR, so that no better proposals are overwritten")
+    images = CocoImages(dataset.json, require_annotations=False).images
+    generate = partial(felzenszwalb_segments, max_proposals=args.max_proposals)
+    read = partial(read_record, folder=dataset.images)
+    _, failures = make_all(ProposalStore(dataset.proposals), images, read, generate, args.jobs)
+    return report_failures(failures, len(images))
+
+
+def add_overwrite(parser: Parser) -> None:
+    parser.add_argument(
+        "--overwrite", action="store_true", help="also images that have proposals already"
+    )
+
+
+def images_to_do(args: Namespace, json: Path, store: ProposalStore) -> list[ImageRecord]:
+    """The images without proposals, or all with --overwrite."""
+    images = CocoImages(json, require_annotations=False).images
+    todo = [i for i in images if args.overwrite or not store.has(i.file_name)]
+    if len(todo) < len(images):
+        print(f"{len(images) - len(todo)} of {len(images)} images have proposals already")
+    return todo
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,171 @@
+"""CIM+: a Mask R-CNN trained on the pseudo labels of CIM."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lib.command_line import (
+    Command,
+    Namespace,
+    Parser,
+    add_config_arguments,
+    add_dataset_arguments,
+    add_device_arguments,
+    add_run_arguments,
+    dataset_from_args,
+    run_tool,
+)
+from lib.config import load_config
+from lib.data.coco import CocoImages
+from lib.engine.build import KEEP_IN_MEMORY, build_refine_trainer, images_ahead, share_threads
+from lib.engine.checkpoint import CheckpointError, load_checkpoint, load_model, seed_everything
+from lib.engine.distributed import Ranks
+from lib.engine.inference import detect_dataset
+from lib.engine.runs import checkpoint_at, newest_checkpoint, newest_run
+from lib.engine.training import TrainingRun, train
+from lib.files import file_state
+from lib.refine.data import InstanceDataset, open_pseudo_labels
+from lib.refine.detect import MaskRCNNDetector
+from lib.refine.network import build_mask_rcnn
+from lib.refine.training import is_mask_rcnn, refinement_depends_on
+
+logger = logging.getLogger("refine")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    commands = {
+        "train": Command(train_mask_rcnn, train_options, distributed=True),
+        "test": Command(test_mask_rcnn, test_options, distributed=True),
+    }
+    return run_tool(__doc__, commands, argv)
+
+
+def train_options(parser: Parser) -> None:
+    add_run_arguments(parser, "run of CIM; default: the newest")
+    parser.add_argument(
+        "--pseudo-labels", type=Path, metavar="FILE", help="default: those of the run"
+    )
+    add_config_arguments(parser, help="default: the run's config.yaml")
+    add_dataset_arguments(parser)
+    parser.add_argument(
+        "--output",
+        type=Path,
+        metavar="DIR",
+        help="default: <run>/mask_rcnn; resumes one with checkpoints",
+    )
+    add_device_arguments(parser)
+
+
+def train_mask_rcnn(args: Namespace, ranks: Ranks) -> int:
+    """Train a Mask R-CNN on the pseudo labels of a CIM run (CIM+), or resume its training.
+
+    The pseudo labels come from tools/generate_pseudo_labels.py; annotated masks are never looked
+    at.
+    """
+    cim = ranks.from_first(args.run if args.run is not None else newest_run(args.outputs))
+    config = load_config(args.cfg or cim / "config.yaml", args.set)
+    refine = config.refine
+    dataset = dataset_from_args(args, ranks)
+    labels = args.pseudo_labels or cim / "pseudo_labels" / f"{dataset.name}.json"
+    if not labels.is_file():
+        raise FileNotFoundError(
+            f"{labels}: no such pseudo labels; make them with scripts/generate_msrcnn_label.sh"
+        )
+    data = open_pseudo_labels(labels, dataset.images, refine.score_thresh, KEEP_IN_MEMORY)
+    training = TrainingRun(
+        folder=args.output or cim / "mask_rcnn",
+        config=config,
+        settings=refine,
+        trained_with=refinement_depends_on(config, data.coco),
+        class_names=data.coco.class_names,
+        train_size=len(data.labelled()),
+        ranks=ranks,
+    )
+    state = training.open()
+
+    at_most = refine.solver.images_per_update if ranks.count == 1 else 1
+    lanes = share_threads(args.device, args.threads, at_most)
+    seed_everything(config.run.seed)
+    model = build_mask_rcnn(
+        refine.model,
+        refine.test,
+        data.coco.num_classes,
+        cim_network(cim) if refine.model.weights == "cim" and state is None else None,
+        pretrained=state is None,
+    )
+    trainer = build_refine_trainer(config, model, ranks.device, lanes, ranks)
+    training.begin(trainer, state)
+    samples = training.samples(data, trainer)
+    count = sum(map(len, data.instances.values()))
+    training.announce(
+        f"{data.coco.path}, {count} pseudo labels on {training.train_size} images",
+        f"Mask R-CNN, {refine.model.backbone} with a feature pyramid",
+        refine.model.weights,
+        trainer,
+    )
+    max_iter = refine.solver.max_iter
+    stopped_by = train(trainer, samples, training.folder, max_iter, config.run, training.about)
+    return training.end(trainer, stopped_by, next_tool="tools/refine.py test")
+
+
+def cim_network(run: Path) -> dict[str, Any]:
+    return load_checkpoint(newest_checkpoint(run))["model"]
+
+
+def test_options(parser: Parser) -> None:
+    add_run_arguments(parser, "default: mask_rcnn in the newest run")
+    parser.add_argument("--step", type=int, metavar="N", help="default: the newest checkpoint")
+    add_config_arguments(parser, help="default: the run's config.yaml")
+    add_dataset_arguments(parser)
+    parser.add_argument(
+        "--output", type=Path, metavar="FILE", help="default: <run>/test/<data set>/detections.json"
+    )
+    add_device_arguments(parser)
+
+
+def test_mask_rcnn(args: Namespace, ranks: Ranks) -> None:
+    """Run a trained Mask R-CNN over a data set and write the detections, as test_net does."""
+    dataset = dataset_from_args(args, ranks)
+    folder = args.run if args.run is not None else newest_run(args.outputs) / "mask_rcnn"
+    checkpoint = newest_checkpoint(folder)
+    if args.step is not None:
+        checkpoint = checkpoint_at(folder, args.step)
+    config = load_config(args.cfg or folder / "config.yaml", args.set)
+    refine = config.refine
+    output = args.output or folder / "test" / dataset.name / "detections.json"
+    coco = CocoImages(dataset.json, require_annotations=False)
+    coco.check_files(dataset.images)
+
+    state = load_checkpoint(checkpoint)
+    if not is_mask_rcnn(state):
+        raise CheckpointError(f"{checkpoint}: not a Mask R-CNN; take tools/test_net.py for CIM")
+    model = build_mask_rcnn(refine.model, refine.test, coco.num_classes, pretrained=False)
+    load_model(model, state["model"], checkpoint, coco.num_classes)
+    logger.info("network: %s after %s updates", checkpoint, state.get("step", "?"))
+    logger.info("data: %s, %d images", coco.path, len(coco))
+    detector = MaskRCNNDetector(model, coco.category_ids, refine, ranks.device)
+    ahead = images_ahead(args.device, args.threads, refine.input.num_workers)
+    made_from = {
+        "checkpoint": file_state(checkpoint),
+        "json": file_state(coco.path),
+        "scale": refine.input.test_scale,
+        "test": refine.test.model_dump(mode="json"),
+    }
+    done = detect_dataset(
+        detector,
+        InstanceDataset(coco, dataset.images, {}),
+        output,
+        ranks.from_first(made_from),
+        ahead,
+        ranks,
+    )
+    logger.info("%s: %s", "written" if done else "complete already, nothing to do", output)
+    logger.info("next: python tools/evaluate.py --detections %s on the same data set", output)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

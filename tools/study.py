@@ -1,0 +1,218 @@
+"""Studies: an ablation, mined instances beside the truth, and a failed update computed again."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+
+import torch
+
+from lib.analysis.instances import (
+    Measures,
+    analyse_checkpoint,
+    analyse_clusters,
+    known_images,
+)
+from lib.analysis.replay import Replayed, load_failed_update, not_finite, replay_update
+from lib.analysis.seed_statistics import spread
+from lib.command_line import (
+    Command,
+    Namespace,
+    Parser,
+    add_config_arguments,
+    add_dataset_arguments,
+    add_device_arguments,
+    dataset_from_args,
+    run_tool,
+)
+from lib.config import config_from, load_config
+from lib.data.coco import CocoImages
+from lib.engine.build import open_test_data, open_training_data
+from lib.engine.checkpoint import list_checkpoints
+from lib.engine.runs import checkpoint_folder, newest_checkpoint
+from lib.files import read_json, write_json
+from lib.pipeline.ablation import PLUS, VARIANTS, Ablation, compare_variants
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+TAUGHT = (
+    "good",
+    "weighed good",
+    "drawn good",
+    "weighed tight",
+    "coverage",
+    "weighed coverage",
+    "weighed purity",
+    "noise",
+)
+HEADS = ("ap50", "ap75", "ap50 by cls", "ap75 by cls", "good", "tight", "coverage", "purity")
+"""Measures of the tables, in percent; the JSON has all."""
+
+Rows = dict[str, dict[str, Measures]]
+"""Checkpoint -> what is looked at -> measure -> mean over the images."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    commands = {
+        "ablation": Command(ablation, ablation_options),
+        "instances": Command(instances, instances_options),
+        "replay": Command(replay, replay_options),
+    }
+    return run_tool(__doc__, commands, argv)
+
+
+def ablation_options(parser: Parser) -> None:
+    names = [*VARIANTS, PLUS]
+    parser.add_argument("--variants", nargs="+", choices=names, default=names)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
+    parser.add_argument(
+        "--updates",
+        nargs="+",
+        type=int,
+        metavar="N",
+        help="also the length is varied; the learning rate drops at the same part of it "
+        "(default: as configured)",
+    )
+    parser.add_argument("--split", choices=["val", "test"], default="test")
+    parser.add_argument(
+        "--images", nargs=2, type=int, metavar="N", help="to train with and to score (default: all)"
+    )
+    add_config_arguments(
+        parser, CONFIGS / "resnet18_shapes.yaml", "default: configs/resnet18_shapes.yaml"
+    )
+    parser.add_argument("--data-root", type=Path, default=Path("data"))
+    parser.add_argument("--output", type=Path, default=Path("Outputs/ablation"))
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="trainings at a time")
+
+
+def ablation(args: Namespace) -> None:
+    """Compare variants of the method on the embedded data set, several seeds each.
+
+    A seed stands for the whole chain: PRM, clusters and CIM are trained anew with it; the variants
+    of one seed share its PRM and clusters, so that they are compared seed by seed. The images and
+    proposals are the same for all. Run again, it measures only what is missing. docs/ablation.md
+    says what the variants are.
+    """
+    chosen = {field.name: getattr(args, field.name) for field in fields(Ablation)}
+    print(compare_variants(Ablation(**chosen)))
+
+
+def instances_options(parser: Parser) -> None:
+    parser.add_argument("runs", nargs="+", type=Path, help="run folders: the seeds of one variant")
+    parser.add_argument("--last", action="store_true", help="only the last checkpoint of each run")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="a JSON file for the numbers")
+    add_device_arguments(parser)
+    add_dataset_arguments(parser, default="shapes_val")
+
+
+def instances(args: Namespace) -> None:
+    """Compare mined instances and detections with the truth: what do stages learn from, and what?
+
+    For every checkpoint of the given runs: the instances that each stage is taught are mined on a
+    data set that training has not seen, and compared with its true masks; so are the detections
+    and, with --clusters, the clusters of proposals that the training of one seed begins with.
+    docs/ablation.md says what the columns mean.
+    """
+    if args.threads is not None:
+        torch.set_num_threads(args.threads)
+    dataset = dataset_from_args(args)
+    coco = CocoImages(dataset.json)
+    if args.clusters is None:
+        data = open_test_data(dataset, coco)
+    else:
+        data = open_training_data(dataset, coco, with_clusters=True)
+    images = known_images(data, read_json(dataset.json), str(dataset.json))
+    if not images:
+        raise ValueError(f"{dataset.json}: no image with proposals to look at")
+
+    truth = read_json(dataset.json)
+    taught: dict[str, Rows] = {}
+    heads: dict[str, Rows] = {}
+    for run in args.runs:
+        config = load_config(run / "config.yaml")
+        newest = newest_checkpoint(run)
+        taught[str(run)], heads[str(run)] = {}, {}
+        if args.clusters is not None:
+            taught[str(run)]["before"] = {"clusters": analyse_clusters(images)}
+        for path in [newest] if args.last else list_checkpoints(checkpoint_folder(run)):
+            step = path.stem.removeprefix("model_step")
+            taught[str(run)][step], heads[str(run)][step] = analyse_checkpoint(
+                path, config, data, images, truth, args.device
+            )
+    if args.output:
+        content = {"dataset": dataset.name, "taught": taught, "heads": heads}
+        write_json(args.output, content, indent=1)
+    tables = {
+        "What the stages are taught": table(list(taught.values()), TAUGHT, "instances"),
+        "What the heads detect": table(list(heads.values()), HEADS),
+    }
+    print("\n\n".join(f"{title}\n\n{text}" for title, text in tables.items() if text))
+
+
+def table(of_runs: Sequence[Rows], columns: Sequence[str], count: str | None = None) -> str:
+    """Mean and standard deviation over the runs, in percent, as a Markdown table; "" if empty.
+
+    Args:
+        count: a measure that is no share, as a first column.
+    """
+    titles = ["updates", "", *([count] if count else []), *columns]
+    lines = ["| " + " | ".join(titles) + " |", "|" + "---|" * len(titles)]
+    for step, rows in of_runs[0].items():
+        for name in rows:
+            runs = [run[step][name] for run in of_runs if name in run.get(step, {})]
+            cells = [step, name, *([_count(runs, count)] if count else [])]
+            cells += [_percent(runs, measure) for measure in columns]
+            lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) if len(lines) > 2 else ""
+
+
+def _count(runs: Sequence[Measures], measure: str) -> str:
+    values = [value for run in runs if (value := run.get(measure)) is not None]
+    return f"{spread(values).mean:.1f}" if values else ""
+
+
+def _percent(runs: Sequence[Measures], measure: str) -> str:
+    values = [value for run in runs if (value := run.get(measure)) is not None]
+    return spread(values).percent() if values else ""
+
+
+def replay_options(parser: Parser) -> None:
+    parser.add_argument("file", type=Path, help="failed_update.pt of a run")
+    parser.add_argument(
+        "--set", nargs="*", default=[], metavar="KEY VALUE", help="changes of its configuration"
+    )
+    add_device_arguments(parser, threads=False)
+
+
+def replay(args: Namespace) -> None:
+    """Compute a training's failed update again and say where the first NaN or infinity came up.
+
+    The file is failed_update.pt of a run that ended so: the weights before the update and its
+    images.
+    """
+    failed = load_failed_update(args.file)
+    config = config_from(failed["config"], str(args.file), args.set)
+    images = replay_update(failed, config, args.file, args.device)
+    print(f"{args.file}: {failed['told']}\n")
+    bad = not_finite(failed["model"])
+    if bad:
+        more = f" and {len(bad) - 5} more" if len(bad) > 5 else ""
+        print(f"The weights were not finite before: {', '.join(bad[:5])}{more}\n")
+
+    for image, before in zip(images, failed["losses"], strict=True):
+        print_replayed(image, before)
+
+
+def print_replayed(image: Replayed, before: dict[str, float]) -> None:
+    print(f"{image.file_name:<14} now          in training")
+    for name, values in image.losses.items():
+        stages = f"  by stage {' '.join(f'{v:g}' for v in values)}" if len(values) > 1 else ""
+        print(f"  {name:<12} {sum(values):<12g} {before[name]:<12g}{stages}")
+    print(f"  first not finite: {image.first_output or 'nothing up to the losses'}")
+    print(f"  on the way back:  {image.first_gradient or 'nothing'}; norm {image.grad_norm:g}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
