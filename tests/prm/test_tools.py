@@ -214,19 +214,19 @@ def test_bad_input_is_one_line(place, capsys):
 
 def test_clusters_by_foreground(place, capsys):
     learned = [*place, "--set", "prm.clusters", "foreground"]
-    assert tool("train_prm")(learned) == 0
-    assert tool("assign_clusters")(learned) == 0
+    assert tool("prm train")(learned) == 0
+    assert tool("prm clusters")(learned) == 0
     assert "3 images: " in capsys.readouterr().out
     store, proposals = ClusterStore("data/clusters/mine"), ProposalStore("data/proposals/mine")
     before = {name: store.path(name).read_bytes() for name in ("sub/a.png", "b.png", "c.png")}
     for name in before:
         clusters = store.load(name, len(proposals.load(name)))
         assert (clusters.column > 0).any() and clusters.column.max() <= 2
-    assert tool("assign_clusters")(learned) == 0
+    assert tool("prm clusters")(learned) == 0
     assert "images: " not in capsys.readouterr().out  # up to date
     # All images depend on the proposals of each: they are learned from.
     masks = np.zeros((2, 40, 56), bool)
     masks[0, :9] = masks[1] = True
     proposals.save("c.png", encode(masks))
-    assert tool("assign_clusters")(learned) == 0
+    assert tool("prm clusters")(learned) == 0
     assert "3 images: " in capsys.readouterr().out
