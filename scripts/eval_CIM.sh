@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Tests a trained network: proposals where they are missing, scores, average precision of the masks.
+# Tests a trained network: missing proposals, scores, average precision of the masks.
 #
 #   bash scripts/eval_CIM.sh                                       newest run, embedded data set
 #   output_file=Outputs/resnet50_voc/20260101-120000 dataset=voc2012sbdval bash scripts/eval_CIM.sh
@@ -9,9 +9,9 @@
 # iter_time    step of the checkpoint (default: the newest of the run)
 # dataset      data set to test on (default: shapes_test), or images= with json= or labels=
 # cfg_file     configuration (default: the run's own)
-# data_root    where data sets and proposals lie (default: data)
-# gpus         processes that share the images, each on a GPU of its own (default: 1)
-# nnodes, rdzv several machines, as for train_CIM.sh; proposals must have been made
+# data_root    folder of data sets and proposals (default: data)
+# gpus         number of processes that share the images, each on its own GPU (default: 1)
+# nnodes, rdzv several machines, as for train_CIM.sh; make the proposals before
 # Arguments override the configuration: bash scripts/eval_CIM.sh test.flips '[none]'
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/install.sh"

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Masks for the training images as a COCO json, to train a second-stage detector with (CIM+): the
-# trained network is asked for the classes that each image is labelled with, and for no others.
+# Masks for the training images as a COCO json, to train a second detector on (CIM+). The trained
+# network looks only for the classes that each image is labelled with.
 #
 #   bash scripts/generate_msrcnn_label.sh                          newest run, embedded data set
 #   output_file=Outputs/resnet50_voc/20260101-120000 dataset=voc2012trainaug \
@@ -10,11 +10,11 @@
 # iter_time     step of the checkpoint (default: the newest of the run)
 # dataset       data set it was trained on (default: shapes_train), or images= with json= or labels=
 # cfg_file      configuration (default: the run's own)
-# score_thresh  leaves out what is scored below (default: 0.3)
+# score_thresh  drops masks scored below (default: 0.3)
 # segmentation  compressed (default) or uncompressed run lengths, or polygon for annotation tools
-# data_root     where data sets and proposals lie (default: data)
-# gpus          processes that share the images, each on a GPU of its own (default: 1)
-# nnodes, rdzv  several machines, as for train_CIM.sh; proposals must have been made
+# data_root     folder of data sets and proposals (default: data)
+# gpus          number of processes that share the images, each on its own GPU (default: 1)
+# nnodes, rdzv  several machines, as for train_CIM.sh; make the proposals before
 # Arguments override the configuration: bash scripts/generate_msrcnn_label.sh test.flips '[none]'
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/install.sh"

@@ -1,26 +1,27 @@
 #!/usr/bin/env bash
-# From a folder of images and their labels to a mask for every object (a COCO json) and pages to look
-# at. Says at the start how long it will take, and at every step what is left. Run again with the
-# same variables, it goes on where it was.
+# From a folder of images and their labels to a mask for every object (a COCO json) and a page to
+# look at. Says at the start how long it will take, and at every step how much is left. Run again
+# with the same variables, it resumes where it stopped; what has changed since is made again.
 #
 #   bash scripts/label_my_images.sh images=my_images labels=labels.csv output=Outputs/mine
-#   bash scripts/label_my_images.sh images=photos labels=photos     a sub-folder for each class
+#   bash scripts/label_my_images.sh images=photos labels=photos     one sub-folder per class
 #
-# Variables, as arguments or from outside; paths are seen from where you are:
+# Variables, as arguments or in the environment; paths are relative to the current folder:
 # images        folder of the images
 # labels        .csv, .txt, COCO .json or folder: see docs/CUSTOM.md; or json= a COCO json as it is
-# output        folder for all that is made (default: Outputs/<name>); the run folder as well
-# name          of the data set (default: that of the folder of images)
+# output        run folder, and folder of everything made (default: Outputs/<name>)
+# name          name of the data set (default: that of the folder of images)
 # cfg_file      configuration (default: configs/custom.yaml on a GPU, else configs/custom_small.yaml)
 # iter_time     number of updates of CIM (default: by the number of images)
-# score_thresh  leaves out masks that are scored below (default: 0.3)
-# data_root     where proposals, clusters and networks lie (default: <output>/data)
+# score_thresh  drops masks scored below (default: 0.3)
+# data_root     folder of proposals, clusters and networks (default: <output>/data)
+# overwrite     yes: train again what was trained with other labels, images or settings
 # Further arguments override the configuration: ... output=Outputs/mine run.seed 4 prm.epochs 30
 set -euo pipefail
 usage="label_my_images: needs images= and labels=; see the head of ${BASH_SOURCE[0]}"
 while [[ ${1:-} == *=* ]]; do
     case ${1%%=*} in
-        images | labels | json | output | name | cfg_file | iter_time | score_thresh | data_root)
+        images | labels | json | output | name | cfg_file | iter_time | score_thresh | data_root | overwrite)
             declare "${1%%=*}=${1#*=}" ;;
         *) echo "label_my_images: no variable is called ${1%%=*}; see the head of ${BASH_SOURCE[0]}" >&2
             exit 2 ;;
@@ -43,4 +44,4 @@ if [ -n "${cfg_file:-}" ] && [ -e "$cfg_file" ]; then cfg_file=$(from_there "$cf
 source "$(dirname "${BASH_SOURCE[0]}")/install.sh"
 exec python tools/label_my_images.py "${paths[@]}" ${name:+--name "$name"} \
     ${cfg_file:+--cfg "$cfg_file"} ${iter_time:+--updates "$iter_time"} \
-    ${score_thresh:+--score-thresh "$score_thresh"} --set "$@"
+    ${score_thresh:+--score-thresh "$score_thresh"} ${overwrite:+--overwrite} --set "$@"

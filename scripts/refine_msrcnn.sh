@@ -10,12 +10,12 @@
 # iter_time      step of CIM's checkpoint (default: the newest of the run)
 # dataset        data set that CIM was trained on (default: shapes_train), or json= and images=
 # test_dataset   data set to test on (default: shapes_test), or test_json= and test_images=
-# cfg_file       configuration, of which the section `refine` counts (default: the run's own)
-# score_thresh   leaves out pseudo labels scored below (default: 0.3)
+# cfg_file       configuration; its section `refine` is used (default: the run's own)
+# score_thresh   drops pseudo labels scored below (default: 0.3)
 # segmentation   form of the pseudo labels, as for generate_msrcnn_label.sh (default: compressed)
-# data_root      where data sets and proposals lie (default: data)
-# gpus           processes that work together in every step, each on a GPU of its own (default: 1)
-# nnodes, rdzv   several machines, as for train_CIM.sh; proposals must have been made
+# data_root      folder of data sets and proposals (default: data)
+# gpus           number of processes that share every step, each on its own GPU (default: 1)
+# nnodes, rdzv   several machines, as for train_CIM.sh; make the proposals before
 # Arguments override the configuration: bash scripts/refine_msrcnn.sh refine.solver.max_iter 1000
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/install.sh"

@@ -12,7 +12,8 @@ from lib.pipeline import runner
 
 
 def run_tools_here(
-    monkeypatch: pytest.MonkeyPatch, note: Callable[[Sequence[str], Path | None], None]
+    monkeypatch: pytest.MonkeyPatch,
+    note: Callable[[Sequence[str], Path | None], None] = lambda command, log: None,
 ) -> None:
     """Replaces `runner.run_tool`; `note` is called with every command and its log."""
 

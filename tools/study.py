@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from lib.analysis.ablation import PLUS, VARIANTS
 from lib.analysis.instances import (
     Measures,
     analyse_checkpoint,
@@ -34,7 +35,7 @@ from lib.engine.build import open_test_data, open_training_data
 from lib.engine.checkpoint import list_checkpoints
 from lib.engine.runs import checkpoint_folder, newest_checkpoint
 from lib.files import read_json, write_json
-from lib.pipeline.ablation import PLUS, VARIANTS, Ablation, compare_variants
+from lib.pipeline.ablation import Ablation
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 TAUGHT = (
@@ -92,11 +93,11 @@ def ablation(args: Namespace) -> None:
 
     A seed stands for the whole chain: PRM, clusters and CIM are trained anew with it; the variants
     of one seed share its PRM and clusters, so that they are compared seed by seed. The images and
-    proposals are the same for all. Run again, it measures only what is missing. docs/ablation.md
+    proposals are the same for all. Run again, it trains only what is missing. docs/ablation.md
     says what the variants are.
     """
     chosen = {field.name: getattr(args, field.name) for field in fields(Ablation)}
-    print(compare_variants(Ablation(**chosen)))
+    print(Ablation(**chosen).compare())
 
 
 def instances_options(parser: Parser) -> None:

@@ -1,57 +1,37 @@
-"""Does each part help? Variants of the method on the embedded data set, several seeds each.
+"""Variants of the method on the embedded data set, each with several seeds.
 
-A seed stands for the whole chain: PRM, clusters and CIM are trained anew with it; the variants of
-one seed share its PRM and clusters, so that they are compared seed by seed. The images and
-proposals are the same for all. What has been measured is not measured again, and what was
-interrupted goes on. docs/ablation.md says what the variants are.
+A seed stands for the whole chain: PRM, clusters and CIM are trained anew with it. The variants of
+one seed share its PRM and clusters, so that they are compared seed by seed. Images and proposals
+are the same for all.
 """
 
 from __future__ import annotations
 
-import logging
-import os
-import subprocess
-import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from joblib import Parallel, delayed
-
-from lib.analysis.dot_plot import Panel, dot_plot
-from lib.analysis.seed_statistics import Table, comparison_table
+from lib.analysis.ablation import PLUS, REFERENCE, VARIANTS, write_comparison
 from lib.config import load_config
-from lib.engine.runs import checkpoint_folder
-from lib.files import read_json, write_json, write_text
+from lib.files import read_json
+from lib.pipeline.runner import run_steps, side_by_side
+from lib.pipeline.steps import Chain
 
-logger = logging.getLogger(__name__)
+_SHARED = ("shapes", "proposals", "prm", "clusters")
+"""Steps that variants share, run before any of them."""
 
-TOOLS = Path(__file__).resolve().parents[2] / "tools"
-METRICS = ("ap25", "ap50", "ap70", "ap75")
-COMPARED = ("ap50", "ap75")
-"""Metrics whose differences to REFERENCE are told."""
-REFERENCE = "cim"
-VARIANTS: dict[str, list[str]] = {
-    "mil": ["model.num_stages", "0", "loss.pcl", "0"],
-    "mil_agpl": ["model.num_stages", "0"],
-    "no_agpl": ["loss.pcl", "0"],
-    "mist": ["mining.labels", "mist"],
-    "no_integrity": [
-        "model.integrity",
-        "false",
-        "mining.complete_by",
-        "cls",
-        "loss.refine_integrity",
-        "0",
-    ],
-    "no_anti_noise": ["mining.anti_noise", "false"],
-    "no_cascade": ["mining.thresh_step", "0"],
-    "cim": [],
-}
-"""Name -> what it changes."""
-PLUS = "cim_plus"
-"""A Mask R-CNN trained on the pseudo labels of the REFERENCE run of the same seed."""
+
+class Training(NamedTuple):
+    """One variant with one seed and, where it is not the configured one, a length."""
+
+    variant: str
+    seed: int
+    updates: int | None = None
+
+    @property
+    def name(self) -> str:
+        return self.variant + (f"-{self.updates}" if self.updates else "")
 
 
 @dataclass(frozen=True)
@@ -70,177 +50,94 @@ class Ablation:
     data_root: Path
     output: Path
     jobs: int
-    """Trainings at a time."""
+    """Trainings at a time, each on one thread."""
 
+    def compare(self) -> str:
+        """Trains and measures what is missing; returns the table, which is also written."""
+        data = self._chain("train")
+        run_steps([*data.to("proposals"), *self._scored(data).to("proposals", done=["shapes"])])
+        trainings = [
+            Training(variant, seed, updates)
+            for updates in self.updates or [None]
+            for variant in self.variants
+            for seed in self.seeds
+        ]
+        plus = [t for t in trainings if t.variant == PLUS]
+        first = [t._replace(variant=REFERENCE) if t.variant == PLUS else t for t in trainings]
+        side_by_side(self._prepare, self.seeds, self.jobs)
+        side_by_side(self._measure, dict.fromkeys(first), self.jobs)
+        side_by_side(self._measure_plus, plus, self.jobs)
+        table: dict[str, dict[str, dict[str, float]]] = {}
+        for training in trainings:
+            metrics = read_json(self._scored(self._of(training)).result("evaluate"))["metrics"]
+            table.setdefault(training.name, {})[str(training.seed)] = metrics
+        result = self.output / self.split
+        text = write_comparison(table, self.seeds, f"shapes {self.split}", result)
+        return f"\n{text}\n\nwritten: {result}.json, .md and .svg"
 
-class Training(NamedTuple):
-    """One variant with one seed and, where it is not the configured one, a length."""
+    def _prepare(self, seed: int) -> None:
+        """PRM and clusters of one seed."""
+        steps = self._of(Training(REFERENCE, seed)).to("clusters", done=_SHARED[:2])
+        run_steps(steps, log=self._log(f"seed{seed}"))
 
-    variant: str
-    seed: int
-    updates: int | None
+    def _measure(self, training: Training) -> None:
+        chain = self._of(training)
+        steps = [
+            *chain.to("train", done=_SHARED),
+            *self._scored(chain).to("evaluate", done=[*_SHARED, "train"]),
+        ]
+        run_steps(steps, log=self._log(f"{training.name}-seed{training.seed}"))
 
-    @property
-    def name(self) -> str:
-        return self.variant + (f"-{self.updates}" if self.updates else "")
-
-
-def compare_variants(args: Ablation) -> str:
-    """Trains and measures what is missing; returns a table of all, also written to the output."""
-    check_settings(args)
-    counts = ("--train", args.images[0], f"--{args.split}", args.images[1]) if args.images else ()
-    run_tool("data.py", "shapes", "--root", args.data_root, *counts)
-    for split in ("train", args.split):
-        run_tool(
-            "proposals.py", "make", *dataset(args, split), "--cfg", args.cfg, "--set", *args.set
+    def _measure_plus(self, training: Training) -> None:
+        """Trains a Mask R-CNN on what CIM finds on the training images, and measures it."""
+        run = self._of(training).run
+        cim = replace(
+            self._of(training._replace(variant=REFERENCE)),
+            options={"refine": ("--output", str(run))},
         )
-    trainings = [
-        Training(variant, seed, updates)
-        for updates in args.updates or [None]
-        for variant in args.variants
-        for seed in args.seeds
-    ]
-    first = [t._replace(variant=REFERENCE) if t.variant == PLUS else t for t in trainings]
-    parallel = Parallel(n_jobs=args.jobs, backend="threading")
-    parallel(delayed(prepare_seed)(args, seed) for seed in args.seeds)
-    parallel(delayed(measure)(args, training) for training in dict.fromkeys(first))
-    parallel(delayed(measure_plus)(args, t) for t in trainings if t.variant == PLUS)
+        test = self._scored(replace(cim, run=run))
+        steps = [
+            *cim.to("refine", done=[*_SHARED, "train"]),
+            *test.to("refine_test"),
+            *test.to("evaluate", done=["test"]),
+        ]
+        run_steps(steps, log=self._log(f"{training.name}-seed{training.seed}"))
 
-    table: dict[str, dict[str, dict[str, float]]] = {}
-    for training in trainings:
-        metrics = read_json(metrics_file(args, training))["metrics"]
-        table.setdefault(training.name, {})[str(training.seed)] = metrics
-    return report(args, table)
-
-
-def check_settings(args: Ablation) -> None:
-    """All that lies in one output folder has the same settings but for the variants.
-
-    Raises:
-        ValueError: what lies there was made with others.
-    """
-    config = load_config(args.cfg, args.set).model_dump(mode="json", exclude={"run"})
-    settings = {"data_root": str(args.data_root.absolute()), **config}
-    path = args.output / "settings.json"
-    if path.is_file() and read_json(path) != settings:
-        raise ValueError(
-            f"{path}: made with another --cfg, --set or --data-root; name another --output, or "
-            "remove that folder"
+    def _chain(self, split: str) -> Chain:
+        """A chain of the images of a split, without a run."""
+        counts: tuple[str, ...] = ()
+        if self.images:
+            counts = ("--train", f"{self.images[0]}", f"--{self.split}", f"{self.images[1]}")
+        name = f"shapes_{split}"
+        return Chain(
+            name,
+            ("--dataset", name),
+            self.data_root,
+            self.cfg,
+            tuple(self.set),
+            options={"shapes": counts},
         )
-    write_json(path, settings, indent=1)
 
+    def _scored(self, chain: Chain) -> Chain:
+        """The same on the images that are scored."""
+        other = self._chain(self.split)
+        return replace(chain, name=other.name, data=other.data)
 
-def dataset(args: Ablation, split: str) -> list[str | Path]:
-    return ["--dataset", f"shapes_{split}", "--data-root", args.data_root]
-
-
-def prepare_seed(args: Ablation, seed: int) -> None:
-    """PRM and clusters of one seed."""
-    settings = ["--cfg", args.cfg, "--set", *args.set, "run.seed", seed]
-    log = args.output / "logs" / f"seed{seed}.log"
-    place = [*dataset(args, "train"), *intermediate(args, seed)]
-    run_tool("prm.py", "train", *place, *settings, log=log)
-    run_tool("prm.py", "clusters", *place, *settings, log=log)
-
-
-def intermediate(args: Ablation, seed: int) -> list[str | Path]:
-    folder = args.output / "intermediate" / f"seed{seed}"
-    return ["--prm", folder / "prm.pth", "--clusters", folder / "clusters"]
-
-
-def measure(args: Ablation, training: Training) -> None:
-    """Trains, tests and evaluates."""
-    metrics = metrics_file(args, training)
-    if metrics.is_file():
-        return
-    run, log = run_and_log(args, training)
-    train = [*dataset(args, "train"), *intermediate(args, training.seed), "--cfg", args.cfg]
-    if not is_trained(args, training):
-        overrides = settings(args, training)
-        run_tool("train_net.py", *train, "--output", run, "--set", *overrides, log=log)
-    test = dataset(args, args.split)
-    run_tool("test_net.py", "--run", run, *test, log=log)
-    run_tool("evaluate.py", "--detections", metrics.with_name("detections.json"), *test, log=log)
-
-
-def measure_plus(args: Ablation, training: Training) -> None:
-    """Trains a Mask R-CNN on what CIM finds on the training images, tests and evaluates it."""
-    metrics = metrics_file(args, training)
-    if metrics.is_file():
-        return
-    run, log = run_and_log(args, training)
-    cim, _ = run_and_log(args, training._replace(variant=REFERENCE))
-    train, test = dataset(args, "train"), dataset(args, args.split)
-    run_tool("test_net.py", "--run", cim, *train, "--image-labels", log=log)
-    run_tool("generate_pseudo_labels.py", "--run", cim, *train, log=log)
-    settings = ["--cfg", args.cfg, "--set", *args.set, "run.seed", training.seed]
-    place = ["--run", cim, *train, "--output", run]
-    run_tool("refine.py", "train", *place, *settings, log=log)
-    run_tool("refine.py", "test", "--run", run, *test, log=log)
-    run_tool("evaluate.py", "--detections", metrics.with_name("detections.json"), *test, log=log)
-
-
-def settings(args: Ablation, training: Training) -> list[str | int]:
-    """Overrides of the configuration."""
-    overrides = [*args.set, *VARIANTS[training.variant], "run.seed", training.seed]
-    if training.updates:
-        solver = load_config(args.cfg, args.set).solver
-        steps = [round(step * training.updates / solver.max_iter) for step in solver.steps]
-        overrides += ["solver.max_iter", training.updates, "solver.steps", f"{steps}"]
-    return overrides
-
-
-def is_trained(args: Ablation, training: Training) -> bool:
-    """Whether the last checkpoint is there: on another split it only needs to be tested."""
-    run, _ = run_and_log(args, training)
-    updates = training.updates or load_config(args.cfg, args.set).solver.max_iter
-    return (checkpoint_folder(run) / f"model_step{updates}.pth").is_file()
-
-
-def run_and_log(args: Ablation, training: Training) -> tuple[Path, Path]:
-    name = f"{training.name}-seed{training.seed}"
-    return args.output / training.name / f"seed{training.seed}", args.output / f"logs/{name}.log"
-
-
-def metrics_file(args: Ablation, training: Training) -> Path:
-    run, _ = run_and_log(args, training)
-    return run / "test" / f"shapes_{args.split}" / "metrics.json"
-
-
-def run_tool(tool: str, *arguments: str | int | Path, log: Path | None = None) -> None:
-    """Runs one tool on one thread; its output goes to `log` where one is named."""
-    command = [sys.executable, str(TOOLS / tool), *map(str, arguments)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    if log is None:
-        code = subprocess.run(command, env=environment).returncode
-    else:
-        logger.info("%s (%s): output in %s", tool, log.stem, log)
-        log.parent.mkdir(parents=True, exist_ok=True)
-        with log.open("ab") as file:
-            code = subprocess.run(
-                command, env=environment, stdout=file, stderr=subprocess.STDOUT
-            ).returncode
-    if code:
-        where = f"; see {log}" if log else ""
-        raise ValueError(f"{tool} ended with code {code}{where}")
-
-
-def report(args: Ablation, table: Table) -> str:
-    """Writes the numbers as JSON, as a table and as a plot; returns the table."""
-    text = comparison_table(table, METRICS, REFERENCE, COMPARED)
-    seeds = [str(seed) for seed in args.seeds]
-    panels = [
-        Panel(
-            f"{metric.upper()}, shapes {args.split}",
-            {name: [100 * of_seed[s][metric] for s in seeds] for name, of_seed in table.items()},
+    def _of(self, training: Training) -> Chain:
+        """The chain of one training on the training images."""
+        overrides = (*self.set, *VARIANTS.get(training.variant, ()), "run.seed", f"{training.seed}")
+        if training.updates:
+            solver = load_config(self.cfg, self.set).solver
+            steps = [round(step * training.updates / solver.max_iter) for step in solver.steps]
+            overrides += ("solver.max_iter", f"{training.updates}", "solver.steps", f"{steps}")
+        chain, folder = self._chain("train"), self.output / f"intermediate/seed{training.seed}"
+        places = ("--prm", f"{folder / 'prm.pth'}", "--clusters", f"{folder / 'clusters'}")
+        return replace(
+            chain,
+            data=(*chain.data, *places),
+            overrides=overrides,
+            run=self.output / training.name / f"seed{training.seed}",
         )
-        for metric in COMPARED
-    ]
-    result = args.output / args.split
-    write_json(result.with_suffix(".json"), table, indent=1)
-    write_text(result.with_suffix(".md"), text + "\n")
-    write_text(
-        result.with_suffix(".svg"),
-        dot_plot(panels, [f"seed {s}" for s in seeds], "Mask AP of variants, in percent"),
-    )
-    return f"\n{text}\n\nwritten: {result}.json, .md and .svg"
+
+    def _log(self, name: str) -> Path:
+        return self.output / "logs" / f"{name}.log"

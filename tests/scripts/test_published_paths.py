@@ -64,7 +64,7 @@ def user(tmp_path, monkeypatch, capsys):
     """Runs commands in a project folder with an empty `data`; gives back what they print."""
     rehearsal = Rehearsal(tmp_path, ())
     monkeypatch.chdir(rehearsal.project)
-    run_tools_here(monkeypatch, lambda command, log: None)
+    run_tools_here(monkeypatch)
     small = " ".join(shlex.quote(str(word)) for pair in SMALL.items() for word in pair)
 
     def run(commands: str) -> str:

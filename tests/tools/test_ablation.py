@@ -5,12 +5,15 @@ from pathlib import Path
 
 import pytest
 
+from lib.analysis.ablation import METRICS, REFERENCE, VARIANTS
 from lib.config import load_config
-from lib.pipeline import ablation
+from lib.files import write_json
+from lib.pipeline import runner
 from tests.docs.checks import parse_with_tool
+from tests.in_process import run_tools_here
 from tests.small_training import tool
 
-TOOLS = Path(__file__).parents[2] / "tools"
+ROOT = Path(__file__).parents[2]
 SHORT = ["solver.max_iter", "3", "solver.steps", "[2]", "prm.epochs", "1"]
 
 
@@ -18,12 +21,7 @@ SHORT = ["solver.max_iter", "3", "solver.steps", "[2]", "prm.epochs", "1"]
 def called(monkeypatch):
     """(tool, log) of the tools called, in this process: starting others takes longer."""
     calls = []
-
-    def run_tool(name, *arguments, log=None):
-        calls.append((name, log.stem if log else None))
-        assert tool(name.removesuffix(".py"))([str(a) for a in arguments]) == 0
-
-    monkeypatch.setattr(ablation, "run_tool", run_tool)
+    run_tools_here(monkeypatch, lambda command, log: calls.append((command[0], log and log.stem)))
     return calls
 
 
@@ -51,25 +49,30 @@ def test_measures_every_variant_with_every_seed_once(called, tmp_path, capsys):
     assert (output / "val.md").read_text() in told and "| cim-2 | 2 |" in told
     assert (output / "val.svg").read_text().count("<title>cim-2: ") == 4
 
-    called.clear()
-    assert tool("study ablation")([*common, *variants, "--set", *SHORT]) == 0
-    assert "train_net.py" not in [name for name, _ in called]
-    assert json.loads((output / "val.json").read_text()) == table
-    (output / "mil-2" / "seed2" / "test" / "shapes_val" / "metrics.json").unlink()
-    assert tool("study ablation")([*common, *variants, "--set", *SHORT]) == 0
-    assert [name for name, log in called if log == "mil-2-seed2"] == [
-        "test_net.py",
-        "evaluate.py",
+    logs = [f"{variant}-2-seed{seed}" for variant in ("cim", "mil") for seed in (1, 2)]
+    assert [log for name, log in called if name == "tools/train_net.py"] == logs
+    assert [log for name, log in called if name == "tools/prm.py"] == [
+        *("seed1", "seed1"),
+        *("seed2", "seed2"),
     ]
 
-    assert tool("study ablation")([*common, *variants, "--set", *SHORT, "prm.smooth", "1"]) == 2
-    assert "made with another --cfg, --set" in capsys.readouterr().err
+    networks = [*output.rglob("*.pth")]
+    before = [path.stat().st_mtime_ns for path in networks]
+    assert len(networks) == 2 + 4
+    (output / "mil-2" / "seed2" / "test" / "shapes_val" / "metrics.json").unlink()
+    assert tool("study ablation")([*common, *variants, "--set", *SHORT]) == 0
+    assert [path.stat().st_mtime_ns for path in networks] == before
+    assert json.loads((output / "val.json").read_text()) == table
+
+    with pytest.raises(SystemExit, match="2"):
+        tool("study ablation")([*common, *variants, "--set", *SHORT, "prm.smooth", "1"])
+    assert "give --overwrite or another --output" in capsys.readouterr().err
 
     analyse = tool("study instances")
     clusters = str(tmp_path / "clusters")
     of_seed = ["--clusters", clusters, "--data-root", str(tmp_path / "data")]
     weights = str(output / "intermediate" / "seed1" / "prm.pth")
-    cfg = str(TOOLS.parent / "configs" / "resnet18_shapes.yaml")
+    cfg = str(ROOT / "configs" / "resnet18_shapes.yaml")
     val = ["--dataset", "shapes_val", "--prm", weights, "--cfg", cfg]
     assert tool("prm clusters")([*val, *of_seed]) == 0
     assert analyse([str(output / "mil-2" / "seed1"), *of_seed]) == 0
@@ -100,24 +103,24 @@ def rows_of(capsys):
 def test_cim_plus_is_trained_on_what_cim_of_its_seed_found(tmp_path, monkeypatch):
     calls = []
 
-    def run_tool(name, *arguments, log=None):
-        words = [str(a) for a in arguments]
-        assert parse_with_tool(TOOLS / name, words)[1] is None
+    def run_tool(command, log=None):
+        name, *words = command
+        assert parse_with_tool(ROOT / name, words)[1] is None
         calls.append((name, words))
-        if name == "evaluate.py":
-            metrics = Path(words[words.index("--detections") + 1]).with_name("metrics.json")
-            metrics.parent.mkdir(parents=True)
-            metrics.write_text(json.dumps({"metrics": dict.fromkeys(ablation.METRICS, len(calls))}))
+        if name == "tools/evaluate.py":
+            run = Path(words[words.index("--run") + 1])
+            metrics = dict.fromkeys(METRICS, len(calls))
+            write_json(run / "test/shapes_test/metrics.json", {"metrics": metrics})
+        return 0
 
-    monkeypatch.setattr(ablation, "run_tool", run_tool)
-    output = str(tmp_path)
-    assert (
-        tool("study ablation")(["--variants", "cim_plus", "--seeds", "4", "--output", output]) == 0
-    )
+    monkeypatch.setattr(runner, "run_tool", run_tool)
+    output = ["--seeds", "4", "--output", str(tmp_path)]
+    assert tool("study ablation")(["--variants", "cim_plus", *output]) == 0
     cim, plus = str(tmp_path / "cim" / "seed4"), str(tmp_path / "cim_plus" / "seed4")
 
     def where(name, *options):
-        return [n for n, (file, w) in enumerate(calls) if file == name and set(options) <= set(w)]
+        name = f"tools/{name}"
+        return [n for n, (file, w) in enumerate(calls) if file == name and {*options} <= {*w}]
 
     order = [
         where("train_net.py", cim, "shapes_train"),
@@ -126,30 +129,17 @@ def test_cim_plus_is_trained_on_what_cim_of_its_seed_found(tmp_path, monkeypatch
         where("generate_pseudo_labels.py", cim, "shapes_train"),
         where("refine.py", "train", cim, plus, "shapes_train", "4"),
         where("refine.py", "test", plus, "shapes_test"),
+        where("evaluate.py", plus, "shapes_test"),
     ]
     assert all(len(found) == 1 for found in order) and order == sorted(order)
     assert (tmp_path / "test.md").read_text().count("cim_plus") == 1
     calls.clear()
-    assert (
-        tool("study ablation")(
-            ["--variants", "cim", "cim_plus", "--seeds", "4", "--output", output]
-        )
-        == 0
-    )
-    assert not where("train_net.py") and not where("refine.py", "train")
+    assert tool("study ablation")(["--variants", "cim", "cim_plus", *output]) == 0
+    assert len(where("train_net.py")) == 1  # for both
 
 
 def test_every_variant_is_a_configuration_of_its_own():
-    cfg = TOOLS.parent / "configs" / "resnet18_shapes.yaml"
-    configs = [load_config(cfg, overrides) for overrides in ablation.VARIANTS.values()]
+    cfg = ROOT / "configs" / "resnet18_shapes.yaml"
+    configs = [load_config(cfg, overrides) for overrides in VARIANTS.values()]
     assert all(a != b for n, a in enumerate(configs) for b in configs[:n])
-    assert load_config(cfg) == load_config(cfg, ablation.VARIANTS[ablation.REFERENCE])
-
-
-def test_a_failing_tool_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(ablation, "TOOLS", tmp_path)
-    (tmp_path / "tool.py").write_text("import sys; print('why'); sys.exit(int(sys.argv[1]))")
-    ablation.run_tool("tool.py", 0, log=tmp_path / "log")
-    with pytest.raises(ValueError, match=r"tool\.py ended with code 3; see .*log"):
-        ablation.run_tool("tool.py", 3, log=tmp_path / "log")
-    assert (tmp_path / "log").read_text() == "why\nwhy\n"
+    assert load_config(cfg) == load_config(cfg, VARIANTS[REFERENCE])
