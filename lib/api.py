@@ -165,7 +165,7 @@ class CIM:
         """Finds the instances in an image: the same as tools/test_net.py does.
 
         Args:
-            image: see ImageLike. An EXIF orientation is ignored, as everywhere.
+            image: see ImageLike. Files are turned upright by their EXIF orientation.
             proposals: candidate masks, as (P, H, W) bool or in the form of lib.structures; None
                 makes them.
             image_labels: names or numbers of the classes that are known to be in the image; only

@@ -121,6 +121,7 @@ def read_text_tags(path: str | Path, class_names: Sequence[str] | None = None) -
             raise ValueError(f"{path}:{number}: image {name} occurs for the second time")
         rows[name] = number, words
     if _are_bits(rows, path):
+        logger.warning("%s: read as 0/1 for every class", path)
         return _from_bits({name: words for name, (_, words) in rows.items()}, class_names, path)
     labels: dict[str, tuple[int, ...]] = {}
     for name, (number, words) in rows.items():

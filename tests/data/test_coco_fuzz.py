@@ -150,14 +150,14 @@ def test_every_file_ends_in_a_result_or_an_error_that_names_it(tmp_path_factory,
     path = tmp_path_factory.getbasetemp() / "fuzz" / "set.json"
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(content))
-    begin = time.monotonic()
+    begin = time.process_time()
     for use, run in uses(path, content):
         try:
             run()
         except ValueError as error:
             # Of our own detections on another data set the entry is named, not the file.
             assert str(path) in str(error) or str(error).startswith("the detections: entry"), use
-    assert time.monotonic() - begin < 5
+    assert time.process_time() - begin < 5
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < 4e6  # kB
 
 
