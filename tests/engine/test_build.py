@@ -13,6 +13,7 @@ from lib.benchmarks.network import SMALL
 from lib.config import Config, RuntimeConfig, SolverConfig
 from lib.engine import build
 from lib.engine.build import build_trainer, check_precision, prepare_for_inference
+from lib.engine.trainer import NonFiniteLossError
 from lib.modeling.model_builder import build_model
 from lib.modeling.scoring import proposal_scores, score_passes
 
@@ -110,7 +111,7 @@ def test_an_image_that_fails_together_with_others_is_named(monkeypatch):
     bad = samples()
     bad[2].image.fill_(float("nan"))
     before = copy.deepcopy(trainer.model.state_dict())
-    with pytest.raises(RuntimeError, match=bad[2].file_name):
+    with pytest.raises(NonFiniteLossError, match=bad[2].file_name):
         trainer.update(iter(bad))
     assert all(torch.equal(before[n], t) for n, t in trainer.model.state_dict().items())
 

@@ -209,6 +209,45 @@ def test_a_signal_to_all_and_the_death_of_one_or_of_torchrun(place):
     assert load_checkpoint(Path(f"run/ckpt/model_step{last()}.pth"))["step"] == last()
 
 
+PREPARING = """
+import os, sys, time
+from pathlib import Path
+
+from lib.data import custom
+from tests.small_training import tool
+
+rank, real = os.environ["RANK"], custom.prepare
+
+
+def prepare(*arguments):
+    Path(f"prepared-by-{rank}").touch()
+    time.sleep(1)  # for another rank to come here as well, if it did
+    return real(*arguments)
+
+
+custom.prepare = prepare
+for module in list(sys.modules.values()):
+    if getattr(module, "prepare", None) is real:
+        module.prepare = prepare
+sys.exit(tool("train_net")(sys.argv[1:]))
+"""
+"""tools/train_net.py that tells which ranks make a data set ready."""
+
+
+def test_the_first_process_makes_a_data_set_ready_and_the_others_wait(place):
+    Path("labels.csv").write_text("a,cat\nb,dog\nc,cat\nd,dog\n")
+    Path("preparing.py").write_text(PREPARING)
+    told = launch(
+        Path("preparing").absolute(),
+        *["--cfg", "small.yaml", "--images", "images", "--labels", "labels.csv", "--name", "own"],
+        *["--proposals", "data/proposals/mine", "--clusters", "data/clusters/mine"],
+        *["--output", "run", *FOUR_IMAGES, "solver.max_iter", "2"],
+    )
+    assert [p.name for p in Path().glob("prepared-by-*")] == ["prepared-by-0"]
+    assert told.count("own.json, 4 images, 2 classes: cat, dog") == 1
+    assert Path("run/ckpt/model_step2.pth").is_file()
+
+
 def test_the_death_of_a_process_is_told_and_not_the_errors_that_follow():
     cause = tool("launch").__globals__["cause"]
 
