@@ -63,6 +63,11 @@ def label(args: Namespace) -> None:
     if args.output is None:
         source = args.name or (args.images.resolve().name if args.images else args.dataset)
         args.output = Path("Outputs") / (source or "own")
+    if args.images and args.output.resolve().is_relative_to(args.images.resolve()):
+        raise ValueError(
+            f"{args.output}: the output would lie in {args.images}, among the images; give another "
+            "--output"
+        )
     if args.data_root is None:
         args.data_root = args.output / "data"
     if args.cfg is None:

@@ -44,6 +44,11 @@ def mask_to_polygons(
     Returns:
         Polygons of at least three points; [] for an empty mask.
     """
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    if not len(rows):
+        return []
+    top, left = rows[0], columns[0]
+    mask = mask[top : rows[-1] + 1, left : columns[-1] + 1]  # images may be enormous
     outlines, holes = _outlines(mask)
     smallest = min_part * mask.sum()
     outlines.sort(key=lambda entry: -entry[1])
@@ -59,7 +64,7 @@ def mask_to_polygons(
                 polygon = _with_hole(polygon, _simplified(hole, tolerance))
             elif left_out:
                 left_out.holes += 1
-        polygons.append([float(v) for v in polygon.ravel()])
+        polygons.append([float(v) for v in (polygon + (left, top)).ravel()])
     return polygons
 
 

@@ -109,6 +109,13 @@ def test_wrong_words(tmp_path, arguments, message):
     assert message in process.stderr
 
 
+def test_an_output_among_the_images_is_refused(photos, capsys):
+    words = ["--images", str(photos), "--labels", str(photos), "--output", str(photos / "out")]
+    assert tool.main([*words, "--device", "cpu"]) == 2
+    assert "out: the output would lie in" in capsys.readouterr().err
+    assert not (photos / "out").exists()
+
+
 def test_without_weights_the_way_out_is_told(photos, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setattr("torch.hub.download_url_to_file", offline)
