@@ -142,6 +142,15 @@ def add_device_arguments(parser: Parser, threads: bool = True) -> None:
         parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all)")
 
 
+def add_train_overwrite(parser: Parser) -> None:
+    """Adds --overwrite of a training."""
+    parser.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="train anew where the result there was made from other settings or data",
+    )
+
+
 def add_parallel_arguments(
     parser: Parser, jobs: int | None = -1, jobs_help: str = "one per core"
 ) -> None:

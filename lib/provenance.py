@@ -28,7 +28,7 @@ from lib.files import find_file, read_json, write_json
 
 logger = logging.getLogger(__name__)
 
-Record = Mapping[str, Any]
+MadeFrom = Mapping[str, Any]
 """What a result was made from; may be nested."""
 
 _FINGERPRINT = re.compile(r"[0-9a-f]{32}")
@@ -56,7 +56,7 @@ def file_fingerprint(path: Path) -> str:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
 
-def changes(before: Record | None, now: Record) -> list[str]:
+def changes(before: MadeFrom | None, now: MadeFrom) -> list[str]:
     """What has changed between two records, in words; [] if the result is up to date."""
     if before == now:
         return []
@@ -180,7 +180,7 @@ def _add(digest: Any, value: Any) -> None:
         digest.update(packed)
 
 
-def _flat(values: Record, prefix: str = "") -> dict[str, Any]:
+def _flat(values: MadeFrom, prefix: str = "") -> dict[str, Any]:
     """Nested mappings as one with dotted keys, in the values that JSON gives back."""
     flat: dict[str, Any] = {}
     for key, value in values.items():

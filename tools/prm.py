@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,11 +18,12 @@ from lib.command_line import (
     add_dataset_arguments,
     add_device_arguments,
     add_parallel_arguments,
+    add_train_overwrite,
     dataset_from_args,
     report_failures,
     run_tool,
 )
-from lib.config import Config, PRMConfig, load_config
+from lib.config import load_config
 from lib.data.coco import CocoImages
 from lib.engine.checkpoint import seed_everything
 from lib.engine.runs import describe_environment
@@ -33,17 +32,24 @@ from lib.prm.assign import (
     Rule,
     assign_clusters,
     foreground_rule,
-    made_from,
+    peaks_made_from,
     point_peaks,
+    points_made_from,
     prm_peaks,
+    samples_made_from,
 )
 from lib.prm.clusters import ClusterStore, agpl_clusters
 from lib.prm.images import SquareImages
-from lib.prm.network import PeakResponseNet, build_prm, load_prm
-from lib.prm.published import import_label_assign, imported_clusters
-from lib.prm.train import average_precisions, score_images, train_prm
+from lib.prm.network import build_prm, load_prm
+from lib.prm.published import import_label_assign
+from lib.prm.train import (
+    average_precisions,
+    is_finished,
+    prm_made_from,
+    score_images,
+    train_prm,
+)
 from lib.proposals.store import ProposalStore
-from lib.provenance import fingerprint
 
 logger = logging.getLogger("prm")
 
@@ -66,7 +72,7 @@ def train_options(parser: Parser) -> None:
     parser.add_argument(
         "--output", type=Path, metavar="FILE", help="where to write it (default: --prm)"
     )
-    parser.add_argument("--overwrite", action="store_true", help="train again what is finished")
+    add_train_overwrite(parser)
     parser.add_argument(
         "--if-needed",
         action="store_true",
@@ -88,33 +94,43 @@ def train(args: Namespace) -> int:
     labelled = [record for record in coco.images if record.image_labels.any()]
     if coco.without_labels:
         logger.info("%s: %d images without labels are skipped", coco.path, coco.without_labels)
+    content = dataset.fingerprints(record.file_name for record in labelled)
     if args.if_needed and config.model.weights != "prm":
-        proposals, store = ProposalStore(dataset.proposals), ClusterStore(dataset.clusters)
-        if len(imported_clusters(labelled, proposals, store)) == len(labelled):
+        store = ClusterStore(dataset.clusters)
+        samples = samples_made_from(dataset, labelled, with_missing=True)
+        if len(store.imported(samples, dataset.memory)) == len(labelled):
             print(f"{dataset.clusters}: the clusters of all images were imported, none is needed")
             return 0
     images = SquareImages(labelled, dataset.images, config.prm.image_size)
-    source = prm_source(config, images)
-    if output.is_file() and not args.overwrite:
-        check_finished(output, source, coco.num_classes)
-        print(f"{output}: finished before, nothing to do (--overwrite trains it again)")
+    made_from = prm_made_from(config.prm, config.run.seed, labelled, content)
+    if is_finished(output, made_from, coco.num_classes, args.overwrite):
+        print(f"{output}: finished before, nothing to do")
         return 0
 
     seed_everything(config.run.seed)
     net = build_prm(config.prm, coco.num_classes)
     unfinished = output.with_suffix(".unfinished.pth")
-    if args.overwrite:
-        unfinished.unlink(missing_ok=True)
-    workers = config.input.num_workers
-    train_prm(net, images, config.prm, config.run.seed, unfinished, source, args.device, workers)
-    scores = score_images(net, images, config.prm.images_per_update, args.device, workers)
+    train_prm(
+        net,
+        images,
+        config.prm,
+        config.run.seed,
+        unfinished,
+        made_from,
+        args.device,
+        config.input.num_workers,
+        args.overwrite,
+    )
+    scores = score_images(
+        net, images, config.prm.images_per_update, args.device, config.input.num_workers
+    )
     precisions = average_precisions(scores, images.image_labels.numpy())
     mean = float(np.nanmean(precisions))
     with atomic_file(output) as file:
         content = {
             "model": {name: tensor.cpu() for name, tensor in net.state_dict().items()},
             "class_names": coco.class_names,
-            "made_from": source,
+            "made_from": made_from,
             "config": config.model_dump(mode="json"),
             "environment": describe_environment(),
             "train_class_map": mean,
@@ -124,38 +140,6 @@ def train(args: Namespace) -> int:
     print(f"class mAP on the training labels (not held out): {mean:.3f}")
     print(f"{output}: written")
     return 0
-
-
-def prm_source(config: Config, images: SquareImages) -> dict[str, Any]:
-    """Everything the trained network depends on, as plain values."""
-    settings = config.prm.model_dump(
-        mode="json", exclude={"peak_thresh", "peak_thresh_relative", "clusters"}
-    )
-    return {
-        **{f"prm.{name}": value for name, value in settings.items()},
-        "run.seed": config.run.seed,
-        "images": len(images),
-        "images and labels": images.digest(),
-    }
-
-
-def check_finished(path: Path, source: dict[str, Any], num_classes: int) -> None:
-    """Raises ValueError where the file is no PRM, or the result of other settings or data."""
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-        head = content.get("model", content)["0.classifier.0.weight"]
-    except Exception as error:  # torch.load has no error type of its own
-        raise ValueError(f"{path}: not a PRM checkpoint ({error}); remove it") from error
-    if len(head) != num_classes:
-        raise ValueError(
-            f"{path}: a PRM of {len(head)} classes, the data set has {num_classes}; give "
-            "--overwrite or another --output"
-        )
-    before = content.get("made_from", source)
-    changed = [name for name in source if before.get(name) != source[name]]
-    if changed:
-        told = ", ".join(f"{n} was {before.get(n)}, is {source[n]}" for n in changed)
-        raise ValueError(f"{path}: trained otherwise: {told}; give --overwrite or another --output")
 
 
 def clusters_options(parser: Parser) -> None:
@@ -181,43 +165,45 @@ def clusters(args: Namespace) -> int:
     settings = load_config(args.cfg, args.set).prm
     dataset = dataset_from_args(args)
     coco = CocoImages(dataset.json)
-    proposals, store = ProposalStore(dataset.proposals), ClusterStore(dataset.clusters)
+    store = ClusterStore(dataset.clusters)
     labelled = [record for record in coco.images if record.image_labels.any()]
     if coco.without_labels:
         logger.info("%s: %d images without labels are skipped", coco.path, coco.without_labels)
+    samples = samples_made_from(dataset, labelled, with_missing=True)
     if args.points is None and not args.overwrite:
-        imported = imported_clusters(labelled, proposals, store)
+        imported = store.imported(samples, dataset.memory)
         if imported:
             print(f"{dataset.clusters}: the imported clusters of {len(imported)} images are kept")
-        labelled = [r for r in labelled if r.file_name not in imported]
+        labelled = [record for record in labelled if record.file_name not in imported]
         if not labelled:
             return 0
     if args.points is None:
-        net = build_prm(settings, coco.num_classes, weights="random")
-        load_prm(net, dataset.prm)
-        net.to(args.device).eval()
-        source = peaks_source(net, settings)
-        if settings.clusters == "foreground":  # learned from all images
-            source = fingerprint(source, [made_from("", r, proposals) for r in labelled])
+        source = peaks_made_from(dataset.prm, settings, [samples[r.file_name] for r in labelled])
+        made_from = {r.file_name: {**samples[r.file_name], **source} for r in labelled}
     else:
-        source = "points"
-
-    sources = {r.file_name: made_from(source, r, proposals, args.points) for r in labelled}
+        made_from = points_made_from(args.points, samples)
     records = labelled
     if not args.overwrite:
-        records = [r for r in labelled if store.made_from(r.file_name) != sources[r.file_name]]
+        names = {*store.out_of_date(made_from, dataset.memory, args.points is None)}
+        records = [record for record in labelled if record.file_name in names]
     if len(records) < len(labelled):
         logger.info("%d of %d images are up to date", len(labelled) - len(records), len(labelled))
     rule: Rule = agpl_clusters
+    proposals = ProposalStore(dataset.proposals)
     if args.points is not None:
         evidence = point_peaks(records, args.points, coco.num_classes)
-    elif settings.clusters == "agpl" or not records:
-        evidence = prm_peaks(net, records, dataset.images)
+    elif records:
+        net = build_prm(settings, coco.num_classes, weights="random")
+        load_prm(net, dataset.prm)
+        net.to(args.device).eval()
+        if settings.clusters == "agpl":
+            evidence = prm_peaks(net, records, dataset.images)
+        else:
+            rule, evidence = foreground_rule(net, labelled, records, dataset.images, proposals)
     else:
-        rule, evidence = foreground_rule(net, labelled, records, dataset.images, proposals)
+        evidence = iter(())
     jobs = args.jobs if args.jobs is not None else (1 if len(records) < FEW else -1)
-    wanted = [sources[record.file_name] for record in records]
-    outcomes, failures = assign_clusters(records, evidence, wanted, proposals, store, jobs, rule)
+    outcomes, failures = assign_clusters(records, evidence, made_from, proposals, store, jobs, rule)
 
     if outcomes:
         made = list(outcomes.values())
@@ -229,15 +215,6 @@ def clusters(args: Namespace) -> int:
     if not failures:
         print(f"{dataset.clusters}: clusters of {len(labelled)} images")
     return report_failures(failures, len(labelled))
-
-
-def peaks_source(net: PeakResponseNet, settings: PRMConfig) -> str:
-    """Everything the peaks of an image depend on: the weights, and how peaks are taken."""
-    content = hashlib.blake2b(digest_size=16)
-    for tensor in net.state_dict().values():
-        content.update(tensor.cpu().numpy().tobytes())
-    taken = ("image_size", "upsample", "smooth", "peak_thresh", "peak_thresh_relative")
-    return f"{content.hexdigest()} {[getattr(settings, name) for name in taken]}"
 
 
 def import_options(parser: Parser) -> None:
@@ -257,6 +234,7 @@ def import_(args: Namespace) -> int:
         coco.num_classes,
         ProposalStore(dataset.proposals),
         ClusterStore(dataset.clusters),
+        samples_made_from(dataset, images, with_missing=True),
         args.jobs,
     )
     print(f"{dataset.clusters}: clusters of {len(images) - len(failures)} images stored")

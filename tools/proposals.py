@@ -28,8 +28,8 @@ from lib.evaluation.proposal_recall import find_objects
 from lib.files import write_json
 from lib.proposals.baseline import felzenszwalb_segments
 from lib.proposals.check import check_store, check_text, compare_with_published, named_text
-from lib.proposals.generate import check_generate_options, generate_proposals
-from lib.proposals.importing import import_all
+from lib.proposals.generate import generate_proposals, generate_settings
+from lib.proposals.importing import import_all, imports_made_from
 from lib.proposals.making import make_all
 from lib.proposals.readers import READERS
 from lib.proposals.recall import recall_table, table_text
@@ -61,17 +61,24 @@ def make_options(parser: Parser) -> None:
 
 
 def make(args: Namespace) -> int:
-    """Make proposals for every image of a data set that has none yet."""
+    """Make the proposals of the images of a data set that have none, or not up to date ones."""
     settings = load_config(args.cfg, args.set).proposals
-    check_generate_options(settings.options)
+    made_with = generate_settings(settings.max_proposals, settings.options)
     dataset = dataset_from_args(args)
+    images = CocoImages(dataset.json, require_annotations=False).images
     store = ProposalStore(dataset.proposals)
-    todo = images_to_do(args, dataset.json, store)
+    content = dataset.fingerprints(image.file_name for image in images)
+    made_from = {
+        image.file_name: {"image": content.get(image.file_name), "settings": made_with}
+        for image in images
+    }
+    names = None if args.overwrite else store.out_of_date(made_from, dataset.memory)
+    todo = images_to_do(images, names)
     if not todo:
         return 0
     generate = partial(generate_proposals, max_proposals=settings.max_proposals, **settings.options)
     read = partial(read_record, folder=dataset.images)
-    counts, failures = make_all(store, todo, read, generate, args.jobs)
+    counts, failures = make_all(store, todo, read, generate, made_from, args.jobs)
     print(f"{store.folder}: {sum(counts.values())} proposals of {len(counts)} images stored")
     return report_failures(failures, len(todo))
 
@@ -99,13 +106,23 @@ def import_options(parser: Parser) -> None:
 def import_(args: Namespace) -> int:
     """Import proposals made elsewhere (COB, Segment Anything, PNG, npz, pickles)."""
     dataset = dataset_from_args(args)
+    images = CocoImages(dataset.json, require_annotations=False).images
     store = ProposalStore(dataset.proposals)
-    todo = images_to_do(args, dataset.json, store)
+    reader = READERS[args.format](args.source)
+    content = dataset.fingerprints(image.file_name for image in images)
+    options = {"drop_empty": args.drop_empty, "drop_duplicates": args.drop_duplicates}
+    made_from = imports_made_from(reader, images, content, dataset.memory, options)
+    names = None
+    if not args.overwrite:
+        names = store.out_of_date(made_from, dataset.memory, keep_imported=False)
+        # Images that the source lacks are an error unless they have proposals from elsewhere.
+        lacking = [image.file_name for image in images if image.file_name not in made_from]
+        names += [name for name in lacking if not store.has(name)]
+    todo = images_to_do(images, names)
     if not todo:
         return 0
-    reader = READERS[args.format](args.source)
     total, failures = import_all(
-        reader, store, todo, args.drop_empty, args.drop_duplicates, args.jobs
+        reader, store, todo, **options, jobs=args.jobs, made_from=made_from
     )
     print(
         f"{store.folder}: {total.stored} proposals of {len(todo) - len(failures)} images stored; "
@@ -222,7 +239,7 @@ def show_options(parser: Parser) -> None:
 def show(args: Namespace) -> None:
     """Make the proposals of some images and draw the first of each, one row an image."""
     settings = load_config(args.cfg, args.set).proposals
-    check_generate_options(settings.options)
+    generate_settings(settings.max_proposals, settings.options)  # checks them
     tiles = []
     for path in args.images:
         image = read_image(path)
@@ -250,20 +267,27 @@ def baseline(args: Namespace) -> int:
     images = CocoImages(dataset.json, require_annotations=False).images
     generate = partial(felzenszwalb_segments, max_proposals=args.max_proposals)
     read = partial(read_record, folder=dataset.images)
-    _, failures = make_all(ProposalStore(dataset.proposals), images, read, generate, args.jobs)
+    content = dataset.fingerprints(image.file_name for image in images)
+    settings = {"felzenszwalb": {"max_proposals": args.max_proposals}}
+    made_from = {name: {"image": image, "settings": settings} for name, image in content.items()}
+    store = ProposalStore(dataset.proposals)
+    _, failures = make_all(store, images, read, generate, made_from, args.jobs)
     return report_failures(failures, len(images))
 
 
 def add_overwrite(parser: Parser) -> None:
     parser.add_argument(
-        "--overwrite", action="store_true", help="also images that have proposals already"
+        "--overwrite",
+        action="store_true",
+        help="all images, also those whose proposals are up to date or were imported",
     )
 
 
-def images_to_do(args: Namespace, json: Path, store: ProposalStore) -> list[ImageRecord]:
-    """The images without proposals, or all with --overwrite."""
-    images = CocoImages(json, require_annotations=False).images
-    todo = [i for i in images if args.overwrite or not store.has(i.file_name)]
+def images_to_do(images: Sequence[ImageRecord], names: list[str] | None) -> list[ImageRecord]:
+    """The images of these file names, None being all; says how many others there are."""
+    if names is None:
+        return list(images)
+    todo = [image for image in images if image.file_name in set(names)]
     if len(todo) < len(images):
         print(f"{len(images) - len(todo)} of {len(images)} images have proposals already")
     return todo

@@ -16,6 +16,7 @@ from lib.command_line import (
     add_dataset_arguments,
     add_device_arguments,
     add_run_arguments,
+    add_train_overwrite,
     dataset_from_args,
     run_tool,
 )
@@ -27,11 +28,11 @@ from lib.engine.distributed import Ranks
 from lib.engine.inference import detect_dataset
 from lib.engine.runs import checkpoint_at, newest_checkpoint, newest_run
 from lib.engine.training import TrainingRun, train
-from lib.files import file_state
+from lib.provenance import fingerprint
 from lib.refine.data import InstanceDataset, open_pseudo_labels
 from lib.refine.detect import MaskRCNNDetector
 from lib.refine.network import build_mask_rcnn
-from lib.refine.training import is_mask_rcnn, refinement_depends_on
+from lib.refine.training import is_mask_rcnn, refinement_made_from
 
 logger = logging.getLogger("refine")
 
@@ -57,6 +58,7 @@ def train_options(parser: Parser) -> None:
         metavar="DIR",
         help="default: <run>/mask_rcnn; resumes one with checkpoints",
     )
+    add_train_overwrite(parser)
     add_device_arguments(parser)
 
 
@@ -76,16 +78,18 @@ def train_mask_rcnn(args: Namespace, ranks: Ranks) -> int:
             f"{labels}: no such pseudo labels; make them with scripts/generate_msrcnn_label.sh"
         )
     data = open_pseudo_labels(labels, dataset.images, refine.score_thresh, KEEP_IN_MEMORY)
+    cim_weights = cim_network(cim) if refine.model.weights == "cim" else None
     training = TrainingRun(
         folder=args.output or cim / "mask_rcnn",
         config=config,
         settings=refine,
-        trained_with=refinement_depends_on(config, data.coco),
+        made_from=ranks.from_first(refinement_made_from(config, dataset, data, cim_weights)),
+        dataset_name=dataset.name,
         class_names=data.coco.class_names,
         train_size=len(data.labelled()),
         ranks=ranks,
     )
-    state = training.open()
+    state = training.open(overwrite=args.overwrite)
 
     at_most = refine.solver.images_per_update if ranks.count == 1 else 1
     lanes = share_threads(args.device, args.threads, at_most)
@@ -94,7 +98,7 @@ def train_mask_rcnn(args: Namespace, ranks: Ranks) -> int:
         refine.model,
         refine.test,
         data.coco.num_classes,
-        cim_network(cim) if refine.model.weights == "cim" and state is None else None,
+        cim_weights if state is None else None,
         pretrained=state is None,
     )
     trainer = build_refine_trainer(config, model, ranks.device, lanes, ranks)
@@ -150,16 +154,19 @@ def test_mask_rcnn(args: Namespace, ranks: Ranks) -> None:
     detector = MaskRCNNDetector(model, coco.category_ids, refine, ranks.device)
     ahead = images_ahead(args.device, args.threads, refine.input.num_workers)
     made_from = {
-        "checkpoint": file_state(checkpoint),
-        "json": file_state(coco.path),
+        "weights": fingerprint(state["model"]),
         "scale": refine.input.test_scale,
         "test": refine.test.model_dump(mode="json"),
+        "category_ids": list(coco.category_ids),
     }
+    images = dataset.fingerprints(image.file_name for image in coco.images)
+    of_images = {image.image_id: images[image.file_name] for image in coco.images}
     done = detect_dataset(
         detector,
         InstanceDataset(coco, dataset.images, {}),
         output,
-        ranks.from_first(made_from),
+        made_from,
+        of_images,
         ahead,
         ranks,
     )

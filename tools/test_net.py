@@ -6,7 +6,6 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from lib.command_line import (
     Command,
@@ -19,15 +18,20 @@ from lib.command_line import (
     dataset_from_args,
     run_tool,
 )
-from lib.config import Config, load_config
+from lib.config import load_config
 from lib.data.coco import CocoImages
-from lib.engine.build import build_detector, images_ahead, open_test_data, trained_model
+from lib.engine.build import (
+    build_detector,
+    detections_made_from,
+    images_ahead,
+    open_test_data,
+    trained_model,
+)
 from lib.engine.checkpoint import load_checkpoint
 from lib.engine.distributed import Ranks
 from lib.engine.inference import detect_dataset
 from lib.engine.runs import checkpoint_at, newest_checkpoint, newest_run
 from lib.evaluation.coco_files import read_ground_truth
-from lib.files import file_state
 
 logger = logging.getLogger("test_net")
 
@@ -77,7 +81,7 @@ def test(args: Namespace, ranks: Ranks) -> None:
     coco = CocoImages(dataset.json, require_annotations=args.image_labels)
     if not args.image_labels:
         read_ground_truth(dataset.json, need_masks=False)  # faults are told now, not at the end
-    data = open_test_data(dataset, coco)
+    data = open_test_data(dataset, coco, ranks)
     state = load_checkpoint(checkpoint)
     model = trained_model(config, state, checkpoint, coco.class_names)
     detector = build_detector(
@@ -86,9 +90,11 @@ def test(args: Namespace, ranks: Ranks) -> None:
     passes = len(detector.scales) * len(detector.flips)
     logger.info("network: %s after %s updates", checkpoint, state.get("step", "?"))
     logger.info("data: %s, %d images, %d passes over each", coco.path, len(coco), passes)
-    made_from = ranks.from_first(what_detections_depend_on(config, checkpoint, coco, args))
+    made_from, of_images = detections_made_from(
+        config, state, data, args.tta == "config", args.image_labels
+    )
     ahead = images_ahead(args.device, args.threads, config.input.num_workers)
-    done = detect_dataset(detector, data, output, made_from, ahead, ranks)
+    done = detect_dataset(detector, data, output, made_from, of_images, ahead, ranks)
     logger.info("%s: %s", "written" if done else "complete already, nothing to do", output)
     if coco.without_labels == len(coco):
         logger.info("next: python tools/export.py submission --detections %s for test-dev", output)
@@ -110,19 +116,6 @@ def find_checkpoint(args: Namespace) -> tuple[Path, Path]:
     if args.step is not None:
         return folder, checkpoint_at(folder, args.step)
     return folder, newest_checkpoint(folder)
-
-
-def what_detections_depend_on(
-    config: Config, checkpoint: Path, coco: CocoImages, args: Namespace
-) -> dict[str, Any]:
-    return {
-        "checkpoint": file_state(checkpoint),
-        "json": file_state(coco.path),
-        "test": config.test.model_dump(mode="json"),
-        "precision": config.runtime.precision,
-        "tta": args.tta,
-        "only_image_labels": args.image_labels,
-    }
 
 
 if __name__ == "__main__":

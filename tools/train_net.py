@@ -14,6 +14,7 @@ from lib.command_line import (
     add_config_arguments,
     add_dataset_arguments,
     add_device_arguments,
+    add_train_overwrite,
     dataset_from_args,
     run_tool,
 )
@@ -24,7 +25,7 @@ from lib.engine.build import (
     initial_model,
     open_training_data,
     share_threads,
-    training_depends_on,
+    training_made_from,
 )
 from lib.engine.checkpoint import seed_everything
 from lib.engine.distributed import Ranks
@@ -50,6 +51,7 @@ def options(parser: Parser) -> None:
         help="resume --output, or the newest run of --cfg; an --output with checkpoints is always "
         "resumed",
     )
+    add_train_overwrite(parser)
     parser.add_argument(
         "--weights", type=Path, metavar="FILE", help="start from the whole network in a checkpoint"
     )
@@ -65,17 +67,19 @@ def run(args: Namespace, ranks: Ranks) -> int:
     config = load_config(args.cfg, args.set)
     dataset = dataset_from_args(args, ranks)
     coco = CocoImages(dataset.json)
+    data = open_training_data(dataset, coco, config.loss.pcl != 0, ranks)
+    made_from = training_made_from(config, dataset, data, args.weights) if ranks.is_first else None
     training = TrainingRun(
         folder=ranks.from_first(run_folder(args)),
         config=config,
         settings=config,
-        trained_with=training_depends_on(config, dataset, coco),
+        made_from=ranks.from_first(made_from),
+        dataset_name=dataset.name,
         class_names=coco.class_names,
         train_size=len(coco) - coco.without_labels,
         ranks=ranks,
     )
-    data = open_training_data(dataset, coco, with_clusters=config.loss.pcl != 0)
-    state = training.open(must_exist=args.resume)
+    state = training.open(must_exist=args.resume, overwrite=args.overwrite)
 
     side_by_side = ranks.count == 1 and not config.runtime.images_together
     at_most = config.solver.images_per_update if side_by_side else 1

@@ -17,7 +17,7 @@ from lib.data.images import read_image
 from lib.data.loader import CimDataset, ReadImage, no_clusters
 from lib.data.transforms import normalise
 from lib.engine.build import build_detector, trained_model
-from lib.engine.checkpoint import TRAINED_WITH, load_checkpoint
+from lib.engine.checkpoint import load_checkpoint
 from lib.engine.inference import Detector
 from lib.engine.runs import newest_checkpoint
 from lib.prm.clusters import agpl_clusters
@@ -142,8 +142,7 @@ def open_inspector(
         class_names, category_ids = coco.class_names, coco.category_ids
     model = trained_model(config, state, checkpoint, class_names).to(device)
     if prm_file is None:
-        trained_on = state.get(TRAINED_WITH, {}).get("data", {}).get("name", "")
-        prm_file = data_root / "prm" / f"{trained_on}.pth"
+        prm_file = data_root / "prm" / f"{state.get('dataset', '')}.pth"
         prm_file = prm_file if prm_file.is_file() else None
     prm = None
     if prm_file is not None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from lib.data.custom import prepare
+from lib.provenance import Memory
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,15 @@ class Dataset:
     def prm(self) -> Path:
         """Checkpoint of the peak response network trained on this data set."""
         return self.prm_file or self.root / "prm" / f"{self.name}.pth"
+
+    @property
+    def memory(self) -> Memory:
+        """Remembers fingerprints of files, so that each is read once."""
+        return Memory(self.root)
+
+    def fingerprints(self, file_names: Iterable[str]) -> dict[str, str]:
+        """Fingerprints of the images, by file name; those that are missing are left out."""
+        return self.memory.read(self.images, [*file_names])
 
 
 _FILES = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -25,6 +25,7 @@ from lib.data.transforms import (
     resize_long_side,
 )
 from lib.data.workers import load_ahead
+from lib.provenance import MadeFrom
 from lib.structures import Clusters, Proposals, Sample, TrainingSample
 
 log = logging.getLogger(__name__)
@@ -67,6 +68,7 @@ class CimDataset:
 
     Args:
         clusters: None gives samples without clusters.
+        made_from: records of what can be sampled, by file name, see lib/provenance.py.
         memory_limit: bytes; if the pixels of all images and of their region labels need less,
             every image is read once and then kept (by each process that reads).
     """
@@ -80,8 +82,10 @@ class CimDataset:
         store: LoadsProposals,
         clusters: LoadsClusters | None = None,
         memory_limit: int = 0,
+        made_from: Mapping[str, MadeFrom] | None = None,
     ) -> None:
         self.coco = coco
+        self.made_from = made_from or {}
         self.image_dir = Path(image_dir)
         self.store = store
         self.clusters = clusters

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import nn
@@ -13,7 +13,7 @@ from torchvision.models.detection import MaskRCNN
 
 from lib.config import Config, RuntimeConfig, SolverConfig
 from lib.data.catalog import Dataset
-from lib.data.coco import CocoImages
+from lib.data.coco import CocoImages, ImageRecord
 from lib.data.loader import CimDataset
 from lib.engine.checkpoint import load_checkpoint, load_model
 from lib.engine.distributed import ALONE, Ranks
@@ -34,9 +34,11 @@ from lib.fast.network import FastCIMNet, score_images
 from lib.fast.precision import bfloat16_speedup
 from lib.modeling.criterion import CIMCriterion, score_image
 from lib.modeling.model_builder import CIMNet, build_model
+from lib.prm.assign import samples_made_from
 from lib.prm.clusters import ClusterStore
-from lib.prm.network import prm_backbone
+from lib.prm.network import prm_backbone, prm_fingerprint
 from lib.proposals.store import ProposalStore
+from lib.provenance import MadeFrom, file_fingerprint, fingerprint
 from lib.refine.training import LOSSES, mask_rcnn_forward
 
 logger = logging.getLogger(__name__)
@@ -49,43 +51,51 @@ PROPOSALS_TOGETHER = 1024
 """Of all views of an image, in MaskFuse: more are not faster, and take 100 kB or more each."""
 
 
-class Store(Protocol):
-    """A folder of one file per image."""
-
-    folder: Path
-
-    def has(self, file_name: str) -> bool: ...
-
-
-def open_training_data(dataset: Dataset, coco: CocoImages, with_clusters: bool) -> CimDataset:
-    """The data to train on, after a look whether everything that it needs is there.
+def open_training_data(
+    dataset: Dataset, coco: CocoImages, with_clusters: bool, ranks: Ranks = ALONE
+) -> CimDataset:
+    """The data to train on, after a look whether all that it needs is there and up to date.
 
     Raises:
         FileNotFoundError: images, proposals or clusters are missing; says how many and which.
+        ValueError: proposals were made from other images; clusters from other images, labels,
+            proposals or PRM weights.
     """
-    labelled = [record.file_name for record in coco.images if record.image_labels.any()]
+    labelled = [record for record in coco.images if record.image_labels.any()]
     coco.check_files(dataset.images)
     coco.warn_of_labels()
+    made_from = _made_from(dataset, labelled, with_clusters, ranks)
+    clusters = ClusterStore(dataset.clusters) if with_clusters else None
     proposals = ProposalStore(dataset.proposals)
-    _check_made(proposals, labelled, "proposals", "tools/proposals.py make")
-    clusters = None
-    if with_clusters:
-        clusters = ClusterStore(dataset.clusters)
-        _check_made(clusters, labelled, "clusters", "tools/prm.py clusters")
-    return CimDataset(coco, dataset.images, proposals, clusters, KEEP_IN_MEMORY)
+    return CimDataset(coco, dataset.images, proposals, clusters, KEEP_IN_MEMORY, made_from)
 
 
-def open_test_data(dataset: Dataset, coco: CocoImages) -> CimDataset:
+def open_test_data(dataset: Dataset, coco: CocoImages, ranks: Ranks = ALONE) -> CimDataset:
     """The data to test on; the same checks, but no clusters.
 
     Raises:
         FileNotFoundError: images or proposals are missing; says how many and which.
+        ValueError: proposals were made from other images.
     """
     coco.check_files(dataset.images)
-    proposals = ProposalStore(dataset.proposals)
-    names = [record.file_name for record in coco.images]
-    _check_made(proposals, names, "proposals", "tools/proposals.py make")
-    return CimDataset(coco, dataset.images, proposals)
+    made_from = _made_from(dataset, coco.images, False, ranks)
+    return CimDataset(coco, dataset.images, ProposalStore(dataset.proposals), made_from=made_from)
+
+
+def _made_from(
+    dataset: Dataset, images: Sequence[ImageRecord], with_clusters: bool, ranks: Ranks
+) -> dict[str, MadeFrom]:
+    """Records of the samples of images, by file name; the first rank looks, for all."""
+    made_from = None
+    if ranks.is_first:
+        made_from = samples_made_from(dataset, images)
+        if with_clusters:
+            prm = prm_fingerprint(dataset.prm) if dataset.prm.is_file() else None
+            wanted = {name: {**record, "prm": prm} for name, record in made_from.items()}
+            clusters = ClusterStore(dataset.clusters).fingerprints(wanted, dataset.memory)
+            made_from = {n: {**record, "clusters": clusters[n]} for n, record in made_from.items()}
+    ranks.wait(patiently=True)  # reading every image may take longer than other ranks wait for
+    return ranks.from_first(made_from)
 
 
 def initial_model(
@@ -311,26 +321,65 @@ def images_ahead(device: str, threads: int | None, num_workers: int) -> int:
     return lanes if lanes > 1 else 0
 
 
-def training_depends_on(config: Config, dataset: Dataset, coco: CocoImages) -> dict[str, Any]:
-    """What must be the same for a training to be gone on with, as plain values."""
+def training_made_from(
+    config: Config, dataset: Dataset, data: CimDataset, weights: Path | None
+) -> dict[str, Any]:
+    """The record of a training, see lib/provenance.py.
+
+    Args:
+        weights: as for `initial_model`.
+    """
     content = config.model_dump(mode="json")
     kept = {name: content[name] for name in ("model", "mining", "loss", "solver", "input")}
     del kept["input"]["num_workers"]
     return {
         **kept,
         "run": {"seed": config.run.seed},
+        "weights": _weights_made_from(weights or config.model.weights, dataset.prm),
         "data": {
-            "name": dataset.name,
-            "train_size": len(coco) - coco.without_labels,
-            "classes": coco.class_names,
+            "train_size": len(data.made_from),
+            "classes": data.coco.class_names,
+            **{
+                name: fingerprint([record.get(key) for record in data.made_from.values()])
+                for name, key in (
+                    ("images", "image"),
+                    ("image_labels", "image_labels"),
+                    ("proposals", "proposals"),
+                    ("clusters", "clusters"),
+                )
+            },
         },
     }
 
 
-def _check_made(store: Store, file_names: list[str], what: str, tool: str) -> None:
-    missing = [name for name in file_names if not store.has(name)]
-    if missing:
-        raise FileNotFoundError(
-            f"{store.folder}: {what} of {len(missing)} of {len(file_names)} images are missing: "
-            f"{', '.join(missing[:5])}{', ...' if missing[5:] else ''}; make them with {tool}"
-        )
+def _weights_made_from(weights: str | Path, prm: Path) -> str:
+    """Fingerprint of what a training starts from; its name where that is all there is to say."""
+    if weights == "prm":
+        return prm_fingerprint(prm)
+    return file_fingerprint(Path(weights)) if Path(weights).is_file() else str(weights)
+
+
+def detections_made_from(
+    config: Config, state: Mapping[str, Any], data: CimDataset, augment: bool, image_labels: bool
+) -> tuple[dict[str, Any], dict[int, str]]:
+    """The record of detections, and by image id the fingerprint of what counts for one image.
+
+    Args:
+        state: of the checkpoint.
+        augment: see `build_detector`.
+        image_labels: likewise, `only_image_labels`.
+    """
+    made_from = {
+        "weights": fingerprint(state["model"]),
+        "test": config.test.model_dump(mode="json", exclude={"iou_thresholds"}),
+        "precision": config.runtime.precision,
+        "augment": augment,
+        "only_image_labels": image_labels,
+        "category_ids": list(data.coco.category_ids),
+    }
+    keys = ("image", "proposals", "image_labels") if image_labels else ("image", "proposals")
+    of_images = {
+        image.image_id: fingerprint([data.made_from[image.file_name][key] for key in keys])
+        for image in data.coco.images
+    }
+    return made_from, of_images

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from lib.files import atomic_file
+from lib.provenance import MadeFrom, changes, listed
 from lib.renamed import with_new_keys
 
 logger = logging.getLogger(__name__)
@@ -184,37 +185,38 @@ def _shape(shape: tuple[int, ...]) -> str:
     return "x".join(map(str, shape)) or "a scalar"
 
 
-TRAINED_WITH = "trained_with"
-"""The key of a checkpoint that holds what the training depends on."""
+MADE_FROM = "made_from"
+"""The key of a checkpoint that holds its record, see lib/provenance.py."""
 
 
-def find_resumable(run: Path, trained_with: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The newest whole checkpoint of a run that is to be gone on with; None if it has none.
+def find_resumable(
+    run: Path, made_from: MadeFrom, overwrite: bool = False
+) -> dict[str, Any] | None:
+    """The newest whole checkpoint of a run, to resume from; None if training begins anew.
 
     Args:
-        trained_with: nested plain values that the training depends on: settings and data.
+        made_from: the record of the training.
+        overwrite: begin anew, with a warning, where the run was made from something else.
 
     Raises:
-        ValueError: the run was trained with something else; the text lists a few differences.
+        ValueError: the run was made from something else; the text lists a few differences.
         CheckpointError: none of its checkpoints can be read.
     """
     checkpoints = list_checkpoints(checkpoint_folder(run))
     if not checkpoints:
         return None
     state = _newest_whole(checkpoints)
-    there = _flat(with_new_keys(state.get(TRAINED_WITH, {}), str(run)))
-    here = _flat(trained_with)
-    different = [
-        f"{key} is {there.get(key)} there, {here.get(key)} here"
-        for key in {**here, **there}
-        if there.get(key) != here.get(key)
-    ]
-    if different:
+    before = state.get(MADE_FROM)
+    different = changes(before and with_new_keys(before, str(run)), made_from)
+    if different and not overwrite:
         raise ValueError(
-            f"{run}: its training cannot go on, it was begun with other settings or data: "
-            f"{'; '.join(different[:4])}{'; ...' if different[4:] else ''}; name another --output, "
-            "or give what it was begun with"
+            f"{run}: its training cannot be resumed, it was begun with other settings or data: "
+            f"{listed(different)}; name another --output, give what it was begun with, or "
+            "--overwrite to begin anew"
         )
+    if different:
+        logger.warning("%s: out of date, trained anew: %s", run, listed(different))
+        return None
     return state
 
 
@@ -228,17 +230,6 @@ def _newest_whole(checkpoints: Sequence[Path]) -> dict[str, Any]:
             raise
         logger.warning("%s; going on from the checkpoint before it", error)
         return _newest_whole(older)
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one with dotted keys; sequences as lists."""
-    flat = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = list(value) if isinstance(value, tuple) else value
-    return flat
 
 
 def seed_everything(seed: int) -> None:

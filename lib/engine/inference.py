@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import itertools
 import json
 import logging
 from collections import deque
@@ -25,6 +26,7 @@ from lib.engine.journal import Journal
 from lib.evaluation.detections import select_detections, to_coco_results
 from lib.files import atomic_file, read_json, remove_parts, write_json
 from lib.modeling.scoring import score_passes
+from lib.provenance import MadeFrom, changes, listed
 from lib.refine.data import InstanceDataset, ReadInstances
 from lib.refine.detect import MaskRCNNDetector
 from lib.structures import Detections, Sample, View
@@ -121,18 +123,20 @@ def detect_dataset(
     detector: Detector | MaskRCNNDetector,
     dataset: CimDataset | InstanceDataset,
     output: Path,
-    made_from: Mapping[str, Any],
+    made_from: MadeFrom,
+    of_images: Mapping[int, str],
     num_threads: int = 0,
     ranks: Ranks = ALONE,
 ) -> bool:
     """Writes the detections on every image to `output`, in the order of the data set.
 
     What is finished stands in journals beside `output`, one of each rank, from which an
-    interrupted run goes on, with however many ranks; a finished one is not repeated.
-    `<output stem>.made_from.json` tells what `output` shows.
+    interrupted run resumes, with however many ranks. `<output stem>.made_from.json` is the record
+    of `output`: of an older one only the images that are out of date are done again.
 
     Args:
-        made_from: plain JSON values that the detections depend on: checkpoint, data, settings.
+        made_from: what the detections on all images depend on: weights and settings.
+        of_images: fingerprint of what those on one image depend on beside it, by image id.
         num_threads: that work on the next images meanwhile: they prepare them and, without a GPU,
             score them as well.
         ranks: the processes that share the images; all see the folder of `output`.
@@ -144,21 +148,28 @@ def detect_dataset(
         FileNotFoundError, ValueError: an image or its proposals cannot be used; the ranks do not
             see one folder; another process writes to it.
     """
+    made_from = ranks.from_first(made_from)
+    of_images = ranks.from_first(of_images)
     told = output.with_name(f"{output.stem}.made_from.json")
-    if _is_complete(output, told, made_from, ranks):
+    record = {"made_from": made_from, "images": {str(n): of for n, of in of_images.items()}}
+    if _is_complete(output, told, record, ranks):
         return False
     those_here = [_journal(output, rank) for rank in range(ranks.count)]
     own = those_here[ranks.rank]
     detector.model.to(detector.device).eval()
     images = dataset.coco.images
-    with Journal(own, made_from) as journal:
+    with Journal(own, made_from, of_images) as journal:
         # It may have been waited for until another process had finished.
-        if _is_complete(output, told, made_from, ranks):
+        if _is_complete(output, told, record, ranks):
             return False
+        if ranks.is_first:
+            for image_id, results in _still_good(output, told, record):
+                if image_id not in journal.done:
+                    journal.append(image_id, results)
         done = set(journal.done)
         if ranks.is_first:  # a test that was interrupted may have had more ranks
             for path in _journals(output).difference(those_here):
-                with Journal(path, made_from) as other:
+                with Journal(path, made_from, of_images) as other:
                     done.update(other.done)
         done = set().union(*ranks.gather(done))
         if not all(ranks.gather(those_here[0].is_file())):
@@ -168,7 +179,7 @@ def detect_dataset(
             )
         if done:
             logger.info("%s: going on after %d images", own, len(done))
-        todo = [n for n, record in enumerate(images) if record.image_id not in done]
+        todo = [n for n, image in enumerate(images) if image.image_id not in done]
         todo = ranks.share_of(todo)
         bar = tqdm(
             _detections(detector, dataset, todo, num_threads),
@@ -186,10 +197,10 @@ def detect_dataset(
     ranks.wait(patiently=True)
     without = sum(ranks.gather(without))
     if ranks.is_first:
-        journals = _journals(output).union(those_here)
+        paths = _journals(output).union(those_here)
         told.unlink(missing_ok=True)
-        _write_list(output, _merged(journals, made_from, dataset.coco))
-        write_json(told, made_from, indent=2)
+        _write_list(output, _merged(paths, made_from, of_images, dataset.coco))
+        write_json(told, record)
         _tidy(output, told)
         if without:
             logger.warning("%d images have no detections", without)
@@ -197,13 +208,37 @@ def detect_dataset(
     return True
 
 
-def _is_complete(output: Path, told: Path, made_from: Mapping[str, Any], ranks: Ranks) -> bool:
+def _is_complete(output: Path, told: Path, record: MadeFrom, ranks: Ranks) -> bool:
     """Whether the result is there, as rank 0 sees it; if so, nothing else is left beside it."""
-    complete = output.is_file() and told.is_file() and read_json(told) == made_from
+    complete = output.is_file() and told.is_file() and read_json(told) == record
     complete = ranks.gather(complete)[0]  # when all have come here: none opens a journal later
     if complete and ranks.is_first:
         _tidy(output, told)
     return complete
+
+
+def _still_good(output: Path, told: Path, record: MadeFrom) -> Iterator[tuple[int, list[Any]]]:
+    """(image id, results) of the images for which an older `output` is up to date; says why not."""
+    if not (output.is_file() and told.is_file()):
+        return
+    before = read_json(told)
+    if different := changes(before.get("made_from"), record["made_from"]):
+        logger.info("%s: out of date: %s", output, listed(different))
+        return
+    good = {int(n) for n, of in record["images"].items() if before["images"].get(n) == of}
+    logger.info(
+        "%s: out of date: %d of %d images, proposals or labels changed",
+        output,
+        len(record["images"]) - len(good),
+        len(record["images"]),
+    )
+    with output.open("rb") as file:
+        items = (json.loads(line.rstrip(b",\n")) for line in file if line.startswith(b"{"))
+        for image_id, results in itertools.groupby(items, lambda item: item["image_id"]):
+            if image_id in good:
+                yield image_id, list(results)
+                good.remove(image_id)
+    yield from ((image_id, []) for image_id in good)
 
 
 def _journal(output: Path, rank: int) -> Path:
@@ -225,11 +260,11 @@ def _tidy(output: Path, told: Path) -> None:
 
 
 def _merged(
-    paths: Iterable[Path], made_from: Mapping[str, Any], coco: CocoImages
+    paths: Iterable[Path], made_from: MadeFrom, of_images: Mapping[int, str], coco: CocoImages
 ) -> Iterator[dict[str, Any]]:
     """What all journals hold, in the order of the data set."""
     with ExitStack() as stack:
-        journals = [stack.enter_context(Journal(path, made_from)) for path in paths]
+        journals = [stack.enter_context(Journal(path, made_from, of_images)) for path in paths]
         of_image = {image_id: journal for journal in journals for image_id in journal.done}
         for record in coco.images:
             yield from of_image[record.image_id].results_of(record.image_id)

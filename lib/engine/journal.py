@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, Self
 
+from lib.provenance import MadeFrom
+
 SECONDS_TO_LEAVE = 30
 """What others that have a journal open are given to end."""
 
@@ -17,22 +19,28 @@ SECONDS_TO_LEAVE = 30
 class Journal:
     """A file that grows by one line per finished image, so that the rest can be done later.
 
-    The first line says what the results are made from; a journal of anything else is begun anew.
+    The first line says what all results are made from; a journal of anything else is begun anew.
+    Every other line says what its image is made from; those that are out of date do not count.
     What an interruption has cut short or a broken disk has spoilt is removed, with all behind it.
     Several processes write one each: no two can have the same one open.
 
     Args:
-        made_from: plain JSON values that the results depend on.
+        made_from: the record that all results have in common, see lib/provenance.py.
+        of_images: fingerprint of all that the results of one image depend on beside it, by id.
 
     Attributes:
-        done: ids of the images that are in the journal, with where their line begins.
+        done: ids of the images that are in the journal and up to date, with where their line
+            begins.
 
     Raises:
         ValueError: another process has it open and does not end.
     """
 
-    def __init__(self, path: Path, made_from: Mapping[str, Any]) -> None:
+    def __init__(
+        self, path: Path, made_from: MadeFrom, of_images: Mapping[int, str] | None = None
+    ) -> None:
         self.path = path
+        self._of_images = of_images or {}
         self.done: dict[int, int] = {}
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = _open_alone(path)
@@ -53,7 +61,10 @@ class Journal:
                 break
             try:
                 if number > 0:
-                    self.done[json.loads(line)["image_id"]] = whole
+                    entry = json.loads(line)
+                    image_id = entry["image_id"]
+                    if entry["made_from"] == self._of_images.get(image_id):
+                        self.done[image_id] = whole
             except (ValueError, TypeError, KeyError):
                 break
             whole += len(line)
@@ -61,7 +72,9 @@ class Journal:
 
     def append(self, image_id: int, results: list[Any]) -> None:
         """Adds the results of an image, plain JSON values, and hands them to the system."""
-        line = json.dumps({"image_id": image_id, "results": results}, allow_nan=False)
+        made_from = self._of_images.get(image_id)
+        entry = {"image_id": image_id, "made_from": made_from, "results": results}
+        line = json.dumps(entry, allow_nan=False)
         self.done[image_id] = self._write(line)
 
     def results_of(self, image_id: int) -> list[Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import shutil
 import signal
 import threading
 import time
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 
 from lib.config import Config, RefineConfig, RunConfig, save_config
 from lib.data.loader import Trainable, train_loader
-from lib.engine.checkpoint import TRAINED_WITH, find_resumable, save_checkpoint
+from lib.engine.checkpoint import find_resumable, save_checkpoint
 from lib.engine.distributed import Ranks
 from lib.engine.profile import Profile
 from lib.engine.record import Record
@@ -34,6 +35,7 @@ from lib.engine.runs import (
 )
 from lib.engine.trainer import NonFiniteLossError, Trainer
 from lib.files import atomic_file, write_json
+from lib.provenance import MadeFrom
 from lib.structures import TrainingSample
 
 logger = logging.getLogger(__name__)
@@ -151,19 +153,21 @@ class TrainingRun:
     config: Config
     settings: Config | RefineConfig
     """The part of `config` with the `solver` and `input` of this training."""
-    trained_with: Mapping[str, Any]
-    """What must be the same for it to be gone on with, nested plain values."""
+    made_from: MadeFrom
+    """Settings and data that must match to resume, see lib/provenance.py."""
+    dataset_name: str
     class_names: list[str]
     train_size: int
     """Images that are trained on."""
     ranks: Ranks
     environment: dict[str, Any] = field(default_factory=describe_environment)
 
-    def open(self, must_exist: bool = False) -> dict[str, Any] | None:
+    def open(self, must_exist: bool = False, overwrite: bool = False) -> dict[str, Any] | None:
         """Claims the folder, and writes its log from now on.
 
         Args:
             must_exist: there has to be a checkpoint.
+            overwrite: a training of something else is removed, with its results.
 
         Returns:
             The checkpoint to go on from; None where a training begins.
@@ -172,7 +176,7 @@ class TrainingRun:
             ValueError: the checkpoint is of another training; ranks see different ones; none.
             OSError: the folder cannot be written to.
         """
-        state = find_resumable(self.folder, self.trained_with)
+        state = find_resumable(self.folder, self.made_from, overwrite)
         steps = self.ranks.gather(state and state["step"])
         if len(set(steps)) > 1:
             raise ValueError(
@@ -182,6 +186,9 @@ class TrainingRun:
         if must_exist and state is None:
             raise ValueError(f"--resume: {self.folder} has no checkpoint to go on with")
         if self.ranks.is_first:
+            if state is None and list_checkpoints(checkpoint_folder(self.folder)):
+                shutil.rmtree(checkpoint_folder(self.folder))
+                shutil.rmtree(self.folder / "test", ignore_errors=True)  # results of these weights
             claim_folder(self.folder)
         start_logging(self.folder / "log.txt", self.ranks.rank)
         return state
@@ -204,7 +211,8 @@ class TrainingRun:
             "class_names": self.class_names,
             "config": self.config.model_dump(mode="json"),
             "environment": self.environment,
-            TRAINED_WITH: self.trained_with,
+            "dataset": self.dataset_name,
+            MADE_FROM: self.made_from,
         }
 
     def samples(self, data: Trainable, trainer: Trainer) -> Iterator[TrainingSample]:

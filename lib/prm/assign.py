@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
+from lib.config import PRMConfig
+from lib.data.catalog import Dataset
 from lib.data.coco import ImageRecord
 from lib.data.points import points_path, read_points
 from lib.parallel import for_each
@@ -23,9 +25,10 @@ from lib.prm.foreground import (
     see_images,
 )
 from lib.prm.images import SquareImages
-from lib.prm.network import PeakResponseNet
+from lib.prm.network import PeakResponseNet, prm_fingerprint
 from lib.prm.peaks import Peaks, find_peaks, peaks_from_points, select_peaks
 from lib.proposals.store import ProposalStore
+from lib.provenance import MadeFrom, file_fingerprint, fingerprint
 from lib.structures import Clusters, Regions
 
 Found = Peaks | SeenImage
@@ -133,32 +136,71 @@ def foreground_rule(
     return partial(foreground_clusters, foreground=foreground), evidence()
 
 
-def made_from(
-    source: str,
-    record: ImageRecord,
-    proposals: ProposalStore,
-    points_folder: str | Path | None = None,
-) -> str:
-    """What the clusters of an image follow from, to tell whether stored ones are up to date.
+def samples_made_from(
+    dataset: Dataset, records: Sequence[ImageRecord], with_missing: bool = False
+) -> dict[str, MadeFrom]:
+    """What is known of images before their clusters, by file name: the clusters' records say it.
 
     Args:
-        source: what is the same for all images: the PRM and its thresholds.
-        points_folder: where the annotated points lie, if these take the place of peaks.
+        with_missing: images or proposals that are missing are no error, and None.
+
+    Raises:
+        FileNotFoundError: images have no proposals.
+        ValueError: proposals were made from other images.
     """
-    content = hashlib.blake2b(source.encode(), digest_size=16)
-    content.update(record.image_labels.tobytes())
-    files = [proposals.path(record.file_name)]
-    if points_folder is not None:
-        files.append(points_path(points_folder, record.file_name))
-    for path in files:
-        content.update(path.read_bytes() if path.is_file() else b"missing")
-    return content.hexdigest()
+    names = [record.file_name for record in records]
+    content = dataset.fingerprints(names)
+    store = ProposalStore(dataset.proposals)
+    there = store.stored(names, dataset.memory) if with_missing else names
+    fitting = {name: {"image": content.get(name)} for name in there}
+    proposals = store.fingerprints(fitting, dataset.memory)
+    return {
+        record.file_name: {
+            "image": content.get(record.file_name),
+            "image_labels": np.flatnonzero(record.image_labels).tolist(),
+            "proposals": proposals.get(record.file_name),
+        }
+        for record in records
+    }
+
+
+def peaks_made_from(prm: Path, settings: PRMConfig, samples: Sequence[MadeFrom]) -> dict[str, Any]:
+    """The part of the clusters' records that all images have in common.
+
+    Args:
+        samples: of the images, see `samples_made_from`.
+    """
+    taken = {"image_size", "upsample", "smooth", "peak_thresh", "peak_thresh_relative", "clusters"}
+    made_from = {
+        "prm": prm_fingerprint(prm),
+        "peaks": settings.model_dump(mode="json", include=taken),
+    }
+    if settings.clusters == "foreground":  # which is learned from all images
+        made_from["learned_from"] = fingerprint(samples)
+    return made_from
+
+
+def points_made_from(folder: Path, samples: Mapping[str, MadeFrom]) -> dict[str, MadeFrom]:
+    """Records of clusters around annotated points.
+
+    Args:
+        folder: of the points.
+        samples: see `samples_made_from`.
+    """
+    files = {name: points_path(folder, name) for name in samples}
+    return {
+        name: {
+            "points": file_fingerprint(file) if file.is_file() else None,
+            "proposals": samples[name]["proposals"],
+        }
+        for name, file in files.items()
+    }
 
 
 def assign_clusters(
     records: Sequence[ImageRecord],
     evidence: Iterator[Found | Exception],
-    sources: Sequence[str],
+    made_from: Mapping[str, MadeFrom],
     proposals: ProposalStore,
     clusters: ClusterStore,
     jobs: int = 1,
@@ -168,7 +210,7 @@ def assign_clusters(
 
     Args:
         evidence: what the rule takes, of every image in order, or why there is none.
-        sources: `made_from` of every image.
+        made_from: their records, by file name.
         jobs: processes; -1 is one per core.
         rule: groups the proposals of an image.
 
@@ -178,8 +220,8 @@ def assign_clusters(
     if not records:
         return {}, {}
     tasks = (
-        (record.file_name, (record, found, source, proposals, clusters, rule))
-        for record, found, source in zip(records, evidence, sources, strict=True)
+        (record.file_name, (record, found, made_from[record.file_name], proposals, clusters, rule))
+        for record, found in zip(records, evidence, strict=True)
     )
     return for_each(_assign, tasks, total=len(records), jobs=jobs, title="clusters")
 
@@ -187,7 +229,7 @@ def assign_clusters(
 def _assign(
     record: ImageRecord,
     found: Found | Exception,
-    source: str,
+    made_from: MadeFrom,
     proposals: ProposalStore,
     clusters: ClusterStore,
     rule: Rule,
@@ -195,7 +237,7 @@ def _assign(
     if isinstance(found, Exception):
         raise found
     grouped = rule(proposals.load_regions(record.file_name, record.size), found)
-    clusters.save(record.file_name, grouped, source)
+    clusters.save(record.file_name, grouped, made_from)
     peaks = found.peaks if isinstance(found, SeenImage) else found
     return Outcome(
         clusters=len(np.unique(grouped.number[grouped.column > 0])),

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 
 from lib.prm.peaks import Peaks
 from lib.proposals.store import ImageStore
-from lib.provenance import Record
+from lib.provenance import MadeFrom
 from lib.structures import Clusters, Regions
 
 
@@ -63,9 +61,9 @@ class ClusterStore(ImageStore):
 
     kind = "clusters"
     version = 2
-    remedy = "make them anew with tools/prm.py clusters (or tools/prm.py import)"
+    remedy = "make them with tools/prm.py clusters (or tools/prm.py import)"
 
-    def save(self, file_name: str, clusters: Clusters, made_from: Record | None = None) -> None:
+    def save(self, file_name: str, clusters: Clusters, made_from: MadeFrom | None = None) -> None:
         """Writes the clusters of image `file_name`, replacing older ones."""
         content = {
             "header": np.array([self.version, len(clusters.number)], np.int64),
@@ -94,10 +92,3 @@ class ClusterStore(ImageStore):
         return Clusters(
             number=content["number"].astype(np.int64), column=content["column"].astype(np.int64)
         )
-
-    def made_from(self, file_name: str) -> Record | None:
-        """The record of an image's clusters; None if there are none, or no readable."""
-        try:
-            return json.loads(str(self._read(file_name)["made_from"]))
-        except (FileNotFoundError, KeyError, ValueError):
-            return None

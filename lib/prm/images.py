@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -48,14 +47,6 @@ class SquareImages:
     def image_labels(self) -> Tensor:
         """(N, C) float32 in {0, 1}."""
         return torch.from_numpy(np.stack([record.image_labels for record in self.records]))
-
-    def digest(self) -> str:
-        """Fingerprint of file names and labels; pixels are not looked at."""
-        content = hashlib.blake2b(digest_size=8)
-        for record in self.records:
-            content.update(record.file_name.encode())
-            content.update(record.image_labels.tobytes())
-        return content.hexdigest()
 
     def pixels(self, index: int) -> np.ndarray:
         """(S, S, 3) uint8 RGB.

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lib.config import PRMConfig
 from lib.modeling.backbones import Backbone, build_backbone, read_state_dict
+from lib.provenance import fingerprint
 
 _FEATURES = "0.features."
 
@@ -106,9 +107,7 @@ def load_prm(net: PeakResponseNet, path: str | Path) -> None:
         FileNotFoundError: there is no such file.
         ValueError: it is broken, has another number of classes, or another backbone.
     """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"{path}: no trained PRM; make it with tools/prm.py train")
-    found = read_state_dict(path)
+    found = _read(path)
     own = net.state_dict()
     head = "0.classifier.0.weight"
     if head in found and len(found[head]) != len(own[head]):
@@ -130,6 +129,16 @@ def load_prm(net: PeakResponseNet, path: str | Path) -> None:
     net.load_state_dict(own | found)
 
 
+def prm_fingerprint(path: str | Path) -> str:
+    """Fingerprint of the weights in a PRM checkpoint.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is broken.
+    """
+    return fingerprint(_read(path))
+
+
 def prm_backbone(path: str | Path) -> dict[str, Tensor]:
     """The backbone's tensors of a PRM checkpoint, for a CIM network that starts from them.
 
@@ -137,10 +146,14 @@ def prm_backbone(path: str | Path) -> dict[str, Tensor]:
         FileNotFoundError: there is no such file.
         ValueError: it is broken or not a PRM checkpoint.
     """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"{path}: no trained PRM; make it with tools/prm.py train")
-    tensors = read_state_dict(path)
+    tensors = _read(path)
     backbone = {name: tensor for name, tensor in tensors.items() if name.startswith(_FEATURES)}
     if not backbone:
         raise ValueError(f"{path}: has no {_FEATURES}*; it is not a PRM checkpoint")
     return backbone
+
+
+def _read(path: str | Path) -> dict[str, Tensor]:
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path}: no trained PRM; make it with tools/prm.py train")
+    return read_state_dict(path)

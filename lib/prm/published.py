@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +11,9 @@ import numpy as np
 from lib.parallel import for_each
 from lib.prm.clusters import ClusterStore
 from lib.proposals.store import ProposalStore
+from lib.provenance import MadeFrom, file_fingerprint
 from lib.restricted_pickle import find_image, load_by_image
 from lib.structures import Clusters, ImageRecord
-
-_IMPORTED = "imported from "
-"""What the `made_from` of imported clusters begins with."""
 
 
 def read_label_assign(path: str | Path) -> dict[str, tuple[Any, ...]]:
@@ -71,49 +68,38 @@ def import_label_assign(
     num_classes: int,
     proposals: ProposalStore,
     clusters: ClusterStore,
+    samples: Mapping[str, MadeFrom],
     jobs: int = -1,
 ) -> tuple[int, dict[str, str]]:
     """Stores the published clusters of all images; an image is found by its id, not its position.
+
+    Args:
+        samples: see `lib.prm.assign.samples_made_from`.
 
     Returns:
         (matrices in the file for images that are not in the data set, why images failed by file
         name: not in the file, without proposals, or with another number of them).
     """
     by_image = read_label_assign(path)
+    imported = {"imported": file_fingerprint(Path(path)), "file": Path(path).name}
     found = [find_image(by_image, i.known_as, i.file_name) for i in images]
     tasks = (
-        (i.file_name, (matrix, str(path), i.file_name, num_classes, proposals, clusters))
+        (
+            i.file_name,
+            (
+                matrix,
+                str(path),
+                i.file_name,
+                num_classes,
+                proposals,
+                clusters,
+                {**samples[i.file_name], **imported},
+            ),
+        )
         for i, matrix in zip(images, found, strict=True)
     )
     _, failures = for_each(_import_image, tasks, len(images), jobs, "importing")
     return len(by_image) - sum(matrix is not None for matrix in found), failures
-
-
-def imported_clusters(
-    images: Sequence[ImageRecord], proposals: ProposalStore, clusters: ClusterStore
-) -> set[str]:
-    """File names of the images that have imported clusters, which nothing here could make again.
-
-    Raises:
-        ValueError: proposals have been replaced since clusters were imported for them.
-    """
-    told = {image.file_name: clusters.made_from(image.file_name) or "" for image in images}
-    imported = {name for name, text in told.items() if text.startswith(_IMPORTED)}
-    stale = sorted(n for n in imported if not told[n].endswith(_digest(proposals, n)))
-    if stale:
-        raise ValueError(
-            f"{clusters.folder}: the clusters of {len(stale)} images were imported for other "
-            f"proposals than {proposals.folder} has now: {', '.join(stale[:5])}"
-            f"{', ...' if stale[5:] else ''}; import their proposals again, or make clusters of "
-            "peaks by tools/prm.py clusters --overwrite"
-        )
-    return imported
-
-
-def _digest(proposals: ProposalStore, file_name: str) -> str:
-    path = proposals.path(file_name)
-    content = path.read_bytes() if path.is_file() else b""
-    return f"for proposals {hashlib.blake2b(content, digest_size=16).hexdigest()}"
 
 
 def _import_image(
@@ -123,6 +109,7 @@ def _import_image(
     num_classes: int,
     proposals: ProposalStore,
     clusters: ClusterStore,
+    made_from: MadeFrom,
 ) -> None:
     if matrix is None:
         raise ValueError(f"not among the indexes of {path}")
@@ -137,5 +124,4 @@ def _import_image(
             f"{proposals.path(file_name)} has {num_proposals}; import the proposals that the file "
             "was made from, all of them and in their order"
         )
-    source = f"{_IMPORTED}{Path(path).name} {_digest(proposals, file_name)}"
-    clusters.save(file_name, found, made_from=source)
+    clusters.save(file_name, found, made_from)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lib.config import PRMConfig
+from lib.data.coco import ImageRecord
 from lib.data.transforms import Flip
 from lib.files import atomic_file
 from lib.prm.images import SquareImages, iterate_batches
 from lib.prm.network import PeakResponseNet
 from lib.prm.peaks import class_scores
+from lib.provenance import MadeFrom, changes, file_fingerprint, fingerprint, listed
 
 logger = logging.getLogger(__name__)
 
@@ -32,22 +34,25 @@ def train_prm(
     recipe: PRMConfig,
     seed: int,
     state_file: Path,
-    made_from: Mapping[str, Any],
+    made_from: MadeFrom,
     device: torch.device | str = "cpu",
     num_workers: int = 0,
+    overwrite: bool = False,
 ) -> None:
     """Trains `net` in place by multi-label soft-margin loss on its class scores.
 
-    After every epoch the state is written to `state_file`; training resumes from it if it was
-    `made_from` the same. On a CPU an interrupted training ends with the same numbers as an
-    uninterrupted one.
+    After every epoch everything needed to resume is written to `state_file`, and training starts
+    from there. On a CPU an interrupted training ends with the very numbers of an uninterrupted
+    one.
 
     Args:
         images: each with at least one label.
-        made_from: plain values that the result depends on (configuration, data).
+        made_from: the record of the result, see lib/provenance.py.
+        overwrite: begin anew where `state_file` was made from something else.
 
     Raises:
-        ValueError: there are no images, or an image cannot be read.
+        ValueError: there are no images, an image cannot be read, or `state_file` was made from
+            something else.
         FloatingPointError: the loss is not finite; `state_file` keeps the epoch before.
     """
     if not len(images):
@@ -63,7 +68,7 @@ def train_prm(
         weight_decay=recipe.weight_decay,
     )
     full_lr = [group["lr"] for group in optimizer.param_groups]
-    first_epoch = _resume(net, optimizer, state_file, made_from)
+    first_epoch = _resume(net, optimizer, state_file, made_from, overwrite)
     labels = images.image_labels
     updates = len(epoch_batches(len(images), recipe, seed, epoch=0))
     with tqdm(
@@ -93,6 +98,64 @@ def train_prm(
             with atomic_file(state_file) as file:
                 state = {"model": net.state_dict(), "optimizer": optimizer.state_dict()}
                 torch.save({**state, "epoch": epoch + 1, "made_from": dict(made_from)}, file)
+
+
+def prm_made_from(
+    settings: PRMConfig, seed: int, images: Sequence[ImageRecord], content: Mapping[str, str]
+) -> dict[str, Any]:
+    """The record of a PRM, see lib/provenance.py.
+
+    Args:
+        images: that it is trained on, in order.
+        content: their fingerprints, by file name.
+    """
+    weights = Path(settings.weights)
+    of_clusters = {"peak_thresh", "peak_thresh_relative", "clusters"}
+    return {
+        "prm": settings.model_dump(mode="json", exclude=of_clusters),
+        "run": {"seed": seed},
+        "weights": file_fingerprint(weights) if weights.is_file() else settings.weights,
+        "images": fingerprint([content[image.file_name] for image in images]),
+        "image_labels": fingerprint([image.image_labels for image in images]),
+    }
+
+
+def is_finished(path: Path, made_from: MadeFrom, num_classes: int, overwrite: bool) -> bool:
+    """Whether there is a trained PRM at `path` that is up to date.
+
+    One that does not say what it was made from, being published or of an earlier version, is
+    accepted with a warning.
+
+    Args:
+        overwrite: False is returned, with a line, where an error would be raised.
+
+    Raises:
+        ValueError: the file is no PRM, or was made from something else.
+    """
+    if not path.is_file():
+        return False
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        head = content.get("model", content)["0.classifier.0.weight"]
+    except Exception as error:  # torch.load has no error type of its own
+        fault = f"not a PRM checkpoint ({error})"
+    else:
+        before = content.get("made_from", {})
+        if len(head) != num_classes:
+            fault = f"a PRM of {len(head)} classes, the data set has {num_classes}"
+        elif told := changes(before, made_from) if "image_labels" in before else []:
+            fault = f"made from something else: {listed(told)}"
+        elif "image_labels" in before:
+            return True
+        else:
+            fault = "does not say what it was made from (published, or of an earlier version)"
+            if not overwrite:
+                logger.warning("%s: %s, and is taken as it is", path, fault)
+                return True
+    if not overwrite:
+        raise ValueError(f"{path}: {fault}; give --overwrite to train anew, or another --output")
+    logger.warning("%s: %s; trained anew", path, fault)
+    return False
 
 
 def epoch_batches(num_images: int, recipe: PRMConfig, seed: int, epoch: int) -> list[Batch]:
@@ -170,18 +233,24 @@ def _resume(
     net: PeakResponseNet,
     optimizer: torch.optim.Optimizer,
     state_file: Path,
-    made_from: Mapping[str, Any],
+    made_from: MadeFrom,
+    overwrite: bool,
 ) -> int:
     """Loads the state of an interrupted training; returns the number of finished epochs."""
     if not state_file.is_file():
         return 0
     state = torch.load(state_file, map_location="cpu", weights_only=True)
-    if state["made_from"] != dict(made_from):
-        logger.info("%s: of other settings or data; training starts from the beginning", state_file)
+    if told := changes(state["made_from"], made_from):
+        if not overwrite:
+            raise ValueError(
+                f"{state_file}: begun from something else: {listed(told)}; give --overwrite to "
+                "begin anew, or another --output"
+            )
+        logger.info("%s: begun from something else: %s; begun anew", state_file, listed(told))
         return 0
     net.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
-    logger.info("%s: resumed after epoch %d", state_file, state["epoch"])
+    logger.info("%s: resuming after epoch %d", state_file, state["epoch"])
     return state["epoch"]
 
 

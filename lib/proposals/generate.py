@@ -10,7 +10,8 @@ come first, and those that nearly repeat an earlier one are left out.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable
+from collections.abc import Mapping
+from typing import Any
 
 import cv2
 import numpy as np
@@ -34,6 +35,8 @@ _TREES = (
     (0.0, 0.2, 0.0, 0.0, 0.5, 0.3),
 )
 _MAX_IMAGE_FRACTION = 0.95
+_RECIPE = 1
+"""Goes up with every change that gives other proposals."""
 
 
 def generate_proposals(
@@ -77,15 +80,20 @@ def generate_proposals(
     return encode_unions(labels, members.view(bool))
 
 
-def check_generate_options(options: Iterable[str]) -> None:
-    """Raises ValueError for a name that is no option of `generate_proposals`."""
+def generate_settings(max_proposals: int, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Everything but the image that `generate_proposals` depends on, defaults included.
+
+    Raises:
+        ValueError: a name in `options` is none of its options.
+    """
     parameters = inspect.signature(generate_proposals).parameters.values()
-    known = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
+    known = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
     unknown = sorted(set(options) - set(known))
     if unknown:
         raise ValueError(
             f"proposals.options: unknown {', '.join(unknown)}; known: {', '.join(known)}"
         )
+    return {"recipe": _RECIPE, "max_proposals": max_proposals, **known, **options}
 
 
 def _check(

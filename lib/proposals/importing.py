@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from lib.parallel import for_each
 from lib.proposals.readers import Reader
 from lib.proposals.regions import encode, select
 from lib.proposals.store import ProposalStore
+from lib.provenance import MadeFrom, Memory, file_fingerprint, fingerprint
 from lib.structures import ImageRecord, Regions
 
 
@@ -34,15 +36,19 @@ def import_all(
     drop_empty: bool = False,
     drop_duplicates: bool = False,
     jobs: int = -1,
+    made_from: Mapping[str, MadeFrom] | None = None,
 ) -> tuple[Imported, dict[str, str]]:
     """Reads the proposals of all images and stores them, on several cores.
+
+    Args:
+        made_from: their records, by file name.
 
     Returns:
         (the sum over the images, why images failed by file name).
     """
     failures: dict[str, str] = {}
     options = (drop_empty, drop_duplicates)
-    tasks = _tasks(reader, store, images, options, failures)
+    tasks = _tasks(reader, store, images, made_from or {}, options, failures)
     results, failed = for_each(_import_one, tasks, len(images), jobs, "importing")
     imported = results.values()
     total = Imported(
@@ -53,10 +59,50 @@ def import_all(
     return total, failures | failed
 
 
+def imports_made_from(
+    reader: Reader,
+    images: Sequence[ImageRecord],
+    content: Mapping[str, str],
+    memory: Memory,
+    options: Mapping[str, bool],
+) -> dict[str, MadeFrom]:
+    """The records of imported proposals, by file name; without images that the source lacks.
+
+    Args:
+        content: fingerprints of the images, by file name; those that are missing are left out.
+        options: of `import_all` that matter.
+    """
+    found = {}
+    for image in images:
+        with suppress(OSError, ValueError):
+            found[image.file_name] = reader.find(image.known_as, image.file_name)
+    sources = _fingerprints(reader.source, found, memory)
+    return {
+        name: {"image": content.get(name), "imported": source, "options": dict(options)}
+        for name, source in sources.items()
+    }
+
+
+def _fingerprints(source: Path, found: Mapping[str, Any], memory: Memory) -> dict[str, str]:
+    """Of what is imported for every image: its file or folder, or the one file of all."""
+    if source.is_file():
+        return dict.fromkeys(found, file_fingerprint(source))
+    places = {name: str(place.relative_to(source)) for name, place in found.items()}
+    files = [place for place in places.values() if not (source / place).is_dir()]
+    known = memory.read(source, files)
+    return {n: known.get(place) or _of_folder(source / place) for n, place in places.items()}
+
+
+def _of_folder(folder: Path) -> str:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return fingerprint([(str(path.relative_to(folder)), file_fingerprint(path)) for path in files])
+
+
 def _tasks(
     reader: Reader,
     store: ProposalStore,
     images: Sequence[ImageRecord],
+    made_from: Mapping[str, MadeFrom],
     options: tuple[bool, bool],
     failures: dict[str, str],
 ) -> Iterator[tuple[str, tuple[Any, ...]]]:
@@ -73,7 +119,9 @@ def _tasks(
         except (OSError, ValueError) as error:
             failures[image.file_name] = str(error)
             continue
-        yield image.file_name, (type(reader), found, store, image.file_name, image.size, *options)
+        record = made_from.get(image.file_name)
+        entry = (store, image.file_name, image.size, record)
+        yield image.file_name, (type(reader), found, *entry, *options)
 
 
 def _import_one(
@@ -82,6 +130,7 @@ def _import_one(
     store: ProposalStore,
     file_name: str,
     size: tuple[int, int],
+    made_from: MadeFrom | None,
     drop_empty: bool,
     drop_duplicates: bool,
 ) -> Imported:
@@ -107,7 +156,7 @@ def _import_one(
         raise ValueError(f"{where}: all of its {len(masks)} masks are empty; {reader.remedy}")
     if len(dropped):
         regions = select(regions, np.setdiff1d(np.arange(len(masks)), dropped))
-    store.save(file_name, regions)
+    store.save(file_name, regions, made_from)
     return Imported(len(masks) - len(dropped), len(empty), len(dropped) - len(empty))
 
 

@@ -16,13 +16,15 @@ import numpy as np
 
 from lib.files import atomic_file
 from lib.proposals.regions import proposals_from_regions
-from lib.provenance import Memory, Record
+from lib.provenance import MadeFrom, Memory, changes, summary
 from lib.structures import Proposals, Regions
 
 logger = logging.getLogger(__name__)
 
 _UNREADABLE = (zipfile.BadZipFile, zlib.error, KeyError, IndexError, ValueError, EOFError, OSError)
 _MADE_FROM = "made_from"
+_IMPORTED = "imported"
+"""The key of a record that tells imported files from those that can be made again."""
 _CHECKSUM = "checksum"
 
 
@@ -31,7 +33,7 @@ class Stored(NamedTuple):
 
     fingerprint: str
     """Of the content, without the record."""
-    made_from: Record | None
+    made_from: MadeFrom | None
     """None: an earlier version wrote the file, which did not note it."""
 
 
@@ -68,7 +70,7 @@ class ImageStore:
         found = memory.read(self.folder, list(of_file), _read_stored)
         return {of_file[file]: Stored(*entry) for file, entry in found.items() if entry}
 
-    def fingerprints(self, fitting: Mapping[str, Record], memory: Memory) -> dict[str, str]:
+    def fingerprints(self, fitting: Mapping[str, MadeFrom], memory: Memory) -> dict[str, str]:
         """Fingerprints by file name, after a look whether all were made from what is there now.
 
         Files that do not say what they were made from are accepted with a warning.
@@ -83,38 +85,108 @@ class ImageStore:
         """
         stored = self.stored(list(fitting), memory)
         absent = [name for name in fitting if name not in stored]
-        self._complain([n for n in absent if not self.has(n)], len(fitting), "are missing")
-        self._complain(absent, len(fitting), "are damaged")
-        unsaid = [name for name, entry in stored.items() if entry.made_from is None]
-        if unsaid:
-            logger.warning(
-                "%s: %s of %d images do not say what they were made from (an earlier version wrote "
-                "them) and are taken as they are; if in doubt, %s",
-                self.folder,
-                self.kind,
-                len(unsaid),
-                self.remedy,
-            )
-        wrong: dict[str, list[str]] = {}
-        for name, wanted in fitting.items():
-            said = stored[name].made_from or {}
-            for key, value in wanted.items():
-                if None not in (value, said.get(key)) and said[key] != value:
-                    wrong.setdefault(key, []).append(name)
-        for key, names in wrong.items():
-            self._complain(names, len(fitting), f"were made from other {_WORDS.get(key, key)}")
+        missing = [name for name in absent if not self.has(name)]
+        for names, fault, error in (
+            (missing, "are missing", FileNotFoundError),
+            (absent, "are damaged", ValueError),
+        ):
+            if names:
+                raise error(self._told(names, len(fitting), f"{fault}: ", self.remedy))
+        self._check_fitting(fitting, stored, "were made from", self.remedy)
         return {name: entry.fingerprint for name, entry in stored.items()}
 
-    def _complain(self, names: list[str], total: int, fault: str) -> None:
-        if names:
-            error = FileNotFoundError if fault == "are missing" else ValueError
-            raise error(
-                f"{self.folder}: {self.kind} of {len(names)} of {total} images {fault}: "
-                f"{', '.join(names[:5])}{', ...' if names[5:] else ''}; {self.remedy}"
+    def out_of_date(
+        self, wanted: Mapping[str, MadeFrom], memory: Memory, keep_imported: bool = True
+    ) -> list[str]:
+        """File names of the images that have no file, or one made from something else.
+
+        Says what has changed.
+
+        Args:
+            wanted: the records that new files would get, by file name.
+            keep_imported: imported files, and those that do not say what they were made from, are
+                up to date: nothing here could make them again.
+
+        Raises:
+            ValueError: files that are to be kept were imported for something else.
+        """
+        stored = self.stored(list(wanted), memory)
+        todo, told, kept = [], [], {}
+        for name, record in wanted.items():
+            if name not in stored:
+                todo.append(name)
+                continue
+            before = stored[name].made_from
+            if keep_imported and (before is None or _IMPORTED in before):
+                kept[name] = stored[name]
+            elif different := changes(before, record):
+                todo.append(name)
+                told.append(different)
+        self._check_kept(wanted, kept)
+        if imported := [name for name, entry in kept.items() if entry.made_from]:
+            logger.info(
+                "%s: the imported %s of %d images are kept (--overwrite makes them anew)",
+                self.folder,
+                self.kind,
+                len(imported),
             )
+        if told:
+            logger.info(
+                "%s: %s of %d of %d images are out of date and made anew: %s",
+                self.folder,
+                self.kind,
+                len(told),
+                len(wanted),
+                summary(told),
+            )
+        return todo
+
+    def imported(self, fitting: Mapping[str, MadeFrom], memory: Memory) -> set[str]:
+        """File names of the images with imported files.
+
+        Raises:
+            ValueError: files were imported for something else than what is there.
+        """
+        found = self.stored(list(fitting), memory)
+        kept = {n: entry for n, entry in found.items() if _IMPORTED in (entry.made_from or {})}
+        self._check_kept(fitting, kept)
+        return set(kept)
+
+    def _check_kept(self, fitting: Mapping[str, MadeFrom], kept: Mapping[str, Stored]) -> None:
+        remedy = "import them again, or make them anew with --overwrite"
+        self._check_fitting(fitting, kept, "were imported for", remedy)
+
+    def _check_fitting(
+        self,
+        fitting: Mapping[str, MadeFrom],
+        stored: Mapping[str, Stored],
+        verb: str,
+        remedy: str,
+    ) -> None:
+        """Raises ValueError where records say something else; warns where they say nothing."""
+        unsaid = [name for name, entry in stored.items() if entry.made_from is None]
+        if unsaid:
+            fault = "do not say what they were made from (an earlier version wrote them): "
+            told = self._told(unsaid, len(stored), fault)
+            remedy = f"{self.remedy} and --overwrite"
+            logger.warning("%s they are taken as they are; if in doubt, %s", told, remedy)
+        wrong: dict[str, list[str]] = {}
+        for name, entry in stored.items():
+            for key, value in fitting[name].items():
+                said = (entry.made_from or {}).get(key)
+                if None not in (value, said) and said != value:
+                    wrong.setdefault(key, []).append(name)
+        for key, names in wrong.items():
+            fault = f"{verb} other {_WORDS.get(key, key)}: "
+            raise ValueError(self._told(names, len(stored), fault, remedy))
+
+    def _told(self, names: list[str], total: int, fault: str, remedy: str = "") -> str:
+        shown = f"{', '.join(names[:5])}{', ...' if names[5:] else ''}"
+        which = f"{self.folder}: {self.kind} of {len(names)} of {total} images"
+        return f"{which} {fault}{shown}; {remedy}"
 
     def _write(
-        self, file_name: str, content: dict[str, np.ndarray], made_from: Record | None
+        self, file_name: str, content: dict[str, np.ndarray], made_from: MadeFrom | None
     ) -> None:
         packed = {**content, _CHECKSUM: _checksum(content)}
         if made_from is not None:
@@ -160,10 +232,10 @@ class ProposalStore(ImageStore):
 
     kind = "proposals"
     version = 1
-    remedy = "make them anew with tools/proposals.py make (or tools/proposals.py import)"
+    remedy = "make them with tools/proposals.py make (or tools/proposals.py import)"
 
     def save(
-        self, file_name: str, proposals: Proposals | Regions, made_from: Record | None = None
+        self, file_name: str, proposals: Proposals | Regions, made_from: MadeFrom | None = None
     ) -> None:
         """Writes the proposals of image `file_name`, replacing older ones.
 
@@ -221,15 +293,6 @@ class ProposalStore(ImageStore):
         return regions
 
 
-def image_fitting(images: Mapping[str, str]) -> dict[str, Record]:
-    """What the records of proposals must say.
-
-    Args:
-        images: fingerprint of every image, by file name.
-    """
-    return {name: {"image": content} for name, content in images.items()}
-
-
 def _relative(file_name: str) -> str:
     relative = PurePosixPath(file_name)
     if relative.is_absolute() or ".." in relative.parts or not relative.name:
@@ -239,7 +302,7 @@ def _relative(file_name: str) -> str:
     return str(relative.parent / f"{relative.stem}.npz")
 
 
-def _read_stored(path: Path) -> tuple[str, Record | None] | None:
+def _read_stored(path: Path) -> tuple[str, MadeFrom | None] | None:
     """What `Stored` holds; None if the file is damaged."""
     try:
         with np.load(path, allow_pickle=False) as archive:

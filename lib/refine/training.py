@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,7 +10,9 @@ from torch import Tensor
 from torchvision.models.detection import MaskRCNN
 
 from lib.config import Config
-from lib.data.coco import CocoImages
+from lib.data.catalog import Dataset
+from lib.provenance import file_fingerprint, fingerprint
+from lib.refine.data import InstanceDataset
 from lib.structures import InstanceSample
 
 LOSSES = ("objectness", "rpn_box_reg", "classifier", "box_reg", "mask")
@@ -43,25 +43,30 @@ def mask_rcnn_forward(
     return (mask_rcnn_losses(model, sample, generator),)
 
 
-def refinement_depends_on(config: Config, coco: CocoImages) -> dict[str, Any]:
-    """Settings and data that must match to resume training, as plain values.
+def refinement_made_from(
+    config: Config, dataset: Dataset, data: InstanceDataset, weights: Mapping[str, Tensor] | None
+) -> dict[str, Any]:
+    """The record of a training, see lib/provenance.py.
 
     Args:
-        coco: of the pseudo labels; their file counts, byte for byte.
+        data: from `open_pseudo_labels`; their file counts, byte for byte.
+        weights: of the CIM network that the trunk starts from, if it does.
     """
     content = config.refine.model_dump(mode="json")
     del content["input"]["num_workers"], content["test"]
+    images = [data.coco.images[index].file_name for index in data.labelled()]
     return {
         "refine": content,
         "run": {"seed": config.run.seed},
-        "data": {"pseudo_labels": _digest(coco.path), "classes": coco.class_names},
+        "weights": fingerprint(weights) if weights is not None else config.refine.model.weights,
+        "data": {
+            "pseudo_labels": file_fingerprint(data.coco.path),
+            "images": fingerprint(dataset.fingerprints(images)),
+            "classes": data.coco.class_names,
+        },
     }
 
 
 def is_mask_rcnn(state: Mapping[str, Any]) -> bool:
     """Whether the state dict of a checkpoint is that of a Mask R-CNN and not of a CIM network."""
     return any(name.startswith("roi_heads.") for name in state["model"])
-
-
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -14,7 +14,7 @@ from lib.analysis.inspection import inspect, open_inspector, read_picture
 from lib.config import load_config, save_config
 from lib.data.coco import CocoImages
 from lib.data.loader import CimDataset, no_clusters
-from lib.engine.checkpoint import TRAINED_WITH, save_checkpoint
+from lib.engine.checkpoint import save_checkpoint
 from lib.modeling.heads import teachers
 from lib.modeling.model_builder import build_model
 from lib.prm.assign import prm_peaks
@@ -48,7 +48,7 @@ def make_run(*overrides, with_prm=True, **extra):
         "model": model.state_dict(),
         "step": 4,
         "class_names": ["cat", "dog"],
-        TRAINED_WITH: {"data": {"name": "mine"}},
+        "dataset": "mine",
         **extra,
     }
     save_checkpoint(Path("run/ckpt"), content)

@@ -96,3 +96,17 @@ def test_no_two_processes_write_to_one(tmp_path, monkeypatch):
 def test_nan_is_refused(tmp_path):
     with Journal(tmp_path / "j.jsonl", MADE_FROM) as journal, pytest.raises(ValueError):
         journal.append(1, [float("nan")])
+
+
+def test_images_that_are_out_of_date_do_not_count(tmp_path):
+    path = tmp_path / "j.jsonl"
+    with Journal(path, MADE_FROM, {5: "a", 3: "b"}) as journal:
+        journal.append(5, ["five"])
+        journal.append(3, ["three"])
+    now = {5: "a", 3: "other"}
+    with Journal(path, MADE_FROM, now) as journal:
+        assert set(journal.done) == {5}
+        journal.append(3, ["anew"])
+    with Journal(path, MADE_FROM, now) as journal:
+        assert set(journal.done) == {3, 5}
+        assert journal.results_of(3) == ["anew"] and journal.results_of(5) == ["five"]

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from lib.engine.checkpoint import TRAINED_WITH, find_resumable, save_checkpoint
+from lib.engine.checkpoint import MADE_FROM, find_resumable, save_checkpoint
 
 SETTINGS = {
     "solver": {"base_lr": 0.1, "steps": [3, 4]},
@@ -11,7 +11,7 @@ SETTINGS = {
 
 
 def save(run, step, settings=SETTINGS):
-    content = {"model": {"w": torch.ones(1)}, "step": step, TRAINED_WITH: settings}
+    content = {"model": {"w": torch.ones(1)}, "step": step, MADE_FROM: settings}
     save_checkpoint(run / "ckpt", content)
 
 
@@ -35,10 +35,10 @@ def test_a_training_begun_under_an_older_name_of_a_key_goes_on(tmp_path):
 @pytest.mark.parametrize(
     ("section", "content", "told"),
     [
-        ("solver", {"base_lr": 0.2, "steps": [3, 4]}, "solver.base_lr is 0.1 there, 0.2 here"),
-        ("solver", {"steps": [3, 4]}, "solver.base_lr is 0.1 there, None here"),
-        ("data", {"classes": ["a"]}, r"data.classes is \['a', 'b'\] there, \['a'\] here"),
-        ("model", {"backbone_args": {}}, r"model.backbone_args.widths is \[1, 2\] there, None"),
+        ("solver", {"base_lr": 0.2, "steps": [3, 4]}, "solver.base_lr was 0.1, is 0.2"),
+        ("solver", {"steps": [3, 4]}, "solver.base_lr was 0.1, is None"),
+        ("data", {"classes": ["a"]}, r"data.classes was \['a', 'b'\], is \['a'\]"),
+        ("model", {"backbone_args": {}}, r"model.backbone_args.widths was \[1, 2\], is None"),
     ],
 )
 def test_another_training_is_refused(tmp_path, section, content, told):
@@ -49,5 +49,20 @@ def test_another_training_is_refused(tmp_path, section, content, told):
 
 def test_many_differences_are_cut_short(tmp_path):
     save(tmp_path, 5, {"a": {str(n): n for n in range(9)}})
-    with pytest.raises(ValueError, match=r"a\.3 is 3 there, None here; \.\.\.; name another"):
+    with pytest.raises(ValueError, match=r"a\.3 was 3, is None; \.\.\.; name another"):
         find_resumable(tmp_path, {})
+
+
+def test_overwriting_begins_anew_only_what_is_out_of_date(tmp_path, caplog):
+    save(tmp_path, 5)
+    assert find_resumable(tmp_path, SETTINGS, overwrite=True)["step"] == 5
+    assert not caplog.text
+    other = {**SETTINGS, "data": {"classes": ["a"]}}
+    assert find_resumable(tmp_path, other, overwrite=True) is None
+    assert "out of date, trained anew: data.classes was ['a', 'b'], is ['a']" in caplog.text
+
+
+def test_a_run_of_an_earlier_version_is_not_resumed(tmp_path):
+    save_checkpoint(tmp_path / "ckpt", {"model": {"w": torch.ones(1)}, "step": 5})
+    with pytest.raises(ValueError, match="does not say what it was made from; name another"):
+        find_resumable(tmp_path, SETTINGS)

@@ -6,6 +6,7 @@ import pytest
 from lib.prm.clusters import ClusterStore, agpl_clusters
 from lib.prm.peaks import Peaks
 from lib.proposals.regions import encode
+from lib.provenance import Memory
 from lib.structures import Clusters
 
 
@@ -133,7 +134,7 @@ def test_regions_give_what_pixels_give(seed):
 def stored(tmp_path):
     store = ClusterStore(tmp_path)
     clusters = Clusters(number=np.array([1, 0, 3]), column=np.array([4, -1, 0]))
-    store.save("a/picture.jpg", clusters, made_from="a PRM")
+    store.save("a/picture.jpg", clusters, made_from={"prm": "weights"})
     return store, clusters
 
 
@@ -145,8 +146,9 @@ def test_store_gives_back_what_was_stored(stored, tmp_path):
     assert read.number.dtype == read.column.dtype == np.int64
     np.testing.assert_array_equal(read.number, clusters.number)
     np.testing.assert_array_equal(read.column, clusters.column)
-    assert store.made_from("a/picture.jpg") == "a PRM"
-    assert store.made_from("picture.jpg") is None
+    found = store.stored(["a/picture.jpg", "picture.jpg"], Memory(tmp_path / "root"))
+    assert found.keys() == {"a/picture.jpg"}
+    assert found["a/picture.jpg"].made_from == {"prm": "weights"}
     empty = Clusters(number=np.zeros(0, np.int64), column=np.zeros(0, np.int64))
     store.save("b.png", empty)
     assert len(store.load("b.png", 0).number) == 0
@@ -165,7 +167,7 @@ def test_store_names_file_and_remedy(stored):
             store.load(name, 3)
 
 
-def test_store_notices_damage(stored):
+def test_store_notices_damage(stored, tmp_path):
     store, _ = stored
     path = store.path("a/picture.jpg")
     whole = path.read_bytes()
@@ -173,7 +175,7 @@ def test_store_notices_damage(stored):
         path.write_bytes(whole[:cut])
         with pytest.raises(ValueError, match=r"picture\.npz.*prm\.py clusters"):
             store.load("a/picture.jpg", 3)
-        assert store.made_from("a/picture.jpg") is None
+        assert not store.stored(["a/picture.jpg"], Memory(tmp_path / "root"))
     with np.load(io.BytesIO(whole)) as archive:
         content = dict(archive)
     content["number"] = content["number"] + 1
@@ -184,3 +186,21 @@ def test_store_notices_damage(stored):
     np.savez(path, **content)
     with pytest.raises(ValueError, match="version 3, this program reads 2"):
         store.load("a/picture.jpg", 3)
+
+
+def test_clusters_of_an_earlier_version_are_known_for_what_they_are(stored, tmp_path):
+    store, _ = stored
+    arrays = {"header": np.array([1, 3]), "number": np.zeros(3), "column": np.zeros(3)}
+    names = {
+        "made.png": "0123abcd",
+        "imported.png": "imported from label_assign.pkl for proposals x",
+    }
+    for name, text in names.items():
+        checksum = np.zeros(16, np.uint8)
+        np.savez_compressed(store.path(name), **arrays, made_from=np.array(text), checksum=checksum)
+    memory = Memory(tmp_path / "root")
+    wanted = {name: {"prm": "weights"} for name in names}
+    assert store.imported(wanted, memory) == {"imported.png"}
+    assert store.out_of_date(wanted, memory) == ["made.png"]
+    with pytest.raises(ValueError, match="version 1, this program reads 2"):
+        store.load("imported.png", 3)

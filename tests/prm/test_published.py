@@ -1,7 +1,6 @@
 """The published label_assign files as clusters."""
 
 import pickle
-import re
 
 import numpy as np
 import pytest
@@ -10,9 +9,10 @@ from hypothesis import strategies as st
 
 from lib.data.coco import ImageRecord
 from lib.prm.clusters import ClusterStore
-from lib.prm.published import clusters_from_matrix, import_label_assign, imported_clusters
+from lib.prm.published import clusters_from_matrix, import_label_assign
 from lib.proposals.regions import encode
 from lib.proposals.store import ProposalStore
+from lib.provenance import Memory
 
 
 def image(image_id, file_name, size=(4, 5)):
@@ -79,7 +79,8 @@ def test_import_by_id_with_everything_that_can_be_wrong(tmp_path):
     }
     path = tmp_path / "label_assign.pkl"
     path.write_bytes(pickle.dumps(content))
-    unused, failures = import_label_assign(path, images, 2, proposals, clusters, jobs=1)
+    samples = {one.file_name: {"image_labels": [one.image_id]} for one in images}
+    unused, failures = import_label_assign(path, images, 2, proposals, clusters, samples, jobs=1)
     assert unused == 1
     for i in (1, 2, 3):
         loaded = clusters.load(f"{names[i]}.jpg", 3)
@@ -96,19 +97,28 @@ def test_import_by_id_with_everything_that_can_be_wrong(tmp_path):
 def test_imported_clusters_are_recognised_and_belong_to_their_proposals(tmp_path):
     proposals = ProposalStore(tmp_path / "proposals")
     clusters = ClusterStore(tmp_path / "clusters")
+    memory = Memory(tmp_path)
     images = [image(1, "a/1.jpg"), image(2, "2.jpg"), image(3, "3.jpg")]
+    names = [one.file_name for one in images]
     masks = np.random.default_rng(0).random((3, 4, 5)) < 0.5
-    for one in images:
-        proposals.save(one.file_name, encode(masks))
+    for name in names:
+        proposals.save(name, encode(masks))
+
+    def samples():
+        stored = proposals.stored(names, memory)
+        return {name: {"proposals": stored[name].fingerprint} for name in names}
+
     path = tmp_path / "label_assign.pkl"
     matrix = np.diag([3, 1, 2])
     path.write_bytes(pickle.dumps({"indexes": [2, 1], "mat": [matrix, matrix]}))
-    import_label_assign(path, images, 2, proposals, clusters, jobs=1)
-    clusters.save("3.jpg", clusters_from_matrix(matrix, 2), "peaks")
-    assert imported_clusters(images, proposals, clusters) == {"a/1.jpg", "2.jpg"}
+    import_label_assign(path, images, 2, proposals, clusters, samples(), jobs=1)
+    clusters.save("3.jpg", clusters_from_matrix(matrix, 2), {"prm": "weights"})
+    assert clusters.imported(samples(), memory) == {"a/1.jpg", "2.jpg"}
     proposals.save("2.jpg", encode(masks[::-1]))
-    with pytest.raises(ValueError, match=re.escape("of 1 images were imported for other")) as error:
-        imported_clusters(images, proposals, clusters)
-    assert ": 2.jpg; " in str(error.value)
+    fault = "clusters of 1 of 2 images were imported for other proposals: 2.jpg; import them again"
+    with pytest.raises(ValueError, match=fault):
+        clusters.imported(samples(), memory)
     proposals.save("2.jpg", encode(masks))
-    assert imported_clusters(images, proposals, clusters) == {"a/1.jpg", "2.jpg"}
+    assert clusters.imported(samples(), memory) == {"a/1.jpg", "2.jpg"}
+    wrong = {**samples(), "2.jpg": {"image_labels": [1]}}
+    assert clusters.imported(wrong, memory) == {"a/1.jpg", "2.jpg"}  # of labels it says nothing

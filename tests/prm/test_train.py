@@ -10,7 +10,14 @@ from lib.data.coco import ImageRecord
 from lib.prm import train
 from lib.prm.images import SquareImages, iterate_batches
 from lib.prm.network import PeakResponseNet
-from lib.prm.train import average_precisions, epoch_batches, score_images, train_prm
+from lib.prm.train import (
+    average_precisions,
+    epoch_batches,
+    is_finished,
+    prm_made_from,
+    score_images,
+    train_prm,
+)
 
 TRUNK = {"widths": [8, 16], "depths": [1, 1], "strides": [1, 2], "stem_pool": False}
 RECIPE = PRMConfig(
@@ -70,8 +77,10 @@ def test_interrupted_training_ends_with_the_same_numbers(tmp_path, monkeypatch):
     for name, tensor in resumed.state_dict().items():
         assert torch.equal(tensor, whole.state_dict()[name]), name
 
-    anew = make_net()
-    train_prm(anew, images, RECIPE, 3, tmp_path / "part.pth", {"data": 2})
+    other = (images, RECIPE, 3, tmp_path / "part.pth", {"data": 2})
+    with pytest.raises(ValueError, match="part.pth: begun from something else: data was 1, is 2"):
+        train_prm(make_net(), *other)
+    train_prm(make_net(), *other, overwrite=True)
     assert len(calls) == 8 + 6 + 12
 
 
@@ -161,10 +170,53 @@ def test_a_broken_image_is_named(tmp_path, workers):
     assert str(caught.value).startswith(f"{tmp_path / '1.png'}: the image is")
 
 
-def test_digest_tells_data_sets_apart(tmp_path):
-    images = make_images(tmp_path, count=3)
-    same = make_images(tmp_path, count=3)
-    assert images.digest() == same.digest()
-    same.records[1].image_labels[0] = 1 - same.records[1].image_labels[0]
-    assert images.digest() != same.digest()
-    assert images.digest() != make_images(tmp_path, count=2).digest()
+def test_the_record_tells_trainings_apart(tmp_path):
+    records = make_images(tmp_path, count=3).records
+    content = {record.file_name: f"content {n}" for n, record in enumerate(records)}
+    before = prm_made_from(RECIPE, 3, records, content)
+    assert prm_made_from(RECIPE, 3, make_images(tmp_path, count=3).records, content) == before
+    same = RECIPE.model_copy(update={"peak_thresh": 3.0})  # of the clusters alone
+    assert prm_made_from(same, 3, records, content) == before
+    (tmp_path / "weights.pth").write_text("weights")
+    others = [
+        prm_made_from(RECIPE.model_copy(update={"epochs": 5}), 3, records, content),
+        prm_made_from(RECIPE, 4, records, content),
+        prm_made_from(RECIPE, 3, records[:2], content),
+        prm_made_from(RECIPE, 3, records[::-1], content),
+        prm_made_from(RECIPE, 3, records, {**content, "1.png": "another"}),
+    ]
+    weights = RECIPE.model_copy(update={"weights": str(tmp_path / "weights.pth")})
+    others.append(prm_made_from(weights, 3, records, content))
+    (tmp_path / "weights.pth").write_text("others")
+    others.append(prm_made_from(weights, 3, records, content))
+    records[1].image_labels[0] = 1 - records[1].image_labels[0]
+    others.append(prm_made_from(RECIPE, 3, records, content))
+    assert all(record != before for record in others) and others[-2] != others[-3]
+
+
+def test_what_is_finished_and_up_to_date(tmp_path, caplog):
+    path = tmp_path / "prm.pth"
+    assert not is_finished(path, {}, 2, overwrite=False)
+    made_from = {"image_labels": "a", "run": {"seed": 3}}
+    content = {"model": make_net().state_dict(), "made_from": made_from}
+    torch.save(content, path)
+    assert is_finished(path, made_from, 2, overwrite=False)
+    assert is_finished(path, made_from, 2, overwrite=True)
+    assert not caplog.text
+    other = {**made_from, "run": {"seed": 4}}
+    for now, num_classes, fault in (
+        (other, 2, "made from something else: run.seed was 3, is 4"),
+        (made_from, 3, "a PRM of 2 classes, the data set has 3"),
+    ):
+        with pytest.raises(ValueError, match=f"{fault}; give --overwrite to train anew"):
+            is_finished(path, now, num_classes, overwrite=False)
+        assert not is_finished(path, now, num_classes, overwrite=True)
+        assert f"{fault}; trained anew" in caplog.text
+
+    torch.save({"model": content["model"], "made_from": {"images and labels": "old"}}, path)
+    assert is_finished(path, made_from, 2, overwrite=False)
+    assert "does not say what it was made from (published, or of an earlier" in caplog.text
+    assert not is_finished(path, made_from, 2, overwrite=True)
+    path.write_bytes(b"nothing")
+    with pytest.raises(ValueError, match="not a PRM checkpoint"):
+        is_finished(path, made_from, 2, overwrite=False)

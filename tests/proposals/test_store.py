@@ -206,4 +206,4 @@ def test_the_record_says_what_it_was_made_from(store, masks, tmp_path, caplog):
 def test_files_of_earlier_versions_are_taken_with_a_warning(store, saved, tmp_path, caplog):
     assert "made_from" not in np.load(saved).files
     store.fingerprints({"a/image.jpg": {"image": "any"}}, Memory(tmp_path))
-    assert "1 images do not say what they were made from" in caplog.text
+    assert "1 of 1 images do not say what they were made from" in caplog.text

@@ -12,6 +12,7 @@ import lib.proposals.making
 from lib.files import read_json, write_json
 from lib.parallel import for_each
 from lib.proposals.store import ProposalStore
+from lib.provenance import Memory
 from tests.small_training import tool
 
 
@@ -41,24 +42,93 @@ def data(tmp_path):
 
 def arguments(data, *more):
     place = ["--json", str(data / "squares.json"), "--images", str(data / "images")]
+    place += ["--data-root", str(data / "root")]
     return [*place, "--proposals", str(data / "store"), "--jobs", "1", *more]
 
 
-def test_makes_what_is_missing_and_no_more(data, capsys):
+def test_makes_what_is_missing_or_out_of_date_and_no_more(data, capsys, caplog):
+    caplog.set_level("INFO")
     store = ProposalStore(data / "store")
-    assert tool("proposals make")(arguments(data, "--set", "proposals.max_proposals", "6")) == 0
+    few = ("--set", "proposals.max_proposals", "6")
+    names = ["a/1.png", "a/2.png", "b/1.png"]
     times = {}
-    for name, width in (("a/1.png", 51), ("a/2.png", 52), ("b/1.png", 53)):
+
+    def remade(*more):
+        caplog.clear()
+        assert tool("proposals make")(arguments(data, *more)) == 0
+        now = {name: store.path(name).stat().st_mtime_ns for name in names}
+        changed = [name for name in names if now[name] != times.get(name)]
+        times.update(now)
+        return changed
+
+    assert remade(*few) == names
+    for name, width in zip(names, (51, 52, 53), strict=True):
         assert 1 <= len(store.load(name, (40, width))) <= 6
-        times[name] = store.path(name).stat().st_mtime_ns
+    assert remade(*few) == [] and not caplog.text
+    assert "3 of 3 images have proposals already" in capsys.readouterr().out
     store.path("a/2.png").unlink()
-    assert tool("proposals make")(arguments(data)) == 0
-    assert "2 of 3 images have proposals already" in capsys.readouterr().out
-    assert store.has("a/2.png")
-    assert store.path("b/1.png").stat().st_mtime_ns == times["b/1.png"]
-    assert tool("proposals make")(arguments(data)) == 0
+    store.path("b/1.png").write_bytes(b"damaged")
+    assert remade(*few) == ["a/2.png", "b/1.png"]
+    assert "1 of 3 images have proposals already" in capsys.readouterr().out
+
+    cv2.imwrite(str(data / "images/b/1.png"), np.full((40, 53, 3), 90, np.uint8))
+    assert remade(*few) == ["b/1.png"]
+    assert "proposals of 1 of 3 images are out of date and made anew: image changed" in caplog.text
+    assert remade() == names
+    assert "settings.max_proposals was 6, is 1000 (3)" in caplog.text
+    assert remade("--set", "proposals.options.min_area", "200") == names
+    assert remade("--set", "proposals.options.min_area", "80") == names
+    assert remade() == []  # 80 is the default
+    assert remade("--overwrite") == names
+
+
+def test_imported_proposals_are_kept_for_the_images_they_were_imported_for(data, capsys, caplog):
+    caplog.set_level("INFO")
+    store = ProposalStore(data / "store")
+    names = ["a/1.png", "a/2.png", "b/1.png"]
+
+    def write(name, value=1):
+        labels = np.zeros((40, {"a/1.png": 51, "a/2.png": 52, "b/1.png": 53}[name]), np.uint8)
+        labels[: 10 * value] = value
+        (data / "labels" / name).parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(data / "labels" / name), labels)
+
+    def imported(*more):
+        caplog.clear()
+        source = ("--format", "label-png", "--source", str(data / "labels"))
+        return tool("proposals import")(arguments(data, *source, *more))
+
+    def areas():
+        return [store.load(name).regions.masks().sum() // 10 for name in names]
+
+    for name in names:
+        write(name)
+    assert tool("proposals make")(arguments(data)) == 0  # can be made again, so import replaces
+    assert imported() == 0
+    assert "proposals of 3 of 3 images are out of date and made anew: imported ch" in caplog.text
+    assert areas() == [51, 52, 53]
+    assert imported() == 0 and "3 of 3 images have proposals already" in capsys.readouterr().out
+    write("a/2.png", 2)
+    assert imported() == 0 and areas() == [51, 2 * 52, 53]
+    assert "1 of 3 images are out of date and made anew: imported changed (1)" in caplog.text
+
+    assert tool("proposals make")(arguments(data)) == 0 and areas() == [51, 2 * 52, 53]
+    assert "the imported proposals of 3 images are kept (--overwrite" in caplog.text
+    cv2.imwrite(str(data / "images/b/1.png"), np.full((40, 53, 3), 90, np.uint8))
+    assert tool("proposals make")(arguments(data)) == 2
+    told = "1 of 3 images were imported for other images: b/1.png; import them again, or make"
+    assert told in capsys.readouterr().err
+    assert imported() == 0 and tool("proposals make")(arguments(data)) == 0
+    (data / "labels/b/1.png").unlink()  # imported earlier, from a folder that is gone
+    assert imported() == 0
+    store.path("b/1.png").unlink()
+    assert imported() == 1 and "1 of 1 images failed" in capsys.readouterr().err
     assert tool("proposals make")(arguments(data, "--overwrite")) == 0
-    assert store.path("b/1.png").stat().st_mtime_ns > times["b/1.png"]
+    assert all(entry.made_from["settings"]["recipe"] for entry in stored(data).values())
+
+
+def stored(data):
+    return ProposalStore(data / "store").stored(["a/1.png", "a/2.png", "b/1.png"], Memory(data))
 
 
 def test_one_bad_image_does_not_stop_the_others(data, capsys):

@@ -252,7 +252,7 @@ def error_of(capfd):
 def test_other_settings_are_refused(place, capfd):
     assert train() == 0
     assert train("--set", "solver.max_iter", "9") == 2
-    assert "solver.max_iter is 4 there, 9 here; name another --output" in error_of(capfd)
+    assert "solver.max_iter was 4, is 9; name another --output" in error_of(capfd)
     assert train("--resume", output="nothing") == 2
     assert "--resume: nothing has no checkpoint to go on with" in error_of(capfd)
 
