@@ -56,6 +56,11 @@ def file_fingerprint(path: Path) -> str:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
 
+def beside(result: Path) -> Path:
+    """Where the record of a result lies that cannot hold it itself."""
+    return result.with_name(f"{result.stem}.made_from.json")
+
+
 def changes(before: MadeFrom | None, now: MadeFrom) -> list[str]:
     """What has changed between two records, in words; [] if the result is up to date."""
     if before == now:

@@ -316,3 +316,17 @@ def test_hours_of_training_are_not_thrown_away_unasked(place, capfd):
     assert "name another --output" in told and "--overwrite to begin anew" in told
     assert tool("train_net")([*DATA, *cpu, "--output", "other"]) == 0
     assert "data.image_labels" not in capfd.readouterr().err
+
+
+def test_pseudo_labels_are_of_the_labels_that_there_are(place, capfd, monkeypatch):
+    masks = [*DATA, "--run", "run", "--image-labels", "--device", "cpu"]
+    pseudo = [*DATA, "--run", "run", "--score-thresh", "0"]
+    assert tool("test_net")(masks) == 0 and tool("generate_pseudo_labels")(pseudo) == 0
+    label(place)
+    assert tool("generate_pseudo_labels")(pseudo) == 2
+    assert "made for other image labels than mine.json has now" in capfd.readouterr().err
+    assert tool("test_net")(masks) == 0
+    assert "out of date: 1 of 4 images, proposals or labels changed" in capfd.readouterr().err
+    assert tool("generate_pseudo_labels")(pseudo) == 0
+    found = read_json("run/pseudo_labels/mine.json")["annotations"]
+    assert {(a["image_id"], a["category_id"]) for a in found} == {(0, 7), (1, 7), (2, 8)}

@@ -23,6 +23,7 @@ from lib.command_line import (
     run_tool,
 )
 from lib.data.coco import read_coco
+from lib.engine.inference import check_detections
 from lib.engine.runs import run_of
 from lib.evaluation.pseudo_labels import (
     MIN_PART,
@@ -80,6 +81,7 @@ def generate(args: Namespace) -> None:
         target = run / "pseudo_labels" / f"{dataset.name}.json"
     else:
         target = detections.with_name(f"{detections.stem}_pseudo_labels.json")
+    check_detections(detections, dataset.json)
     labels = to_coco_annotations(
         read_json(detections),
         read_coco(dataset.json),

@@ -26,7 +26,7 @@ from lib.engine.journal import Journal
 from lib.evaluation.detections import select_detections, to_coco_results
 from lib.files import atomic_file, read_json, remove_parts, write_json
 from lib.modeling.scoring import score_passes
-from lib.provenance import MadeFrom, changes, listed
+from lib.provenance import MadeFrom, beside, changes, fingerprint, listed
 from lib.refine.data import InstanceDataset, ReadInstances
 from lib.refine.detect import MaskRCNNDetector
 from lib.structures import Detections, Sample, View
@@ -150,8 +150,10 @@ def detect_dataset(
     """
     made_from = ranks.from_first(made_from)
     of_images = ranks.from_first(of_images)
-    told = output.with_name(f"{output.stem}.made_from.json")
+    told = beside(output)
     record = {"made_from": made_from, "images": {str(n): of for n, of in of_images.items()}}
+    if made_from.get("only_image_labels"):
+        record["image_labels"] = labels_fingerprint(dataset.coco.images)
     if _is_complete(output, told, record, ranks):
         return False
     those_here = [_journal(output, rank) for rank in range(ranks.count)]
@@ -206,6 +208,25 @@ def detect_dataset(
             logger.warning("%d images have no detections", without)
     ranks.wait(patiently=True)
     return True
+
+
+def labels_fingerprint(images: Sequence[ImageRecord]) -> str:
+    """Fingerprint of the image labels of a data set."""
+    return fingerprint({str(image.image_id): image.image_labels for image in images})
+
+
+def check_detections(detections: Path, coco_json: Path) -> None:
+    """Raises ValueError where detections are restricted to other image labels than a json has.
+
+    Files without a record, which others have made, are accepted.
+    """
+    told = beside(detections)
+    labels = read_json(told).get("image_labels") if told.is_file() else None
+    if labels not in (None, labels and labels_fingerprint(CocoImages(coco_json).images)):
+        raise ValueError(
+            f"{detections}: made for other image labels than {coco_json} has now; bring them up to date "
+            "with tools/test_net.py --image-labels"
+        )
 
 
 def _is_complete(output: Path, told: Path, record: MadeFrom, ranks: Ranks) -> bool:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from lib.config import Config, RefineConfig, RunConfig, save_config
 from lib.data.loader import Trainable, train_loader
-from lib.engine.checkpoint import find_resumable, save_checkpoint
+from lib.engine.checkpoint import MADE_FROM, find_resumable, list_checkpoints, save_checkpoint
 from lib.engine.distributed import Ranks
 from lib.engine.profile import Profile
 from lib.engine.record import Record
