@@ -29,7 +29,7 @@ from lib.modeling.scoring import score_passes
 from lib.provenance import MadeFrom, beside, changes, fingerprint, listed
 from lib.refine.data import InstanceDataset, ReadInstances
 from lib.refine.detect import MaskRCNNDetector
-from lib.structures import Detections, Sample, View
+from lib.structures import Detections, ImageRecord, Sample, View
 
 logger = logging.getLogger(__name__)
 
@@ -224,8 +224,8 @@ def check_detections(detections: Path, coco_json: Path) -> None:
     labels = read_json(told).get("image_labels") if told.is_file() else None
     if labels not in (None, labels and labels_fingerprint(CocoImages(coco_json).images)):
         raise ValueError(
-            f"{detections}: made for other image labels than {coco_json} has now; bring them up to date "
-            "with tools/test_net.py --image-labels"
+            f"{detections}: made for other image labels than {coco_json} has now; bring them up to "
+            "date with tools/test_net.py --image-labels"
         )
 
 
