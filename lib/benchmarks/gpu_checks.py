@@ -35,7 +35,8 @@ from lib.fast.mining import fast_miner
 from lib.fast.network import FastCIMNet, score_images
 from lib.modeling.backbones import build_backbone
 from lib.modeling.criterion import CIMCriterion, score_image
-from lib.modeling.heads import CIMMiner
+from lib.modeling.heads import CIMMiner, Heads
+from lib.modeling.mask_fuse import MaskFuse
 from lib.modeling.model_builder import CIMNet
 from lib.modeling.scoring import score_passes
 from lib.proposals.overlaps import overlaps
@@ -328,7 +329,8 @@ def make_network(conditions: Conditions) -> CIMNet:
     for module in backbone.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             torch.nn.init.constant_(module.weight, 0.5)  # else every block doubles its input
-    network = CIMNet(backbone, NUM_CLASSES, fuse_channels=64, hidden_dim=128)
+    mask_fuse = MaskFuse(backbone.out_channels, fuse_channels=64, hidden_dim=128)
+    network = CIMNet(backbone, mask_fuse, Heads(128, NUM_CLASSES))
     return network.to(conditions.device, memory_format=torch.channels_last)
 
 

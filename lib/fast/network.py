@@ -8,13 +8,14 @@ from itertools import accumulate, groupby
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from lib.fast.mask_conv import masked_conv
 from lib.fast.roi_align import roi_align
 from lib.modeling.criterion import criterion_arguments
-from lib.modeling.model_builder import ROI_SIZE, CIMNet
+from lib.modeling.mask_fuse import ROI_SIZE
+from lib.modeling.model_builder import CIMNet
 from lib.structures import Sample, Scores, View
 
 
@@ -36,10 +37,7 @@ class FastCIMNet(CIMNet):
         precision: torch.dtype = torch.float32,
         proposals_chunk: int | None = None,
     ) -> None:
-        nn.Module.__init__(self)
-        self.Conv_Body = plain.Conv_Body
-        self.Box_Head = plain.Box_Head
-        self.cls_iou_model = plain.cls_iou_model
+        super().__init__(plain.Conv_Body, plain.Box_Head, plain.cls_iou_model)
         self.training = plain.training
         self.precision = precision
         self.proposals_chunk = proposals_chunk

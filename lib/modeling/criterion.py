@@ -43,8 +43,7 @@ class CIMCriterion:
     miner: CIMMiner
     """Makes the targets of the refinement stages."""
     first_stage_weight: float = 3.0
-    """Times the weights of the first stage's targets, whose teacher, the MIL branch, gives small
-    scores."""
+    """Times the first stage's weights: its teacher, the MIL branch, gives small scores."""
     by_stage: bool = False
     """Gives the refinement losses of every stage, (S,), instead of their sum."""
 

@@ -82,8 +82,7 @@ class CIMMiner:
     labels: Literal["cim", "mist"] = "cim"
     """`mist`: the seeds, ranked by score, are the instances themselves (ablation)."""
     complete_by: Literal["integrity", "cls"] = "integrity"
-    """The teacher's score that chooses among the proposals containing a seed; `cls` is an
-    ablation."""
+    """Teacher's score that chooses among the proposals that contain a seed (`cls`: ablation)."""
     seed_fraction: float = 0.1
     """p: this fraction of all proposals are seeds of a class before suppression."""
     containment_thresh: float = 0.85
@@ -148,13 +147,12 @@ class CIMMiner:
         containment: Tensor,
     ) -> Instances:
         """Finds the complete instances of every stage and present class; arguments as above."""
-        num_stages, num_proposals, _ = cls_prob.shape
-        class_idx = present.new_full((num_stages, num_proposals), -1)
-        weight = cls_prob.new_zeros(num_stages, num_proposals)
+        class_idx = present.new_full(cls_prob.shape[:2], -1)  # (S, P)
+        weight = cls_prob.new_zeros(cls_prob.shape[:2])
         # [i, j]: i contains j and may be an instance.
         completes = containment > self.containment_thresh
         completes &= ~self.oversized(containment)[:, None]
-        for stage in range(num_stages):
+        for stage in range(len(cls_prob)):
             for c in present.tolist():
                 of_cls = cls_prob[stage, :, c + 1]  # (P,), column 0 is the background
                 of_integrity = integrity_prob[stage, :, c + 1]
@@ -163,8 +161,8 @@ class CIMMiner:
                     found = self._seeds(score, iou, stage)
                 else:
                     seeds = self._seeds(of_cls, iou, stage)
-                    chooses = of_integrity if self.complete_by == "integrity" else of_cls
-                    found = _complete(seeds, chooses, completes)
+                    by = of_integrity if self.complete_by == "integrity" else of_cls
+                    found = _complete(seeds, by, completes)
                 # Where several classes claim a proposal the highest score wins, then the first.
                 is_free = class_idx[stage, found] < 0
                 claimed = found[is_free | (score[found] > weight[stage, found])]
@@ -182,10 +180,9 @@ class CIMMiner:
         column = torch.full_like(instances.class_idx, -1)  # (S, P)
         weight, integrity_target = (torch.zeros_like(instances.weight) for _ in range(2))
         for stage, class_idx in enumerate(instances.class_idx):
-            is_instance = class_idx >= 0
-            if not is_instance.any():
+            found = (class_idx >= 0).nonzero()[:, 0]  # (M,)
+            if not len(found):
                 continue
-            found = is_instance.nonzero()[:, 0]  # (M,)
             overlap, nearest = iou[found].max(dim=0)  # (M, P) to (P,)
             nearest = found[nearest]
             is_labelled = overlap > 0
@@ -243,9 +240,6 @@ def anti_noise_sample(instances: Instances, generator: torch.Generator | None) -
 
     With replacement, separately for every class of every stage. A weight that is negative or not
     finite counts as 0; where a class has no other weights, its instances are equally likely.
-
-    Raises:
-        ValueError: the generator is None.
     """
     if generator is None:
         raise ValueError("anti-noise sampling draws from a generator, got None")
@@ -257,13 +251,9 @@ def anti_noise_sample(instances: Instances, generator: torch.Generator | None) -
         for c in class_idx[class_idx >= 0].unique().tolist():
             members = (class_idx == c).nonzero()[:, 0]  # (n,)
             chance = weight[stage, members]
-            chance = (
-                chance / chance.sum() if chance.any() else torch.full_like(chance, 1 / len(chance))
-            )
-            end = chance.cumsum(dim=0)
+            if not chance.any():
+                chance = torch.ones_like(chance)
+            end = (chance / chance.sum()).cumsum(dim=0)  # member k is drawn from end[k-1]..end[k]
             drawn = torch.searchsorted(end, draw[stage, members], right=True)
             is_drawn[stage, members[drawn.clamp(max=len(members) - 1)]] = True
-    return Instances(
-        class_idx=instances.class_idx.where(is_drawn, -1),
-        weight=instances.weight.where(is_drawn, 0.0),
-    )
+    return Instances(instances.class_idx.where(is_drawn, -1), instances.weight.where(is_drawn, 0.0))

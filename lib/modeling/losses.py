@@ -25,7 +25,7 @@ def bag_loss(cls_prob: Tensor, det_prob: Tensor, image_labels: Tensor) -> Tensor
         Binary cross-entropy, mean over the C+1 columns; the background is always present.
     """
     image_score = (cls_prob * det_prob).sum(dim=0)  # (C+1,)
-    return _cross_entropy(image_score, _with_background(image_labels)).mean()
+    return _cross_entropy(image_score, F.pad(image_labels, (1, 0), value=1.0)).mean()
 
 
 def pcl_loss(cls_prob: Tensor, cluster_id: Tensor, cluster_column: Tensor) -> Tensor:
@@ -59,9 +59,8 @@ def refine_cls_loss(cls_prob: Tensor, column: Tensor, weight: Tensor) -> Tensor:
         column: (P,) int64, -1 without a label.
         weight: (P,).
     """
-    is_labelled = column >= 0
     prob = cls_prob.gather(1, column.clamp(min=0)[:, None])[:, 0]
-    return _mean_where(is_labelled, -_clamp(prob).log() * weight)
+    return _mean_where(column >= 0, -_clamp(prob).log() * weight)
 
 
 def refine_integrity_loss(
@@ -99,7 +98,7 @@ def refine_bag_loss(
     Returns:
         Binary cross-entropy, mean over the C+1 columns; 0 when there are no labels at all.
     """
-    target = _with_background(image_labels)
+    target = F.pad(image_labels, (1, 0), value=1.0)  # the background is always present
     is_present = target > 0
     score = _clamp(cls_prob) * _clamp(integrity_prob)
     if not len(score):
@@ -125,10 +124,6 @@ def _cross_entropy(prob: Tensor, target: Tensor) -> Tensor:
     """
     prob = _clamp(prob)
     return -(torch.xlogy(target, prob) + torch.special.xlog1py(1 - target, -prob))
-
-
-def _with_background(image_labels: Tensor) -> Tensor:
-    return torch.cat([image_labels.new_ones(1), image_labels])
 
 
 def _mean_where(chosen: Tensor, value: Tensor) -> Tensor:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+ROI_SIZE = 7
+"""Side of the pooled features and masks."""
+
 
 class MaskFuse(nn.Module):
     """Fuses the features in a proposal's box with those under its mask (`Box_Head` as published).
@@ -13,15 +16,10 @@ class MaskFuse(nn.Module):
         in_channels: D, channels of the backbone.
         fuse_channels: channels after the convolution; None keeps D.
         hidden_dim: length of a proposal's feature vector.
-        roi_size: side of the pooled features and masks.
     """
 
     def __init__(
-        self,
-        in_channels: int,
-        fuse_channels: int | None = None,
-        hidden_dim: int = 4096,
-        roi_size: int = 7,
+        self, in_channels: int, fuse_channels: int | None = None, hidden_dim: int = 4096
     ) -> None:
         super().__init__()
         channels = in_channels if fuse_channels is None else fuse_channels
@@ -29,7 +27,7 @@ class MaskFuse(nn.Module):
             nn.Conv2d(2 * in_channels, channels, kernel_size=3, padding=1), nn.ReLU(inplace=True)
         )
         self.seg_fc = nn.Sequential(
-            nn.Linear(channels * roi_size**2, hidden_dim),
+            nn.Linear(channels * ROI_SIZE**2, hidden_dim),
             nn.ReLU(inplace=True),
             nn.Linear(hidden_dim, hidden_dim),
             nn.ReLU(inplace=True),

@@ -10,40 +10,21 @@ from torchvision.ops import roi_align
 
 from lib.modeling.backbones import Backbone, build_backbone
 from lib.modeling.heads import Heads
-from lib.modeling.mask_fuse import MaskFuse
+from lib.modeling.mask_fuse import ROI_SIZE, MaskFuse
 from lib.structures import Scores
 
 if TYPE_CHECKING:
     from lib.config import ModelConfig
 
-ROI_SIZE = 7
-
 
 class CIMNet(nn.Module):
-    """Backbone, RoIAlign, MaskFuse and heads, under the names of the published checkpoints.
+    """Backbone, RoIAlign, MaskFuse and heads, under the names of the published checkpoints."""
 
-    Args:
-        backbone: gives the feature map.
-        num_classes: C, without the background.
-        fuse_channels: see MaskFuse.
-        hidden_dim: see MaskFuse.
-        num_stages: refinement stages; 0 leaves the MIL branch alone.
-        integrity: see Heads.
-    """
-
-    def __init__(
-        self,
-        backbone: Backbone,
-        num_classes: int,
-        fuse_channels: int | None = None,
-        hidden_dim: int = 4096,
-        num_stages: int = 3,
-        integrity: bool = True,
-    ) -> None:
+    def __init__(self, backbone: Backbone, mask_fuse: MaskFuse, heads: Heads) -> None:
         super().__init__()
         self.Conv_Body = backbone
-        self.Box_Head = MaskFuse(backbone.out_channels, fuse_channels, hidden_dim, ROI_SIZE)
-        self.cls_iou_model = Heads(hidden_dim, num_classes, num_stages, integrity)
+        self.Box_Head = mask_fuse
+        self.cls_iou_model = heads
 
     def forward(self, image: Tensor, boxes: Tensor, roi_masks: Tensor) -> Scores:
         """Scores the P proposals of one image; P may be 0.
@@ -87,11 +68,6 @@ def build_model(
         backbone.load_weights(prm_backbone, "PRM")
     elif pretrained:
         backbone.start_from(config.weights)
-    return CIMNet(
-        backbone,
-        num_classes,
-        config.fuse_channels,
-        config.hidden_dim,
-        config.num_stages,
-        config.integrity,
-    )
+    mask_fuse = MaskFuse(backbone.out_channels, config.fuse_channels, config.hidden_dim)
+    heads = Heads(config.hidden_dim, num_classes, config.num_stages, config.integrity)
+    return CIMNet(backbone, mask_fuse, heads)

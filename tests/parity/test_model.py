@@ -14,7 +14,8 @@ import torch
 from lib.fast.network import FastCIMNet
 from lib.modeling.backbones import BACKBONES, build_backbone
 from lib.modeling.criterion import CIMCriterion
-from lib.modeling.heads import CIMMiner
+from lib.modeling.heads import CIMMiner, Heads
+from lib.modeling.mask_fuse import MaskFuse
 from lib.modeling.model_builder import CIMNet
 from lib.structures import Sample
 
@@ -51,7 +52,8 @@ def backbone_of(golden):
 def outline(backbone, num_columns):
     """The network without memory for its weights."""
     with torch.device("meta"):
-        return CIMNet(build_backbone(backbone), num_columns - 1)
+        body = build_backbone(backbone)
+        return CIMNet(body, MaskFuse(body.out_channels), Heads(4096, num_columns - 1))
 
 
 def network(backbone, num_columns):
