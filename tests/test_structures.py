@@ -1,7 +1,6 @@
 import torch
+from benchmarks.drawn import draw_sample
 from torch import Tensor
-
-from lib.benchmarks.drawn import draw_sample
 
 
 def test_all_tensors_of_a_sample_are_pinned(monkeypatch):
@@ -9,6 +8,6 @@ def test_all_tensors_of_a_sample_are_pinned(monkeypatch):
     monkeypatch.setattr(Tensor, "pin_memory", lambda self: pinned.append(self) or self + 0)
     sample = draw_sample(32, 3)
     result = sample.pin_memory()
-    assert len(pinned) == sum(isinstance(v, Tensor) for v in vars(sample).values()) == 8
+    assert len(pinned) == sum(isinstance(v, Tensor) for v in vars(sample).values()) == 9
     assert result.file_name == sample.file_name and result.boxes is not sample.boxes
     assert torch.equal(result.boxes, sample.boxes)

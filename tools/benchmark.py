@@ -13,12 +13,12 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
+from benchmarks import BENCHMARKS, Conditions
+from benchmarks.gpu import run_checks
+from benchmarks.gpu_checks import CHECKS
+from benchmarks.report import cores, describe_machine, machine_text, table_text, write_numbers
+from benchmarks.timing import processor_time
 
-from lib.benchmarks import BENCHMARKS, Conditions
-from lib.benchmarks.gpu import run_checks
-from lib.benchmarks.gpu_checks import CHECKS
-from lib.benchmarks.report import cores, describe_machine, machine_text, table_text, write_numbers
-from lib.benchmarks.timing import processor_time
 from lib.command_line import SUPPRESS, Command, Namespace, Parser, add_device_arguments, run_tool
 from lib.engine.distributed import make_current
 from lib.files import write_json

@@ -5,10 +5,10 @@ import time
 
 import pytest
 import torch
+from benchmarks import BENCHMARKS, Benchmark, Conditions, Row
+from benchmarks.report import table_text
+from benchmarks.timing import Timing, processor_time, time_together
 
-from lib.benchmarks import BENCHMARKS, Benchmark, Conditions, Row
-from lib.benchmarks.report import table_text
-from lib.benchmarks.timing import Timing, processor_time, time_together
 from tools import benchmark
 
 

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 PROGRAM = """
 import sys
@@ -12,7 +13,7 @@ class Missing:
             raise ImportError(f"{name} is not installed")
 
 sys.meta_path.insert(0, Missing())
-import lib.benchmarks.gpu_checks
+import benchmarks.gpu_checks
 """
 
 
@@ -20,6 +21,9 @@ def test_checks_of_a_gpu_need_no_package_that_only_some_of_them_use():
     packages = ["pydantic", "omegaconf", "yaml", "pycocotools", "hotcoco", "tensorboardX"]
     packages += ["skimage", "scipy"]
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, *packages], capture_output=True, text=True
+        [sys.executable, "-c", PROGRAM, *packages],
+        cwd=Path(__file__).parents[2] / "tools",
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr

@@ -2,11 +2,10 @@
 
 import pytest
 import torch
-
-from lib.benchmarks import inference, memory, network, train
-from lib.benchmarks.drawn import NUM_CLASSES, draw_sample
-from lib.benchmarks.network import fastest_precision, two_networks
-from lib.benchmarks.report import Conditions
+from benchmarks import inference, memory, network, train
+from benchmarks.drawn import NUM_CLASSES, draw_sample
+from benchmarks.network import fastest_precision, two_networks
+from benchmarks.report import Conditions
 
 QUICK = Conditions(quick=True)
 

@@ -9,8 +9,8 @@ import re
 from pathlib import Path
 
 import pytest
+from benchmarks import BENCHMARKS
 
-from lib.benchmarks import BENCHMARKS
 from tests.docs import checks
 from tests.docs.documents import PAGES, ROOT, Block, anchors, blocks, links, shell_text
 from tests.docs.rehearsal import Rehearsal

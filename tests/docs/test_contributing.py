@@ -5,12 +5,12 @@ import re
 import sys
 from pathlib import Path
 
+import benchmarks
 import cv2
 import numpy as np
 import pytest
 import yaml
 
-from lib import benchmarks
 from lib.data import catalog
 from lib.modeling import backbones
 from lib.proposals import readers
@@ -33,7 +33,7 @@ def put_in_place(path, names):
     module = importlib.util.module_from_spec(importlib.util.spec_from_loader(Path(path).stem, None))
     exec(compile(EXAMPLES[path], path, "exec"), module.__dict__)
     ((name, line),) = [(n, v) for n, v in LINES.items() if n == names]
-    sys.modules[path.removesuffix(".py").replace("/", ".")] = module
+    sys.modules[path.removeprefix("tools/").removesuffix(".py").replace("/", ".")] = module
     return eval(line, {**vars(benchmarks), **module.__dict__, Path(path).stem: module})
 
 
@@ -67,7 +67,7 @@ def test_a_data_set(monkeypatch):
 
 
 def test_a_benchmark(monkeypatch, capsys):
-    run = put_in_place("lib/benchmarks/boxes.py", "boxes")
+    run = put_in_place("tools/benchmarks/boxes.py", "boxes")
     monkeypatch.setitem(benchmarks.BENCHMARKS, "boxes", run)
     words = ["boxes", "--quick", "--device", "cpu", "--threads", "1"]
     assert tool("benchmark")(words) == 0

@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+from benchmarks.drawn import draw_sample
+from benchmarks.network import SMALL
 from torch import nn
 
-from lib.benchmarks.drawn import draw_sample
-from lib.benchmarks.network import SMALL
 from lib.config import Config, RuntimeConfig, SolverConfig
 from lib.engine import build
 from lib.engine.build import build_trainer, check_precision, prepare_for_inference

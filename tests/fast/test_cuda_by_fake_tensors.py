@@ -4,13 +4,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+from benchmarks.drawn import draw_sample
+from benchmarks.network import SMALL
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
     DynamicOutputShapeException,
 )
 
-from lib.benchmarks.drawn import draw_sample
-from lib.benchmarks.network import SMALL
 from lib.config import Config, ModelConfig, PRMConfig, RuntimeConfig, SolverConfig
 from lib.engine.build import build_trainer, prepare_for_inference
 from lib.engine.trainer import Trainer

@@ -5,8 +5,8 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 import torch
+from benchmarks.slow_twins import pairwise_overlaps
 
-from lib.benchmarks.slow_twins import pairwise_overlaps
 from lib.fast import mining
 from lib.fast.mining import FastCIMMiner, fast_miner, greedy_nms
 from lib.modeling import heads

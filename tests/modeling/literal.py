@@ -1,6 +1,6 @@
 """SPEC section 5 word by word, in loops over classes and proposals, in Python floats.
 
-The slow twin of lib/modeling/losses.py; that of the miner is lib/benchmarks/slow_twins.py.
+The slow twin of lib/modeling/losses.py; that of the miner is tools/benchmarks/slow_twins.py.
 """
 
 from __future__ import annotations

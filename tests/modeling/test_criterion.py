@@ -3,8 +3,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from benchmarks.slow_twins import LiteralMiner, pairwise_overlaps
 
-from lib.benchmarks.slow_twins import LiteralMiner, pairwise_overlaps
 from lib.fast.mining import fast_miner
 from lib.modeling.criterion import CIMCriterion
 from lib.modeling.heads import CIMMiner

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 import torch
+from benchmarks.slow_twins import LiteralMiner, pairwise_overlaps
 
-from lib.benchmarks.slow_twins import LiteralMiner, pairwise_overlaps
 from lib.modeling.heads import CIMMiner, Heads, anti_noise_sample, teachers
 from lib.structures import Instances, Scores
 from tests.modeling.cases import random_labels, random_masks, random_scores

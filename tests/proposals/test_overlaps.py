@@ -3,10 +3,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from benchmarks.slow_twins import pairwise_overlaps
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lib.benchmarks.slow_twins import pairwise_overlaps
 from lib.proposals.overlaps import intersections, overlaps, overlaps_with_masks
 from lib.proposals.regions import encode
 from tests.proposals.cases import any_masks

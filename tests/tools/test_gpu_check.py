@@ -4,12 +4,12 @@ import json
 import sys
 import time
 
+import benchmarks.gpu
 import pytest
 import torch
+from benchmarks import Conditions, Row
+from benchmarks.gpu_checks import CHECKS, Check
 
-import lib.benchmarks.gpu
-from lib.benchmarks import Conditions, Row
-from lib.benchmarks.gpu_checks import CHECKS, Check
 from lib.files import write_json
 from tests.small_training import tool
 
@@ -18,7 +18,7 @@ ROWS = [{"what": "speed", "value": 1.0, "unit": "s"}]
 
 @pytest.fixture
 def module():
-    return lib.benchmarks.gpu
+    return benchmarks.gpu
 
 
 # Those left out are programs of this project, with tests of their own.

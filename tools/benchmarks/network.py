@@ -7,8 +7,8 @@ import copy
 import torch
 from torch import nn
 
-from lib.benchmarks.drawn import NUM_CLASSES
-from lib.benchmarks.report import Conditions
+from benchmarks.drawn import NUM_CLASSES
+from benchmarks.report import Conditions
 from lib.config import ModelConfig
 from lib.fast.precision import bfloat16_speedup
 from lib.modeling.model_builder import CIMNet, build_model

@@ -22,10 +22,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from lib.benchmarks import BENCHMARKS
-from lib.benchmarks.drawn import NUM_CLASSES, Product, draw_sample
-from lib.benchmarks.report import Conditions, Row
-from lib.benchmarks.timing import time_together
+from benchmarks import BENCHMARKS
+from benchmarks.drawn import NUM_CLASSES, Product, draw_sample
+from benchmarks.report import Conditions, Row
+from benchmarks.timing import time_together
 from lib.engine.checkpoint import load_checkpoint, save_checkpoint
 from lib.engine.distributed import Ranks, summing_model
 from lib.engine.profile import SKIPPED, TRACED, WARM_UP, Profile

@@ -12,11 +12,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from lib.benchmarks.drawn import NUM_CLASSES
-from lib.benchmarks.network import fastest_precision, two_networks
-from lib.benchmarks.overlaps import draw_image
-from lib.benchmarks.report import Conditions, Row
-from lib.benchmarks.timing import time_together
+from benchmarks.drawn import NUM_CLASSES
+from benchmarks.network import fastest_precision, two_networks
+from benchmarks.overlaps import draw_image
+from benchmarks.report import Conditions, Row
+from benchmarks.timing import time_together
 from lib.config import Config, InputConfig, RuntimeConfig, SolverConfig
 from lib.data.coco import CocoImages
 from lib.data.loader import CimDataset, train_loader

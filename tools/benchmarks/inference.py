@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from lib.benchmarks.drawn import Product, draw_sample
-from lib.benchmarks.network import fastest_precision, two_networks
-from lib.benchmarks.report import Conditions, Row
-from lib.benchmarks.timing import time_together
+from benchmarks.drawn import Product, draw_sample
+from benchmarks.network import fastest_precision, two_networks
+from benchmarks.report import Conditions, Row
+from benchmarks.timing import time_together
 from lib.config import RuntimeConfig
 from lib.data.transforms import mirror_boxes, mirror_roi_masks
 from lib.engine.build import prepare_for_inference

@@ -9,10 +9,10 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from lib.benchmarks.drawn import NUM_CLASSES, Product, draw_sample
-from lib.benchmarks.network import fastest_precision, two_networks
-from lib.benchmarks.report import Conditions, Row
-from lib.benchmarks.timing import time_together
+from benchmarks.drawn import NUM_CLASSES, Product, draw_sample
+from benchmarks.network import fastest_precision, two_networks
+from benchmarks.report import Conditions, Row
+from benchmarks.timing import time_together
 from lib.config import Config, RuntimeConfig, SolverConfig
 from lib.engine.build import build_trainer
 from lib.engine.trainer import OneByOne, Trainer

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lib.benchmarks.report import Conditions, Row
-from lib.benchmarks.slow_twins import pairwise_overlaps
-from lib.benchmarks.timing import Timing, time_together
+from benchmarks.report import Conditions, Row
+from benchmarks.slow_twins import pairwise_overlaps
+from benchmarks.timing import Timing, time_together
 from lib.proposals.generate import generate_proposals
 from lib.proposals.overlaps import overlaps
 from lib.proposals.regions import encode

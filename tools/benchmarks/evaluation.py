@@ -13,8 +13,8 @@ from typing import Any
 import cv2
 import numpy as np
 
-from lib.benchmarks.report import Conditions, Row
-from lib.benchmarks.timing import time_together
+from benchmarks.report import Conditions, Row
+from benchmarks.timing import time_together
 from lib.evaluation.coco_eval import evaluate_segm
 from lib.evaluation.detections import to_coco_results
 from lib.proposals import rle

@@ -14,8 +14,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from lib.benchmarks.gpu_checks import CHECKS, Check
-from lib.benchmarks.report import Conditions, Row, describe_machine, table_text
+from benchmarks.gpu_checks import CHECKS, Check
+from benchmarks.report import Conditions, Row, describe_machine, table_text
 from lib.files import read_json, write_json
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from importlib import import_module
 from typing import NamedTuple
 
-from lib.benchmarks.report import Conditions, Row
+from benchmarks.report import Conditions, Row
 
 __all__ = ["BENCHMARKS", "Benchmark", "Conditions", "Row"]
 
@@ -22,7 +22,7 @@ class Benchmark(NamedTuple):
 def in_file(name: str) -> Callable[[Conditions], Iterator[Row]]:
     """`run` of a file of this folder, which is imported only then: a package that one benchmark
     needs may be missing where another one is run."""
-    return lambda conditions: import_module(f"lib.benchmarks.{name}").run(conditions)
+    return lambda conditions: import_module(f"benchmarks.{name}").run(conditions)
 
 
 BENCHMARKS = {

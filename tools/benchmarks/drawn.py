@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lib.benchmarks.report import Conditions
-from lib.benchmarks.timing import Timing
+from benchmarks.report import Conditions
+from benchmarks.timing import Timing
 from lib.structures import Sample
 
 NUM_CLASSES = 20

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lib.benchmarks.overlaps import draw_image
-from lib.benchmarks.report import Conditions, Row
-from lib.benchmarks.slow_twins import LiteralMiner
-from lib.benchmarks.timing import time_together
+from benchmarks.overlaps import draw_image
+from benchmarks.report import Conditions, Row
+from benchmarks.slow_twins import LiteralMiner
+from benchmarks.timing import time_together
 from lib.fast.mining import fast_miner
 from lib.modeling.heads import CIMMiner
 from lib.proposals.generate import generate_proposals

@@ -9,9 +9,9 @@ from concurrent.futures import ProcessPoolExecutor
 
 import torch
 
-from lib.benchmarks.drawn import NUM_CLASSES, draw_sample
-from lib.benchmarks.network import FULL, SMALL, fastest_precision
-from lib.benchmarks.report import Conditions, Row
+from benchmarks.drawn import NUM_CLASSES, draw_sample
+from benchmarks.network import FULL, SMALL, fastest_precision
+from benchmarks.report import Conditions, Row
 from lib.config import Config, RuntimeConfig
 from lib.engine.build import build_trainer
 from lib.engine.profile import peak_memory
