@@ -1,4 +1,4 @@
-"""From a configuration and a data set to the parts of a training or a test."""
+"""Builds the parts of a training or a test from a configuration and a data set."""
 
 from __future__ import annotations
 
@@ -44,20 +44,20 @@ from lib.refine.training import LOSSES, mask_rcnn_forward
 logger = logging.getLogger(__name__)
 
 KEEP_IN_MEMORY = 256 * 1024**2
-"""Bytes; data sets smaller than this are read once."""
-
+"""Bytes; data sets smaller than this are read only once."""
 
 PROPOSALS_TOGETHER = 1024
-"""Of all views of an image, in MaskFuse: more are not faster, and take 100 kB or more each."""
+"""Proposals, of all views of an image, that pass MaskFuse together: more are not faster, and each
+takes 100 kB or more."""
 
 
 def open_training_data(
     dataset: Dataset, coco: CocoImages, with_clusters: bool, ranks: Ranks = ALONE
 ) -> CimDataset:
-    """The data to train on, after a look whether all that it needs is there and up to date.
+    """Opens the data to train on and checks that everything it needs is there and up to date.
 
     Raises:
-        FileNotFoundError: images, proposals or clusters are missing; says how many and which.
+        FileNotFoundError: images, proposals or clusters are missing; names some.
         ValueError: proposals were made from other images; clusters from other images, labels,
             proposals or PRM weights.
     """
@@ -71,10 +71,10 @@ def open_training_data(
 
 
 def open_test_data(dataset: Dataset, coco: CocoImages, ranks: Ranks = ALONE) -> CimDataset:
-    """The data to test on; the same checks, but no clusters.
+    """Opens the data to test on; the same checks, without clusters.
 
     Raises:
-        FileNotFoundError: images or proposals are missing; says how many and which.
+        FileNotFoundError: images or proposals are missing; names some.
         ValueError: proposals were made from other images.
     """
     coco.check_files(dataset.images)
@@ -85,7 +85,7 @@ def open_test_data(dataset: Dataset, coco: CocoImages, ranks: Ranks = ALONE) -> 
 def _made_from(
     dataset: Dataset, images: Sequence[ImageRecord], with_clusters: bool, ranks: Ranks
 ) -> dict[str, MadeFrom]:
-    """Records of the samples of images, by file name; the first rank looks, for all."""
+    """Records of the samples of images, by file name; the first rank reads them for all."""
     made_from = None
     if ranks.is_first:
         made_from = samples_made_from(dataset, images)
@@ -101,10 +101,10 @@ def _made_from(
 def initial_model(
     config: Config, dataset: Dataset, num_classes: int, weights: Path | None
 ) -> CIMNet:
-    """The network as its training begins.
+    """Builds the network that a training starts from.
 
     Args:
-        weights: a checkpoint of the whole network; None starts as `config.model.weights` says.
+        weights: a checkpoint of the whole network; None takes `config.model.weights`.
     """
     if weights is not None:
         model = build_model(config.model, num_classes, pretrained=False)
@@ -117,7 +117,7 @@ def initial_model(
 def trained_model(
     config: Config, state: Mapping[str, Any], source: Path, class_names: Sequence[str]
 ) -> CIMNet:
-    """The network of a checkpoint that `load_checkpoint` gave, in evaluation mode.
+    """Builds the network of a checkpoint from `load_checkpoint`, in evaluation mode.
 
     Args:
         source: the checkpoint's file, for messages.
@@ -137,10 +137,10 @@ def trained_model(
 def build_trainer(
     config: Config, model: CIMNet, device: str, num_lanes: int = 1, ranks: Ranks = ALONE
 ) -> Trainer:
-    """A trainer that has made no update yet.
+    """Builds a trainer that has made no update yet.
 
     Args:
-        num_lanes: images worked on at the same time, by a process that is alone.
+        num_lanes: images that a single process works on at the same time.
         ranks: the processes that share the images of an update.
 
     Raises:
@@ -172,7 +172,7 @@ def build_trainer(
 def build_refine_trainer(
     config: Config, model: MaskRCNN, device: str, num_lanes: int = 1, ranks: Ranks = ALONE
 ) -> Trainer:
-    """A trainer of the Mask R-CNN that has made no update yet; arguments as for `build_trainer`."""
+    """Builds a trainer of the Mask R-CNN; arguments as for `build_trainer`."""
     solver = config.refine.solver
     model.to(device).train()
     return Trainer(
@@ -196,7 +196,7 @@ def choose_backward(
     ranks: Ranks = ALONE,
     together: Callable[..., list[tuple[Any, ...]]] | None = None,
 ) -> OneByOne | SideBySide | Together | AmongRanks:
-    """The way to compute an update that fits the hardware.
+    """Chooses how an update is computed on this hardware.
 
     Args:
         num_lanes: images that a CPU works on at the same time.
@@ -223,13 +223,13 @@ def build_detector(
     augment: bool = True,
     only_image_labels: bool = False,
 ) -> Detector:
-    """Test-time augmentation and selection as configured.
+    """Builds the detector: test-time augmentation and selection as configured.
 
     Args:
-        model: is made ready for inference in place and cannot be trained or saved any more.
+        model: prepared for inference in place; it cannot be trained or saved afterwards.
         category_ids: the COCO category id of every class.
-        augment: False makes one pass, at the largest scale and not mirrored.
-        only_image_labels: detect only what an image is labelled with, and as much as there is.
+        augment: False takes one pass, at the largest scale and not mirrored.
+        only_image_labels: detects only the classes an image is labelled with, without a limit.
 
     Raises:
         ValueError: the GPU lacks the precision.
@@ -293,11 +293,11 @@ def _memory_format(runtime: RuntimeConfig) -> torch.memory_format:
 
 
 def share_threads(device: str, threads: int | None, at_most: int) -> int:
-    """How many images to work on at a time; gives each its share of PyTorch's threads.
+    """Number of images to work on at a time; sets PyTorch's threads to the share of each.
 
     Args:
-        threads: of the processor; None takes as many as PyTorch would.
-        at_most: images, for the sake of memory.
+        threads: of the processor; None takes PyTorch's default.
+        at_most: maximum number of images, to limit memory.
 
     Returns:
         1 on CUDA.
@@ -309,11 +309,11 @@ def share_threads(device: str, threads: int | None, at_most: int) -> int:
 
 
 def images_ahead(device: str, threads: int | None, num_workers: int) -> int:
-    """The `num_threads` of `detect_dataset`; gives each its share of PyTorch's threads.
+    """`num_threads` of `detect_dataset`; sets PyTorch's threads to the share of each.
 
     Args:
         threads: of the processor, as for `share_threads`.
-        num_workers: that read images for a GPU.
+        num_workers: threads that read images for a GPU.
     """
     lanes = share_threads(device, threads, at_most=4)
     if torch.device(device).type == "cuda":

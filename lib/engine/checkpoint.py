@@ -171,7 +171,7 @@ def load_model(
 def _other_num_classes(
     shapes: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]], num_classes: int | None
 ) -> int | None:
-    """The classes of a state whose only differences from the model are the rows of its heads."""
+    """Number of classes of a state that differs from the model only in the rows of its heads."""
     if num_classes is None or not shapes:
         return None
     rows = {(s[:1], o[:1]) if s[1:] == o[1:] else None for s, o in shapes.values()}
@@ -221,14 +221,14 @@ def find_resumable(
 
 
 def _newest_whole(checkpoints: Sequence[Path]) -> dict[str, Any]:
-    """The content of the last one that can be read; a disk may have lost what came after."""
+    """Content of the last checkpoint that can be read; a disk may have lost newer ones."""
     *older, newest = checkpoints
     try:
         return load_checkpoint(newest)
     except CheckpointError as error:
         if not older:
             raise
-        logger.warning("%s; going on from the checkpoint before it", error)
+        logger.warning("%s; resuming from the checkpoint before it", error)
         return _newest_whole(older)
 
 
@@ -240,20 +240,20 @@ def seed_everything(seed: int) -> None:
 
 
 def random_state() -> dict[str, Any]:
-    """The state of torch's, numpy's and Python's global generators."""
+    """State of the global generators of torch, numpy and Python, as plain values and tensors."""
     kind, keys, *rest = np.random.get_state()
     state = {
         "torch": torch.get_rng_state(),
         "numpy": [kind, keys.tolist(), *rest],
         "python": random.getstate(),
     }
-    if torch.cuda.is_initialized():  # asking would make a context, also for a training on the CPU
+    if torch.cuda.is_initialized():  # asking creates a context, even if training is on the CPU
         state["cuda"] = torch.cuda.get_rng_state_all()
     return state
 
 
 def set_random_state(state: Mapping[str, Any]) -> None:
-    """Takes over what `random_state` gave; CUDA's part only with as many devices."""
+    """Restores what `random_state` returned; for CUDA only with the same number of devices."""
     torch.set_rng_state(state["torch"])
     np.random.set_state(tuple(state["numpy"]))
     random.setstate(state["python"])

@@ -41,7 +41,7 @@ _Result = TypeVar("_Result")
 def read_passes(
     dataset: CimDataset, index: int, scales: Sequence[int], flips: Sequence[Flip]
 ) -> tuple[ReadImage, list[Sample]]:
-    """An image with all its passes; the files are read once.
+    """Reads an image and makes all its passes; the files are read once.
 
     Raises:
         FileNotFoundError, ValueError: as `CimDataset.read`.
@@ -53,7 +53,7 @@ def read_passes(
 def map_ahead(
     function: Callable[[_Item], _Result], items: Iterable[_Item], num_threads: int
 ) -> Iterator[_Result]:
-    """`map`, with up to `num_threads` + 1 results made ahead by threads; 0 makes none ahead."""
+    """`map` that makes up to `num_threads` + 1 results ahead in threads; 0 makes none ahead."""
     if num_threads == 0:
         yield from map(function, items)
         return
@@ -83,13 +83,13 @@ class Detector:
     score_thresh: float
     nms_thresh: float
     max_detections: int | None
-    """Of an image; None keeps all."""
+    """Per image; None keeps all."""
     only_image_labels: bool = False
     """Detect only the classes that an image is labelled with."""
     device: torch.device | str = "cpu"
 
     def prepare(self, dataset: CimDataset, index: int) -> tuple[ReadImage, list[View]]:
-        """Reads image `index`, once, for all passes; may run in another thread."""
+        """Reads image `index` once for all passes; may run in another thread."""
         read, passes = read_passes(dataset, index, self.scales, self.flips)
         views = [sample.view() for sample in passes]
         if torch.device(self.device).type == "cuda":
@@ -108,7 +108,7 @@ class Detector:
         )
 
     def select(self, read: ReadImage, passes: Sequence[View]) -> Detections:
-        """Detections of one image, which has proposals, best first."""
+        """Detections of one image that has proposals, best first."""
         return select_detections(
             score_passes(self.model, passes, self.device).numpy(),
             read.proposals.boxes,
@@ -130,23 +130,23 @@ def detect_dataset(
 ) -> bool:
     """Writes the detections on every image to `output`, in the order of the data set.
 
-    What is finished stands in journals beside `output`, one of each rank, from which an
-    interrupted run resumes, with however many ranks. `<output stem>.made_from.json` is the record
+    Finished images are kept in journals beside `output`, one for each rank, from which an
+    interrupted run resumes, with any number of ranks. `<output stem>.made_from.json` is the record
     of `output`: of an older one only the images that are out of date are done again.
 
     Args:
         made_from: what the detections on all images depend on: weights and settings.
         of_images: fingerprint of what those on one image depend on beside it, by image id.
-        num_threads: that work on the next images meanwhile: they prepare them and, without a GPU,
-            score them as well.
-        ranks: the processes that share the images; all see the folder of `output`.
+        num_threads: threads that prepare the next images meanwhile and, without a GPU, also score
+            them.
+        ranks: the processes that share the images; all must see the folder of `output`.
 
     Returns:
         Whether there was anything to do.
 
     Raises:
-        FileNotFoundError, ValueError: an image or its proposals cannot be used; the ranks do not
-            see one folder; another process writes to it.
+        FileNotFoundError, ValueError: an image or its proposals cannot be used; the ranks see
+            different folders; another process writes to it.
     """
     made_from = ranks.from_first(made_from)
     of_images = ranks.from_first(of_images)
@@ -161,7 +161,7 @@ def detect_dataset(
     detector.model.to(detector.device).eval()
     images = dataset.coco.images
     with Journal(own, made_from, of_images) as journal:
-        # It may have been waited for until another process had finished.
+        # Opening may have waited until another process had finished.
         if _is_complete(output, told, record, ranks):
             return False
         if ranks.is_first:
@@ -180,7 +180,7 @@ def detect_dataset(
                 "disk that all machines share"
             )
         if done:
-            logger.info("%s: going on after %d images", own, len(done))
+            logger.info("%s: resuming after %d images", own, len(done))
         todo = [n for n, image in enumerate(images) if image.image_id not in done]
         todo = ranks.share_of(todo)
         bar = tqdm(
@@ -195,7 +195,7 @@ def detect_dataset(
         for read, results in bar:
             without += not results
             journal.append(read.record.image_id, results)
-    # Only now, with their journals closed, are the results of other machines sure to be seen.
+    # Journals of other machines are only sure to be seen once they are closed.
     ranks.wait(patiently=True)
     without = sum(ranks.gather(without))
     if ranks.is_first:
@@ -230,7 +230,7 @@ def check_detections(detections: Path, coco_json: Path) -> None:
 
 
 def _is_complete(output: Path, told: Path, record: MadeFrom, ranks: Ranks) -> bool:
-    """Whether the result is there, as rank 0 sees it; if so, nothing else is left beside it."""
+    """Whether rank 0 sees a complete result; if so, removes what is left beside it."""
     complete = output.is_file() and told.is_file() and read_json(told) == record
     complete = ranks.gather(complete)[0]  # when all have come here: none opens a journal later
     if complete and ranks.is_first:
@@ -268,12 +268,12 @@ def _journal(output: Path, rank: int) -> Path:
 
 
 def _journals(output: Path) -> set[Path]:
-    """Those that are there, of however many ranks."""
+    """Existing journals, of any number of ranks."""
     return set(output.parent.glob(f"{glob.escape(output.stem)}.journal*.jsonl"))
 
 
 def _tidy(output: Path, told: Path) -> None:
-    """Removes what is of no use beside a result that is complete; also what was killed has left."""
+    """Removes journals and the leftovers of killed writers beside a complete result."""
     for path in _journals(output):
         path.unlink(missing_ok=True)
     for path in (output, told):
@@ -283,7 +283,7 @@ def _tidy(output: Path, told: Path) -> None:
 def _merged(
     paths: Iterable[Path], made_from: MadeFrom, of_images: Mapping[int, str], coco: CocoImages
 ) -> Iterator[dict[str, Any]]:
-    """What all journals hold, in the order of the data set."""
+    """The results in all journals, in the order of the data set."""
     with ExitStack() as stack:
         journals = [stack.enter_context(Journal(path, made_from, of_images)) for path in paths]
         of_image = {image_id: journal for journal in journals for image_id in journal.done}

@@ -13,20 +13,20 @@ from typing import Any, BinaryIO, Self
 from lib.provenance import MadeFrom
 
 SECONDS_TO_LEAVE = 30
-"""What others that have a journal open are given to end."""
+"""Time to wait for another process to close a journal."""
 
 
 class Journal:
     """A file that grows by one line per finished image, so that the rest can be done later.
 
-    The first line says what all results are made from; a journal of anything else is begun anew.
-    Every other line says what its image is made from; those that are out of date do not count.
-    What an interruption has cut short or a broken disk has spoilt is removed, with all behind it.
-    Several processes write one each: no two can have the same one open.
+    The first line says what all results are made from; a journal of anything else is started anew.
+    Every other line says what its image is made from; lines that are out of date do not count.
+    A line cut short by an interruption or damaged on disk is removed, with everything after it.
+    Several processes write one journal each: two cannot have the same one open.
 
     Args:
         made_from: the record that all results have in common, see lib/provenance.py.
-        of_images: fingerprint of all that the results of one image depend on beside it, by id.
+        of_images: fingerprint of what else the results of an image depend on, by id.
 
     Attributes:
         done: ids of the images that are in the journal and up to date, with where their line
@@ -51,7 +51,7 @@ class Journal:
             self._write(header)
 
     def _scan(self, header: bytes) -> int:
-        """Notes the images that are done; returns the length of the usable part in bytes."""
+        """Collects the images that are done; returns the length of the usable part in bytes."""
         whole = 0
         self._file.seek(0)
         for number, line in enumerate(self._file):
@@ -71,19 +71,19 @@ class Journal:
         return whole
 
     def append(self, image_id: int, results: list[Any]) -> None:
-        """Adds the results of an image, plain JSON values, and hands them to the system."""
+        """Writes the results of an image, plain JSON values, and flushes the file."""
         made_from = self._of_images.get(image_id)
         entry = {"image_id": image_id, "made_from": made_from, "results": results}
         line = json.dumps(entry, allow_nan=False)
         self.done[image_id] = self._write(line)
 
     def results_of(self, image_id: int) -> list[Any]:
-        """What was added for one image."""
+        """Results that were appended for one image."""
         self._file.seek(self.done[image_id])
         return json.loads(self._file.readline())["results"]
 
     def _write(self, line: str) -> int:
-        """Returns where the line begins."""
+        """Writes a line at the end; returns where it begins."""
         start = self._file.seek(0, os.SEEK_END)
         self._file.write(line.encode() + b"\n")
         self._file.flush()
@@ -100,7 +100,7 @@ class Journal:
 
 
 def _open_alone(path: Path) -> BinaryIO:
-    """Opens a file to read and to append, and locks it; the system unlocks it when it is closed."""
+    """Opens a file to read and append, and locks it; closing it unlocks it."""
     begun = time.monotonic()
     while True:
         file = path.open("a+b")

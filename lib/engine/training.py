@@ -111,14 +111,13 @@ def train(
 
 
 class StopSignals:
-    """While active, the first SIGINT or SIGTERM is only noted, so that work can end in order.
+    """While active, records the first SIGINT or SIGTERM, so that work can end in order.
 
     Outside the main thread nothing changes.
 
     Args:
-        second_ends: a second signal ends the process at once. False where somebody else sees to
-            that: torchrun kills what has not ended in half a minute, and the signal may come from
-            it and from the system as well.
+        second_ends: a second signal ends the process at once. False under torchrun, which kills
+            what has not ended in half a minute: the same signal may come from it and the system.
     """
 
     def __init__(self, second_ends: bool = True) -> None:
@@ -163,17 +162,18 @@ class TrainingRun:
     environment: dict[str, Any] = field(default_factory=describe_environment)
 
     def open(self, must_exist: bool = False, overwrite: bool = False) -> dict[str, Any] | None:
-        """Claims the folder, and writes its log from now on.
+        """Claims the folder and starts its log.
 
         Args:
-            must_exist: there has to be a checkpoint.
+            must_exist: requires a checkpoint.
             overwrite: a training of something else is removed, with its results.
 
         Returns:
-            The checkpoint to go on from; None where a training begins.
+            The checkpoint to resume from; None for a new training.
 
         Raises:
-            ValueError: the checkpoint is of another training; ranks see different ones; none.
+            ValueError: the checkpoint belongs to another training, or ranks see different ones;
+                there is none although `must_exist`.
             OSError: the folder cannot be written to.
         """
         state = find_resumable(self.folder, self.made_from, overwrite)
@@ -184,7 +184,7 @@ class TrainingRun:
                 f"({steps}); the run folder must lie on a disk that all machines share"
             )
         if must_exist and state is None:
-            raise ValueError(f"--resume: {self.folder} has no checkpoint to go on with")
+            raise ValueError(f"--resume: {self.folder} has no checkpoint to resume from")
         if self.ranks.is_first:
             if state is None and list_checkpoints(checkpoint_folder(self.folder)):
                 shutil.rmtree(checkpoint_folder(self.folder))
@@ -205,7 +205,7 @@ class TrainingRun:
 
     @property
     def about(self) -> dict[str, Any]:
-        """What checkpoints say beside the state of the training: all that repeats it."""
+        """Entries of every checkpoint beside the state of the training: what repeats it."""
         return {
             "train_size": self.train_size,
             "class_names": self.class_names,
@@ -230,13 +230,13 @@ class TrainingRun:
         )
 
     def announce(self, data: str, network: str, start: object, trainer: Trainer) -> None:
-        """Says in plain words what is about to be trained on what.
+        """Logs what is trained on what.
 
         Args:
             start: what a new training starts from.
         """
         solver, done, ranks = self.settings.solver, trainer.iteration, self.ranks
-        begins = f"going on after {done} updates" if done else f"starting from {start}"
+        begins = f"resuming after {done} updates" if done else f"starting from {start}"
         logger.info("data: %s", data)
         logger.info("network: %s, %s", network, begins)
         logger.info(
@@ -249,7 +249,7 @@ class TrainingRun:
         logger.info("run folder: %s", self.folder)
 
     def end(self, trainer: Trainer, stopped_by: int | None, next_tool: str) -> int:
-        """Says what was done, where everything is, and what comes next.
+        """Logs what was done, where everything is, and what comes next.
 
         Args:
             stopped_by: what `train` returned.
@@ -285,8 +285,8 @@ def save_failed_update(
 ) -> None:
     """Writes `run/failed_update.pt`: the weights before the update, its images, its losses.
 
-    It holds tensors and plain values alone, and all images, also those of other ranks. Where it
-    cannot be written this is only said: the error itself matters more.
+    It holds tensors and plain values only, and the images of all ranks. If it cannot be written,
+    that is only logged: the error of the training matters more.
 
     Args:
         extra: further entries, such as the configuration.
@@ -305,14 +305,14 @@ def save_failed_update(
     try:
         with atomic_file(path) as file:
             torch.save(content, file)
-    except (OSError, RuntimeError) as fault:  # torch makes the one of the other
+    except (OSError, RuntimeError) as fault:  # torch turns OSError into RuntimeError
         logger.warning("%s: could not be written: %s", path, fault.__context__ or fault)
     else:
         logger.info("the failed update is kept: python tools/study.py replay %s", path)
 
 
 def _plain(sample: Any) -> dict[str, Any]:
-    """A sample's fields; tensors that are views of more are cut loose."""
+    """A sample's fields; tensors that are views of larger ones are copied."""
     fields = {f.name: getattr(sample, f.name) for f in dataclasses.fields(sample)}
     return {
         name: value.clone() if isinstance(value, Tensor) else value

@@ -74,7 +74,7 @@ def test_a_test_that_ended_in_one_process_goes_on_in_another_number_of_them(plac
     image.write_bytes(content)
     capfd.readouterr()
     assert tool("test_net")(command) == 0
-    done = re.search(r"going on after (\d) images", capfd.readouterr().err)
+    done = re.search(r"resuming after (\d) images", capfd.readouterr().err)
     assert 2 <= int(done[1]) <= 4
     assert Path("run/test/mine/detections.json").read_bytes() == Path("whole.json").read_bytes()
     assert len(list(Path("run/test/mine").iterdir())) == 2
@@ -168,7 +168,7 @@ def test_a_shared_test_killed_at_random_moments_ends_in_the_same_file(place, mon
     before = done()
     assert tool("test_net")([*command, str(results)]) == 0
     told = capfd.readouterr().err
-    assert f"going on after {before} images" in told or "complete already" in told
+    assert f"resuming after {before} images" in told or "complete already" in told
     assert results.read_bytes() == Path("whole.json").read_bytes()
     assert {p.name for p in results.parent.iterdir()} == {
         "with [1].json",
@@ -192,7 +192,7 @@ def test_a_signal_to_all_and_the_death_of_one_or_of_torchrun(place):
     os.kill(rank_of(process, 1), signal.SIGKILL)
     told = finished(process)
     assert process.returncode not in (0, 143), told
-    assert f"going on after {done} updates" in told
+    assert f"resuming after {done} updates" in told
     assert "another process of this training or test has failed or was killed" in told
     assert "all others were ended" in told
 

@@ -102,7 +102,7 @@ def test_killed_testing_ends_in_the_same_file(place):
     assert 2 <= done < 5
     process = start("test_net", *command)
     told = finished(process)
-    assert f"going on after {done} images" in told
+    assert f"resuming after {done} images" in told
     assert results.read_bytes() == whole
 
 
@@ -181,5 +181,5 @@ def test_a_damaged_newest_checkpoint_is_passed_over(place, capfd):
     assert tool("train_net")([*TRAIN, "--output", "run"]) == 0
     told = capfd.readouterr().err
     assert "model_step4.pth: not a readable checkpoint" in told
-    assert "going on after 2 updates" in told
+    assert "resuming after 2 updates" in told
     assert_same_end("whole", "run", 4)

@@ -160,7 +160,7 @@ def test_interrupted_test_goes_on(place, monkeypatch, capfd):
         file.write(b'{"image_id": 103, "resu')
     assert not Path("run/test/mine/detections.json").exists()
     assert test("--threads", "1") == 0
-    assert "going on after 3 images" in capfd.readouterr().err
+    assert "resuming after 3 images" in capfd.readouterr().err
     assert scored == [100, 101, 102, "stop", 103, 104]
     assert Path("run/test/mine/detections.json").read_bytes() == whole
     assert not journal.exists()
@@ -217,7 +217,7 @@ def test_interrupted_training_goes_on_by_itself(place, monkeypatch, capfd):
     assert "stopped by SIGINT; resume with --output run" in capfd.readouterr().err
     monkeypatch.setattr(Trainer, "update", original)
     assert train("--resume") == 0
-    assert "going on after 3 updates" in capfd.readouterr().err
+    assert "resuming after 3 updates" in capfd.readouterr().err
     assert_same(weights_at("whole", 4), weights_at("run", 4))
     assert [e["iteration"] for e in read_lines(Path("run/history.jsonl"))] == [1, 2, 3, 4]
 
@@ -254,7 +254,7 @@ def test_other_settings_are_refused(place, capfd):
     assert train("--set", "solver.max_iter", "9") == 2
     assert "solver.max_iter was 4, is 9; name another --output" in error_of(capfd)
     assert train("--resume", output="nothing") == 2
-    assert "--resume: nothing has no checkpoint to go on with" in error_of(capfd)
+    assert "--resume: nothing has no checkpoint to resume from" in error_of(capfd)
 
 
 def test_unknown_key_names_the_nearest(place, capfd):
