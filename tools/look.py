@@ -32,10 +32,13 @@ from lib.data.catalog import Dataset
 from lib.data.coco import CocoImages, ImageRecord, read_coco
 from lib.data.images import read_record
 from lib.data.loader import ReadImage, no_clusters
+from lib.engine.checkpoint import checkpoint_folder, list_checkpoints
 from lib.engine.runs import newest_run, results_of_run, run_of
 from lib.evaluation.coco_files import by_image, read_ground_truth
-from lib.files import read_json
+from lib.files import read_json, write_json
+from lib.prm.assign import samples_made_from
 from lib.proposals.store import ProposalStore
+from lib.provenance import changes, file_fingerprint, fingerprint
 from lib.visualization.collect import collect, describe
 from lib.visualization.gallery import write_gallery
 from lib.visualization.panels import save_png
@@ -172,6 +175,16 @@ def gallery(args: Namespace) -> int:
     if run is not None and (run / "config.yaml").is_file():
         config = load_config(run / "config.yaml")
     coco = CocoImages(dataset.json, require_annotations=False)
+    if args.output is not None:
+        folder = args.output
+    else:
+        folder = (run or args.outputs) / "gallery" / dataset.name
+    made_from = gallery_made_from(args, dataset, coco, run, results)
+    told = folder / "made_from.json"
+    made = told.is_file() and (folder / "index.html").is_file()
+    if made and not changes(read_json(told), made_from):
+        print(f"up to date; open {folder / 'index.html'} in a browser")
+        return 0
     collected = collect(
         coco,
         dataset.images,
@@ -185,14 +198,29 @@ def gallery(args: Namespace) -> int:
     details = inspect_worst(shown, args.details, run, dataset, coco, args.prm, args.device)
     page = describe(collected, coco, dataset, run, results, args.iou)
     page = replace(page, layers={**page.layers, **detail_layers(details)})
-    if args.output is not None:
-        folder = args.output
-    else:
-        folder = (run or args.outputs) / "gallery" / dataset.name
     jobs = args.jobs if args.jobs is not None else (1 if len(shown) < FEW else -1)
+    told.unlink(missing_ok=True)
     failures = write_gallery(folder, page, shown, details, jobs)
+    if not failures:
+        write_json(told, made_from, indent=2)
     print(f"{len(shown) - len(failures)} images; open {folder / 'index.html'} in a browser")
     return report_failures(failures, len(shown))
+
+
+def gallery_made_from(
+    args: Namespace, dataset: Dataset, coco: CocoImages, run: Path | None, results: dict[str, Path]
+) -> dict[str, Any]:
+    """The record of a gallery, see lib/provenance.py."""
+    files = {"json": dataset.json, "prm": args.prm or dataset.prm, **results}
+    if run is not None:
+        files |= {name: run / name for name in ("config.yaml", "history.jsonl")}
+        files |= {file.name: file for file in list_checkpoints(checkpoint_folder(run))[-1:]}
+    options = ("limit", "score_thresh", "per_image", "details", "iou")
+    return {
+        "files": {name: file_fingerprint(f) for name, f in files.items() if f.is_file()},
+        "samples": fingerprint(samples_made_from(dataset, coco.images, with_missing=True)),
+        "options": {name: getattr(args, name) for name in options},
+    }
 
 
 def gallery_run(args: Namespace) -> Path | None:
@@ -254,6 +282,7 @@ def explain(args: Namespace) -> None:
         dataset = dataset_from_args(args)
         coco = CocoImages(dataset.json)
         record = coco.images[coco.find([args.image])[0]]
+        samples_made_from(dataset, [record], with_missing=True)  # proposals of this image?
         prm = dataset.prm if args.prm or dataset.prm.is_file() else None
         inspector = open_inspector(folder, dataset.root, coco, prm, args.device)
         read = read_with_proposals(

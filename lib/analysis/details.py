@@ -19,6 +19,7 @@ from lib.data.coco import CocoImages
 from lib.data.loader import CimDataset
 from lib.engine.checkpoint import list_checkpoints
 from lib.engine.runs import checkpoint_folder
+from lib.prm.assign import samples_made_from
 from lib.prm.clusters import ClusterStore
 from lib.proposals.store import ProposalStore
 from lib.structures import Regions
@@ -55,10 +56,14 @@ def inspect_worst(
 
     Returns:
         (number of the picture, its layers)
+
+    Raises:
+        ValueError: the stored proposals were made from other images.
     """
     proposals = ProposalStore(dataset.proposals)
     numbers = [n for n in worst_first(pictures) if proposals.has(coco.images[n].file_name)]
     numbers = numbers[:count]
+    samples_made_from(dataset, [coco.images[n] for n in numbers], with_missing=True)  # they fit?
     inspector = None
     if numbers and run is not None and list_checkpoints(checkpoint_folder(run)):
         if prm_file is None and dataset.prm.is_file():

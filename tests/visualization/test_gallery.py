@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -131,7 +132,7 @@ def test_an_older_gallery_is_replaced_and_other_folders_are_left_alone(place, ca
     assert tool("look gallery")([*MINE, "--output", "page"]) == 0
     (place / "page/data/chunk-9.js").write_text("old")
     (place / ".page.killed.part/data").mkdir(parents=True)
-    assert tool("look gallery")([*MINE, "--output", "page"]) == 0
+    assert tool("look gallery")([*MINE, "--output", "page", "--iou", "0.6"]) == 0
     assert not (place / "page/data/chunk-9.js").exists()
     assert tool("look gallery")([*MINE, "--output", "images"]) == 2
     assert "images: holds files that are no gallery" in capsys.readouterr().err
@@ -159,3 +160,21 @@ def test_a_detection_on_an_unknown_image_is_named(place, capsys):
     (place / "own.json").write_text(json.dumps([entry]))
     assert tool("look gallery")([*MINE, "--detections", "own.json"]) == 2
     assert "own.json: entry 0 is of image 99" in capsys.readouterr().err
+
+
+def test_a_gallery_that_is_up_to_date_is_left(place, capsys):
+    def made(*more):
+        assert tool("look gallery")([*MINE, "--output", "page", *more]) == 0
+        return "up to date" not in capsys.readouterr().out
+
+    assert made() and not made()
+    assert made("--limit", "2") and not made("--limit", "2") and made()
+    content = json.loads(Path("mine.json").read_text())
+    content["categories"][0]["name"] = "tiger"
+    Path("mine.json").write_text(json.dumps(content))
+    assert made() and not made()
+    image = cv2.imread("images/two.png")
+    cv2.imwrite("images/two.png", 255 - image)
+    assert made() and not made()
+    Path("page/index.html").unlink()
+    assert made() and not made()
