@@ -121,7 +121,7 @@ def test_a_killed_scheduler_is_an_error(tmp_path):
             process.communicate()
 
 
-def wait_for(path, seconds=60):
+def wait_for(path, seconds=180):
     end = time.monotonic() + seconds
     while not path.exists():
         assert time.monotonic() < end, path
