@@ -12,13 +12,13 @@ import torch
 
 from lib.analysis.ablation import PLUS, VARIANTS
 from lib.analysis.instances import (
-    Measures,
+    Rows,
     analyse_checkpoint,
     analyse_clusters,
     known_images,
+    seeds_table,
 )
 from lib.analysis.replay import Replayed, load_failed_update, not_finite, replay_update
-from lib.analysis.seed_statistics import spread
 from lib.command_line import (
     Command,
     Namespace,
@@ -50,9 +50,6 @@ TAUGHT = (
 )
 HEADS = ("ap50", "ap75", "ap50 by cls", "ap75 by cls", "good", "tight", "coverage", "purity")
 """Measures of the tables, in percent; the JSON has all."""
-
-Rows = dict[str, dict[str, Measures]]
-"""Checkpoint -> what is looked at -> measure -> mean over the images."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -146,37 +143,10 @@ def instances(args: Namespace) -> None:
         content = {"dataset": dataset.name, "taught": taught, "heads": heads}
         write_json(args.output, content, indent=1)
     tables = {
-        "What the stages are taught": table(list(taught.values()), TAUGHT, "instances"),
-        "What the heads detect": table(list(heads.values()), HEADS),
+        "What the stages are taught": seeds_table(list(taught.values()), TAUGHT, "instances"),
+        "What the heads detect": seeds_table(list(heads.values()), HEADS),
     }
     print("\n\n".join(f"{title}\n\n{text}" for title, text in tables.items() if text))
-
-
-def table(of_runs: Sequence[Rows], columns: Sequence[str], count: str | None = None) -> str:
-    """Mean and standard deviation over the runs, in percent, as a Markdown table; "" if empty.
-
-    Args:
-        count: a measure that is no share, as a first column.
-    """
-    titles = ["updates", "", *([count] if count else []), *columns]
-    lines = ["| " + " | ".join(titles) + " |", "|" + "---|" * len(titles)]
-    for step, rows in of_runs[0].items():
-        for name in rows:
-            runs = [run[step][name] for run in of_runs if name in run.get(step, {})]
-            cells = [step, name, *([_count(runs, count)] if count else [])]
-            cells += [_percent(runs, measure) for measure in columns]
-            lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) if len(lines) > 2 else ""
-
-
-def _count(runs: Sequence[Measures], measure: str) -> str:
-    values = [value for run in runs if (value := run.get(measure)) is not None]
-    return f"{spread(values).mean:.1f}" if values else ""
-
-
-def _percent(runs: Sequence[Measures], measure: str) -> str:
-    values = [value for run in runs if (value := run.get(measure)) is not None]
-    return spread(values).percent() if values else ""
 
 
 def replay_options(parser: Parser) -> None:

@@ -19,6 +19,7 @@ from tqdm import tqdm
 from lib.analysis import instance_quality as quality
 from lib.analysis.instance_quality import Truth, Values
 from lib.analysis.mining import Mined, mine_image
+from lib.analysis.seed_statistics import spread
 from lib.config import Config
 from lib.data.coco import read_coco
 from lib.data.loader import CimDataset, ReadImage
@@ -34,6 +35,9 @@ from lib.structures import Detections, Instances, Scores
 
 Measures = dict[str, float | None]
 """Measure -> its mean over all images; None where there was nothing to measure."""
+
+Rows = dict[str, dict[str, Measures]]
+"""Checkpoint -> what is looked at -> measure -> mean over the images."""
 
 _THRESHOLDS = (quality.GOOD_IOU, quality.TIGHT_IOU)
 
@@ -193,3 +197,30 @@ def _of_instances(instances: Instances, stage: int, truth: Truth) -> Values:
         for name in ("good", "tight", "coverage", "purity")
     }
     return {**values, **weighed, "instances": np.array([len(proposal_idx)], float)}
+
+
+def seeds_table(of_runs: Sequence[Rows], columns: Sequence[str], count: str | None = None) -> str:
+    """Mean and standard deviation over the runs, in percent, as a Markdown table; "" if empty.
+
+    Args:
+        count: a measure that is not a share, shown in the first column.
+    """
+    titles = ["updates", "", *([count] if count else []), *columns]
+    lines = ["| " + " | ".join(titles) + " |", "|" + "---|" * len(titles)]
+    for step, rows in of_runs[0].items():
+        for name in rows:
+            runs = [run[step][name] for run in of_runs if name in run.get(step, {})]
+            cells = [step, name, *([_count(runs, count)] if count else [])]
+            cells += [_percent(runs, measure) for measure in columns]
+            lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) if len(lines) > 2 else ""
+
+
+def _count(runs: Sequence[Measures], measure: str) -> str:
+    values = [value for run in runs if (value := run.get(measure)) is not None]
+    return f"{spread(values).mean:.1f}" if values else ""
+
+
+def _percent(runs: Sequence[Measures], measure: str) -> str:
+    values = [value for run in runs if (value := run.get(measure)) is not None]
+    return spread(values).percent() if values else ""

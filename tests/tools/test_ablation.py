@@ -66,7 +66,7 @@ def test_measures_every_variant_with_every_seed_once(called, tmp_path, capsys):
 
     with pytest.raises(SystemExit, match="2"):
         tool("study ablation")([*common, *variants, "--set", *SHORT, "prm.smooth", "1"])
-    assert "give --overwrite or another --output" in capsys.readouterr().err
+    assert "prm.smooth was 3, is 1; give --overwrite" in capsys.readouterr().err
 
     analyse = tool("study instances")
     clusters = str(tmp_path / "clusters")
