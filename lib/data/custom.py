@@ -7,7 +7,6 @@ transparent, enormous) are copied into a usable form under the same name; the ot
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import shutil
@@ -25,6 +24,7 @@ from lib.data.images import IMAGE_SUFFIXES, check_name, make_usable
 from lib.data.tags import ImageTags, read_tags, visible_files
 from lib.files import link_or_copy, read_json, write_json
 from lib.parallel import for_each
+from lib.provenance import Memory, fingerprint
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +65,8 @@ def prepare(
     tags = _resolve(tags, index, labels)
     found = list(tags.labels)
     source = {"images": str(images.absolute()), "labels": str(labels.absolute())}
-    made_from = {**source, "content": _digest(tags, images, found)}
+    content = fingerprint(repr(tags), image_files.MAX_PIXELS, Memory(root).read(images, found))
+    made_from = {**source, "content": content}
     if target.is_file():
         before = read_json(target).get("info", {}).get("made_from", {})
         if before == made_from:
@@ -235,15 +236,6 @@ def _warn_of_unlisted(index: ImageIndex, found: Iterable[str], labels: Path) -> 
             index.folder,
             _some(unlisted),
         )
-
-
-def _digest(tags: ImageTags, images: Path, files: Iterable[str]) -> str:
-    """Tells apart other labels, and other images by their sizes and times."""
-    content = hashlib.blake2b(repr((tags, image_files.MAX_PIXELS)).encode(), digest_size=16)
-    for file in files:
-        status = (images / file).stat()
-        content.update(f"{status.st_size} {status.st_mtime_ns};".encode())
-    return content.hexdigest()
 
 
 def _image_folder(target: Path, images: Path) -> Path:

@@ -68,6 +68,9 @@ def test_it_is_made_once_and_again_after_a_change(own, caplog):
     assert "labels or images have changed" not in caplog.text
     assert labels_of(own("a.png,y", "b.png,x")[0]) == {"a.png": [0, 1], "b.png": [1, 0]}
     assert "labels or images have changed" in caplog.text
+    made = coco.path.stat().st_mtime_ns
+    os.utime(own.images / "a.png", ns=(1, 1))  # a copy with other times is the same image
+    assert own("a.png,y", "b.png,x")[0].path.stat().st_mtime_ns == made
     save(own.images / "a.png", (3, 3))
     assert own("a.png,y", "b.png,x")[0].images[0].size == (3, 3)
 
@@ -223,7 +226,7 @@ def test_all_unusable_images_are_told_at_once(own):
         assert words in str(error.value)
     assert "photo.heic: not an image that OpenCV can read" in str(error.value)
     assert "known: .jpg" in str(error.value)
-    assert not list((own.images.parent / "root").rglob("*.json"))
+    assert not list((own.images.parent / "root/custom").rglob("*.json"))
 
 
 def test_no_folder(own, tmp_path):
