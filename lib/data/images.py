@@ -162,11 +162,15 @@ _TURNS = {
 _BACK = {6: 8, 8: 6}
 """The turn that undoes another; all others undo themselves."""
 _EXIF_MARKS = (b"Exif", b"eXIf", b"EXIF", b"exif", b"tiff:Orientation", b"irot", b"imir")
+"""Without any of these in a file there is no need to look further."""
 _TIFF_MARKS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
 def _orientation(content: bytes) -> int:
-    if not content.startswith(_TIFF_MARKS) and not any(mark in content for mark in _EXIF_MARKS):
+    # Of a JPEG, the part in front of the first scan.
+    end = content.find(b"\xff\xda") if content.startswith(b"\xff\xd8") else len(content)
+    there = (content.find(mark, 0, end) >= 0 for mark in _EXIF_MARKS)
+    if not content.startswith(_TIFF_MARKS) and not any(there):
         return 1
     try:
         with _of_any_size(), Image.open(io.BytesIO(content)) as image:

@@ -273,7 +273,7 @@ def _csv_rows(text: str, path: Path) -> list[tuple[int, list[str]]]:
         skip = 1
     else:
         bare = "".join(part for i, part in enumerate(first.split('"')) if i % 2 == 0)
-        marks = [mark for mark in bare if mark in ",;"]
+        marks = [mark for mark in bare if mark in ",;"] or [mark for mark in bare if mark == "|"]
         delimiter = "\t" if "\t" in bare else marks[0] if marks else ","
     reader = csv.reader(
         io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True, strict=True
@@ -457,31 +457,36 @@ def read_folder_tags(folder: str | Path, leave_out: Path | None = None) -> Image
         raise ValueError(f"{folder}: it has no sub-folders; expected one for each class")
     labels: dict[str, tuple[int, ...]] = {}
     passed_over: Counter[str] = Counter()
-    for number, sub in enumerate(classes):
+    names: list[str] = []
+    for sub in classes:
         files = visible_files(sub, leave_out)
         images = [name for name in files if name.lower().endswith(IMAGE_SUFFIXES)]
+        if not files and any(_is_run(path) for path in (sub, *sub.glob("*"), *sub.glob("*/*"))):
+            continue
         if not images:
             raise ValueError(
                 f"{sub}: no images in this class's folder ({', '.join(IMAGE_SUFFIXES)}); remove "
                 "or fill it"
             )
         passed_over.update(Path(name).suffix for name in set(files).difference(images))
-        labels |= {f"{sub.name}/{name}": (number,) for name in images}
+        labels |= {f"{sub.name}/{name}": (len(names),) for name in images}
+        names.append(sub.name)
     if passed_over:
         told = ", ".join(f"{count} {suffix or '(none)'}" for suffix, count in passed_over.items())
         logger.warning("%s: passed over, by suffix: %s", folder, told)
-    return ImageTags(tuple(sub.name for sub in classes), labels)
+    return ImageTags(tuple(names), labels)
 
 
 def visible_files(folder: Path, leave_out: Path | None = None) -> list[str]:
     """The files below a folder, relative to it with `/`, sorted, without hidden ones.
 
-    Links to folders are followed, but not into a folder that they lie in.
+    Links to folders are followed, but not into a folder that they lie in. Runs, with all their
+    pictures, are passed over.
     """
 
     def below(path: str, prefix: str, above: frozenset[str]) -> Iterator[str]:
         real = os.path.realpath(path)
-        if real in above or _is_same(Path(path), leave_out):
+        if real in above or _is_same(Path(path), leave_out) or _is_run(Path(path)):
             return
         with os.scandir(path) as entries:
             for entry in entries:
@@ -493,6 +498,11 @@ def visible_files(folder: Path, leave_out: Path | None = None) -> list[str]:
                     yield prefix + entry.name
 
     return sorted(below(str(folder), "", frozenset()))
+
+
+def _is_run(path: Path) -> bool:
+    """Whether a folder is the output of a training."""
+    return (path / "environment.json").is_file() and (path / "config.yaml").is_file()
 
 
 def _is_same(path: Path, other: Path | None) -> bool:

@@ -83,7 +83,7 @@ def compressed(segmentation: Any, size: tuple[int, int] | None = None) -> dict[s
             parts = [compressed(part, size) for part in segmentation]
             if any(part["size"] != parts[0]["size"] for part in parts):
                 raise ValueError("the segmentation is a list of RLEs of different sizes")
-            return _as_text(coco_mask.merge(parts))
+            return _as_text(_merged(parts))
         if size is None:
             raise ValueError("a polygon can be drawn only where the size of the image is known")
         return _from_polygons(segmentation, *size)
@@ -163,10 +163,17 @@ def _from_polygons(polygons: list, height: int, width: int) -> dict[str, Any]:
         raise NoMask("a polygon needs at least three points, as x, y, x, y, ...")
     if length > _MAX_EDGE:
         raise NoMask(f"the outline is {length:.0f} pixels long, at most {_MAX_EDGE} are drawn")
-    mask = coco_mask.merge(coco_mask.frPyObjects(drawn, height, width))
+    mask = _merged(coco_mask.frPyObjects(drawn, height, width))
     if not coco_mask.area(mask) and _outside(drawn, height, width):
         raise NoMask("the polygons lie outside the image")
     return _as_text(mask)
+
+
+def _merged(parts: list[dict[str, Any]]) -> dict[str, Any]:
+    """The union of masks; a few at a time, since merging them one by one takes N^2 time."""
+    while len(parts) > 16:
+        parts = [coco_mask.merge(parts[start : start + 16]) for start in range(0, len(parts), 16)]
+    return coco_mask.merge(parts)
 
 
 def _outside(polygons: list[list[float]], height: int, width: int) -> bool:

@@ -342,6 +342,17 @@ def test_an_output_inside_the_folder_of_images_is_no_class(own, tmp_path):
     assert list(labels_of(CocoImages(target))) == ["cat/0.jpg", "dog/1.jpg"]
 
 
+def test_a_run_inside_the_folder_of_images_is_no_class(own):
+    for name in ("cat/0.jpg", "dog/1.jpg", "Outputs/mine/20260101/mining/x.png", "run/x.png"):
+        save(own.images / name)
+    for run in ("Outputs/mine/20260101", "run"):
+        for name in ("environment.json", "config.yaml"):
+            (own.images / run / name).touch()
+    coco, _ = own(labels=own.images)
+    assert coco.class_names == ["cat", "dog"]
+    assert list(labels_of(coco)) == ["cat/0.jpg", "dog/1.jpg"]
+
+
 def test_names_that_are_not_utf8_or_too_long_are_told_at_once(own, tmp_path, caplog):
     long = "x" * 230
     save(own.images / "a.jpg")

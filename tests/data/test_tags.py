@@ -131,6 +131,7 @@ def rows(mark=","):
         "file\tlabel\n" + rows("\t"),
         rows("\t"),
         rows(";"),
+        rows("|"),
         rows().replace("\n", "\r\n"),
         "\n" + rows().replace("\n", "\n\n"),
         ",file,label\n" + "".join(f"{n},{file},{label}\n" for n, (file, label) in enumerate(ROWS)),

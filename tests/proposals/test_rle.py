@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -133,6 +135,18 @@ def test_other_ways_to_write_a_mask():
         rle.compressed([packed, rle.mask_to_rle(mask.T)])
     with pytest.raises(ValueError, match=r"size is \[1000000000, 1000000000\]"):
         rle.compressed({"size": [10**9, 10**9], "counts": [10**18]})
+
+
+def test_thousands_of_polygons_are_drawn_in_seconds():
+    corners = [(x, y) for x in range(0, 600, 6) for y in range(0, 450, 3)]
+    polygons = [[x, y, x + 3, y, x + 3, y + 2, x, y + 2] for x, y in corners]
+    begin = time.process_time()
+    mask = rle.decode(polygons, (450, 600))
+    assert time.process_time() - begin < 5
+    expected = np.zeros((450, 600), bool)
+    for x, y in corners:
+        expected[y : y + 2, x : x + 3] = True
+    np.testing.assert_array_equal(mask, expected)
 
 
 LETTERS = st.binary(max_size=12).map(lambda text: bytes(48 + b % 64 for b in text))
