@@ -4,6 +4,7 @@ import pytest
 import yaml
 
 from lib.config import Config, ConfigError, load_config, save_config
+from lib.modeling.heads import CIMMiner
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
 
@@ -111,6 +112,28 @@ def test_every_fault_at_once(tmp_path):
 def test_wrong_types(value):
     with pytest.raises(ConfigError, match="solver.max_iter"):
         load_config(None, ["solver.max_iter", value])
+
+
+def test_the_section_mining_is_the_miner(tmp_path):
+    config = load_config(None, ["mining.labels", "mist", "mining.seed_fraction", "1"])
+    assert config.mining == CIMMiner(labels="mist", seed_fraction=1.0)
+    save_config(config, tmp_path / "config.yaml")
+    assert load_config(tmp_path / "config.yaml").mining == config.mining
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "told"),
+    [
+        ("seed_fraction", "2", "mining.seed_fraction: expected a number from 0 to 1, got 2.0"),
+        ("cls_thresh", "many", "mining.cls_thresh: Input should be a valid number"),
+        ("cls_thresh", ".nan", "mining.cls_thresh: Input should be a finite number"),
+        ("seed_fractoin", "1", "unknown key mining.seed_fractoin; did you mean mining.seed_frac"),
+    ],
+)
+def test_faults_of_the_miner_are_told_with_their_path(key, value, told):
+    with pytest.raises(ConfigError) as error:
+        load_config(None, [f"mining.{key}", value])
+    assert told in str(error.value)
 
 
 def test_not_finite():

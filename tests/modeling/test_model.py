@@ -69,7 +69,7 @@ def losses_of(model, sample, miner=None, seed=0):
     return {name: value.sum() for name, value in losses.items()}
 
 
-@pytest.mark.parametrize("backbone", ["resnet18", "resnet50"])
+@pytest.mark.parametrize("backbone", ["resnet18", "resnet50", "vgg16"])
 def test_every_trainable_parameter_gets_a_gradient_and_no_frozen_one(backbone):
     args = SMALL["backbone_args"] if backbone == "resnet18" else {}
     model = small_model(backbone=backbone, backbone_args=args).train()
@@ -79,6 +79,8 @@ def test_every_trainable_parameter_gets_a_gradient_and_no_frozen_one(backbone):
             assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
         else:
             assert parameter.grad is None, name
+    has_frozen = any(not parameter.requires_grad for parameter in model.parameters())
+    assert has_frozen == (backbone != "resnet18")
 
 
 def test_without_the_integrity_branch_every_parameter_gets_a_gradient():
