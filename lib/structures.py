@@ -138,7 +138,7 @@ class Sample(View):
     """(R,) int64, see Regions."""
     image_labels: Tensor
     """(C,) float32 in {0, 1}."""
-    cluster_number: Tensor
+    cluster_id: Tensor
     """(P,) int64, see Clusters; all 0 where there are none."""
     cluster_column: Tensor
     """(P,) int64, see Clusters; all -1 where there are none."""

@@ -141,7 +141,7 @@ class CimDataset:
             membership=torch.from_numpy(proposals.regions.membership),
             areas=torch.from_numpy(proposals.regions.areas),
             image_labels=torch.from_numpy(record.image_labels.copy()),
-            cluster_number=torch.as_tensor(read.clusters.number),
+            cluster_id=torch.as_tensor(read.clusters.number),
             cluster_column=torch.as_tensor(read.clusters.column),
         )
 

@@ -71,7 +71,7 @@ class CIMCriterion:
         labels = sample.image_labels
         losses = {
             "bag": bag_loss(scores.cls_prob, scores.det_prob, labels),
-            "pcl": pcl_loss(scores.cls_prob, sample.cluster_number, sample.cluster_column),
+            "pcl": pcl_loss(scores.cls_prob, sample.cluster_id, sample.cluster_column),
         }
         if not len(scores.refine_cls_prob):
             return losses

@@ -28,7 +28,7 @@ def test_drawn_samples_are_what_training_takes():
     width, height = (sample.boxes[:, 2:] - sample.boxes[:, :2]).double().unbind(dim=1)
     torch.testing.assert_close(pixels, width * height)
     assert sample.image_labels.sum() == 2 and len(sample.image_labels) == NUM_CLASSES
-    clustered = sample.cluster_number > 0
+    clustered = sample.cluster_id > 0
     assert ((sample.cluster_column >= 0) == clustered).all() and clustered.any()
 
 

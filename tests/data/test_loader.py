@@ -79,9 +79,9 @@ def test_a_sample_without_changes(made):
     sizes = (sample.membership * sample.areas).sum(1)
     assert sizes.tolist() == [70, 300, 1]
     assert sample.image_labels.tolist() == [1, 0]
-    assert sample.cluster_number.tolist() == [0, 0, 0]
+    assert sample.cluster_id.tolist() == [0, 0, 0]
     assert sample.cluster_column.tolist() == [-1, -1, -1]
-    assert sample.cluster_number.dtype == sample.cluster_column.dtype == torch.int64
+    assert sample.cluster_id.dtype == sample.cluster_column.dtype == torch.int64
 
 
 def test_mirrored_and_scaled(made):
@@ -90,7 +90,7 @@ def test_mirrored_and_scaled(made):
     assert sample.image.shape == (3, 40, 60)
     # First W - x2 - 1 and H - y2 - 1 at the image's own size, then times 2.
     assert sample.boxes.tolist()[0] == [(30 - 13 - 1) * 2, (20 - 9 - 1) * 2, 26 * 2, 17 * 2]
-    assert sample.cluster_number.tolist() == [1, 0, 2]
+    assert sample.cluster_id.tolist() == [1, 0, 2]
     assert sample.cluster_column.tolist() == [2, -1, 0]
     plain = dataset.load(0, 30, "none")
     assert torch.equal(dataset.load(0, 30, "both").image, plain.image.flip(1, 2))

@@ -89,7 +89,7 @@ def test_an_image_without_proposals_is_trained_past(runtime):
     """Imported proposals can be none: such an image has constant losses, and moves no weight."""
     trainer, _ = trained(updates=0, **runtime)
     *others, last = samples()
-    per_proposal = ("boxes", "roi_masks", "membership", "cluster_number", "cluster_column")
+    per_proposal = ("boxes", "roi_masks", "membership", "cluster_id", "cluster_column")
     none = replace(last, **{name: getattr(last, name)[:0] for name in per_proposal})
     values = trainer.update(iter([*others, none]))
     assert all(map(math.isfinite, values.values())) and values["grad_norm"] > 0

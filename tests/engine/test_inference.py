@@ -68,7 +68,7 @@ def sample_with(boxes):
         membership=torch.ones(len(boxes), 1, dtype=torch.bool),
         areas=torch.tensor([16]),
         image_labels=torch.zeros(2),
-        cluster_number=torch.zeros(len(boxes), dtype=torch.int64),
+        cluster_id=torch.zeros(len(boxes), dtype=torch.int64),
         cluster_column=torch.full((len(boxes),), -1),
     )
 

@@ -63,7 +63,7 @@ def make_sample(number):
         membership=torch.rand(proposals, 5, generator=rng) > 0.5,
         areas=torch.full((5,), 7),
         image_labels=torch.ones(2),
-        cluster_number=torch.zeros(proposals, dtype=torch.int64),
+        cluster_id=torch.zeros(proposals, dtype=torch.int64),
         cluster_column=torch.full((proposals,), -1),
     )
 

@@ -39,14 +39,14 @@ def random_labels(rng, num_classes):
     return labels
 
 
-def make_sample(image_labels, cluster_number, cluster_column, **others):
+def make_sample(image_labels, cluster_id, cluster_column, **others):
     """A sample of which only the labels and clusters, and `others`, are there."""
     empty = dict.fromkeys(("image", "boxes", "roi_masks", "membership", "areas"))
     return Sample(
         image_id=1,
         file_name="image.png",
         image_labels=torch.as_tensor(image_labels),
-        cluster_number=torch.as_tensor(cluster_number),
+        cluster_id=torch.as_tensor(cluster_id),
         cluster_column=torch.as_tensor(cluster_column),
         **{**empty, **others},
     )

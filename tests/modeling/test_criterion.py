@@ -36,7 +36,7 @@ def test_losses_equal_the_literal_loop(seed):
     expected = dict.fromkeys(("refine_bag", "refine_cls", "refine_integrity"), 0.0)
     expected["bag"] = literal.bag(scores.cls_prob, scores.det_prob, labels)
     expected["pcl"] = literal.pcl(
-        scores.cls_prob, sample.cluster_number.tolist(), sample.cluster_column.tolist()
+        scores.cls_prob, sample.cluster_id.tolist(), sample.cluster_column.tolist()
     )
     cls_prob, integrity = scores.cls_prob.numpy(), scores.det_prob.numpy()
     for s in range(3):

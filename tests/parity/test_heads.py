@@ -61,7 +61,7 @@ def sample_of(golden):
         membership=None,
         areas=None,
         image_labels=golden.tensor("labels")[0],
-        cluster_number=number,
+        cluster_id=number,
         cluster_column=column.where(number > 0, -1),
     )
 
@@ -160,7 +160,7 @@ def test_losses(golden, scores, image):
     targets = CIMMiner(anti_noise=False)(*teachers(scores), *image)
     close = {"rtol": 2e-6, "atol": 1e-8}
     golden.check("loss_mil_bag_loss", bag_loss(scores.cls_prob, scores.det_prob, labels), **close)
-    pcl = pcl_loss(scores.cls_prob, sample.cluster_number, sample.cluster_column)
+    pcl = pcl_loss(scores.cls_prob, sample.cluster_id, sample.cluster_column)
     golden.check("loss_pcl_loss", pcl, **close)
     for s in STAGES:
         cls_prob, integrity, column = (

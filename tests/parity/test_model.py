@@ -98,7 +98,7 @@ def step(backbone, inputs, form, device="cpu"):
         membership=None,
         areas=None,
         image_labels=tensors["labels"][0],
-        cluster_number=number,
+        cluster_id=number,
         cluster_column=column.where(number > 0, -1),
     )
     model = network(backbone, data["cluster_matrix"].shape[1]).to(device)

@@ -45,7 +45,7 @@ def draw_sample(
         membership=(in_y[:, :, None] & in_x[:, None]).flatten(1),
         areas=torch.full((rows * columns,), CELL**2),
         image_labels=labels,
-        cluster_number=number,
+        cluster_id=number,
         cluster_column=columns_of[number % 3].where(number > 0, -1),
     )
 
