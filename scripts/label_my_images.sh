@@ -15,12 +15,14 @@
 # iter_time     number of updates of CIM (default: by the number of images)
 # score_thresh  drops masks scored below (default: 0.3)
 # data_root     folder of proposals, clusters and networks (default: <output>/data)
-# overwrite     yes: train again what was trained with other labels, images or settings
+# overwrite     yes (or --overwrite): train anew what was trained with other data or settings,
+#               instead of stopping there
 # Further arguments override the configuration: ... output=Outputs/mine run.seed 4 prm.epochs 30
 set -euo pipefail
 usage="label_my_images: needs images= and labels=; see the head of ${BASH_SOURCE[0]}"
-while [[ ${1:-} == *=* ]]; do
+while [[ ${1:-} == *=* || ${1:-} == --overwrite ]]; do
     case ${1%%=*} in
+        --overwrite) overwrite=yes ;;
         images | labels | json | output | name | cfg_file | iter_time | score_thresh | data_root | overwrite)
             declare "${1%%=*}=${1#*=}" ;;
         *) echo "label_my_images: no variable is called ${1%%=*}; see the head of ${BASH_SOURCE[0]}" >&2

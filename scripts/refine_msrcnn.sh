@@ -13,6 +13,8 @@
 # cfg_file       configuration; its section `refine` is used (default: the run's own)
 # score_thresh   drops pseudo labels scored below (default: 0.3)
 # segmentation   form of the pseudo labels, as for generate_msrcnn_label.sh (default: compressed)
+# overwrite      yes (or --overwrite): train anew what was trained with other data or settings,
+#                instead of stopping there
 # data_root      folder of data sets and proposals (default: data)
 # gpus           number of processes that share every step, each on its own GPU (default: 1)
 # nnodes, rdzv   several machines, as for train_CIM.sh; make the proposals before

@@ -13,6 +13,8 @@
 # output_file  run folder (default: Outputs/<configuration>/<date and time>)
 # iter_time    number of updates (default: what the configuration says)
 # points       folder of annotated points to make clusters from, instead of peaks (CIM-p)
+# overwrite    yes (or --overwrite): train anew what was trained with other data or settings,
+#              instead of stopping there
 # data_root    folder of data sets, proposals and clusters (default: data; see data/README.md)
 # gpus         number of processes that train together, each on its own GPU (default: 1)
 # nnodes, rdzv number of machines, and host:port of the one where they meet. Run the same command on

@@ -20,6 +20,7 @@ from lib.command_line import (
     add_config_arguments,
     add_dataset_arguments,
     add_device_arguments,
+    add_train_overwrite,
     dataset_from_args,
     run_tool,
 )
@@ -51,11 +52,7 @@ def options(parser: Parser) -> None:
         "--score-thresh", type=float, default=0.3, metavar="X", help="drops masks scored below"
     )
     parser.add_argument("--plan", action="store_true", help="say how long it will take, and end")
-    parser.add_argument(
-        "--overwrite",
-        action="store_true",
-        help="train again what was trained with other labels, images or settings",
-    )
+    add_train_overwrite(parser)
     add_device_arguments(parser)
 
 

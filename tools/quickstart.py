@@ -11,7 +11,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from lib.command_line import Command, Namespace, Parser, add_config_arguments, run_tool
+from lib.command_line import (
+    Command,
+    Namespace,
+    Parser,
+    add_config_arguments,
+    add_train_overwrite,
+    run_tool,
+)
 from lib.pipeline.quickstart import quickstart
 
 CONFIG = Path(__file__).resolve().parents[1] / "configs" / "resnet18_shapes.yaml"
@@ -41,10 +48,12 @@ def options(parser: Parser) -> None:
         metavar=("TRAIN", "TEST"),
         help="how many (default: 400 200)",
     )
+    add_train_overwrite(parser)
 
 
 def run(args: Namespace) -> None:
-    print(quickstart(args.output, args.data_root, args.cfg, args.images, args.set))
+    text = quickstart(args.output, args.data_root, args.cfg, args.images, args.set, args.overwrite)
+    print(text)
 
 
 if __name__ == "__main__":

@@ -108,20 +108,17 @@ class Ablation:
         counts: tuple[str, ...] = ()
         if self.images:
             counts = ("--train", f"{self.images[0]}", f"--{self.split}", f"{self.images[1]}")
-        name = f"shapes_{split}"
         return Chain(
-            name,
-            ("--dataset", name),
-            self.data_root,
-            self.cfg,
-            tuple(self.set),
+            f"shapes_{split}",
+            root=self.data_root,
+            cfg=self.cfg,
+            overrides=tuple(self.set),
             options={"shapes": counts},
         )
 
     def _scored(self, chain: Chain) -> Chain:
         """The same on the images that are scored."""
-        other = self._chain(self.split)
-        return replace(chain, name=other.name, data=other.data)
+        return replace(chain, name=f"shapes_{self.split}", data=())
 
     def _of(self, training: Training) -> Chain:
         """The chain of one training on the training images."""
@@ -134,7 +131,7 @@ class Ablation:
         places = ("--prm", f"{folder / 'prm.pth'}", "--clusters", f"{folder / 'clusters'}")
         return replace(
             chain,
-            data=(*chain.data, *places),
+            data=("--dataset", chain.name, *places),
             overrides=overrides,
             run=self.output / training.name / f"seed{training.seed}",
         )

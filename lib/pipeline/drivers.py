@@ -16,12 +16,12 @@ _DATA = ("dataset", "json", "images", "labels", "name", "data_root")
 _SEVERAL = ("gpus", "nnodes", "rdzv")
 _RUN = ("output_file", "cfg_file", "iter_time")
 VARIABLES = {
-    "train_CIM": (*_DATA, *_SEVERAL, *_RUN, "points", "prepare_only"),
+    "train_CIM": (*_DATA, *_SEVERAL, *_RUN, "points", "prepare_only", "overwrite"),
     "eval_CIM": (*_DATA, *_SEVERAL, *_RUN),
     "generate_msrcnn_label": (*_DATA, *_SEVERAL, *_RUN, "score_thresh", "segmentation"),
     "refine_msrcnn": (
         *(*_DATA, *_SEVERAL, *_RUN, "score_thresh", "segmentation"),
-        *("test_dataset", "test_json", "test_images"),
+        *("test_dataset", "test_json", "test_images", "overwrite"),
     ),
     "visual_result_mmcv": (*_DATA, *_RUN),
 }
@@ -40,6 +40,8 @@ def driver_steps(driver: str, given: Mapping[str, str], words: Sequence[str]) ->
         FileNotFoundError: no run is named and there is none.
     """
     given = {name: given[name] for name in VARIABLES[driver] if given.get(name)}
+    if "overwrite" in VARIABLES[driver] and "--overwrite" in words:  # as the tools call it
+        given["overwrite"], words = "yes", [word for word in words if word != "--overwrite"]
     return _DRIVERS[driver](given, tuple(words))
 
 
@@ -53,6 +55,7 @@ def _train(given: Mapping[str, str], words: Words) -> list[Step]:
         overrides=words,
         run=Path(run) if run else None,
         launch=_launch(given),
+        overwrite="overwrite" in given,
         options={"prm": ("--if-needed",)},
     )
     done = _done(chain, given)
@@ -142,6 +145,7 @@ def _of_run(given: Mapping[str, str], overrides: Words, default: str) -> Chain:
         overrides=overrides,
         run=run,
         launch=_launch(given),
+        overwrite="overwrite" in given,
         options={
             "test": at,
             "masks": at,

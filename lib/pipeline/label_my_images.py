@@ -15,10 +15,11 @@ from lib.data.catalog import Dataset
 from lib.data.coco import CocoImages
 from lib.evaluation.coco_files import read_ground_truth
 from lib.evaluation.pseudo_labels import summarise
-from lib.files import read_json
+from lib.files import read_json, write_json
 from lib.pipeline.estimate import estimate_seconds
 from lib.pipeline.runner import duration, run_steps
 from lib.pipeline.steps import Chain, data_words
+from lib.provenance import changes, file_fingerprint
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +43,7 @@ class Settings:
     device: str = "cpu"
     threads: int | None = None
     overwrite: bool = False
-    """Throw away trained networks that are out of date."""
+    """Train anew what was trained with other data or settings, instead of stopping there."""
     only_plan: bool = False
     """Say how long it will take, and end."""
 
@@ -65,7 +66,6 @@ def label_images(dataset: Dataset, settings: Settings) -> None:
     if settings.only_plan:
         return
     labels, gallery = settings.output / "pseudo_labels.json", settings.output / "gallery"
-    again = ("--overwrite",) if settings.overwrite else ()
     threshold = ("--score-thresh", f"{settings.score_thresh}")
     chain = Chain(
         dataset.name,
@@ -76,8 +76,8 @@ def label_images(dataset: Dataset, settings: Settings) -> None:
         run=settings.output,
         device=settings.device,
         threads=settings.threads,
+        overwrite=settings.overwrite,
         options={
-            "prm": again,
             "pseudo_labels": (*threshold, "--output", str(labels)),
             "gallery": ("--pseudo-labels", str(labels), "--output", str(gallery)),
         },
@@ -126,7 +126,18 @@ def scaled_to(coco: CocoImages, config: Config, updates: int | None) -> list[str
 def plan(
     settings: Settings, config: Config, dataset: Dataset, coco: CocoImages
 ) -> Mapping[str, float]:
-    """Measures and prints the seconds that every step will take."""
+    """Seconds that every step will take, measured once and remembered in the output folder."""
+    path = settings.output / "estimate.json"
+    made_from = {
+        "config": config.model_dump(mode="json"),
+        "json": file_fingerprint(dataset.json),
+        "device": settings.device,
+        "threads": settings.threads,
+    }
+    if path.is_file():
+        before = read_json(path)
+        if not changes(before["made_from"], made_from):
+            return before["seconds"]
     logger.info("measuring how long it will take ...")
     try:
         seconds = estimate_seconds(
@@ -137,6 +148,7 @@ def plan(
             f"{error}; or use configs/custom_scratch.yaml, which starts from nothing and learns "
             "less (docs/CUSTOM.md)"
         ) from error
+    write_json(path, {"made_from": made_from, "seconds": seconds}, indent=2)
     lines = [f"{len(coco)} images, on {settings.device} with {settings.cfg}:"]
     for name, value in (*seconds.items(), ("in all", sum(seconds.values()))):
         lines.append(f"  {name:<13} about {duration(value)}")

@@ -13,35 +13,39 @@ from lib.pipeline.steps import Chain
 
 
 def quickstart(
-    run: Path, root: Path, cfg: Path, images: tuple[int, int], overrides: Sequence[str] = ()
+    run: Path,
+    root: Path,
+    cfg: Path,
+    images: tuple[int, int],
+    overrides: Sequence[str] = (),
+    overwrite: bool = False,
 ) -> str:
     """Runs all steps and writes `<run>/summary.json`; returns that in words.
 
     Args:
         run: the run folder.
         root: takes the images and what is made from them.
-        images: to train and to test with.
+        images: numbers to train and to test with.
+        overwrite: train anew what was trained with other data or settings.
 
     Raises:
         SystemExit: a step failed.
     """
-    counts = ("--train", f"{images[0]}", "--test", f"{images[1]}")
-    options = {
-        "shapes": counts,
-        "recall": ("--counts", "20", "60"),
-        "prm": ("--threads", "1"),  # images this small are not worth splitting among threads
-        "pictures": ("--compare", "--limit", "24"),
-    }
     train = Chain(
         "shapes_train",
-        ("--dataset", "shapes_train"),
-        root,
-        cfg,
-        tuple(overrides),
+        root=root,
+        cfg=cfg,
+        overrides=tuple(overrides),
         run=run,
-        options=options,
+        overwrite=overwrite,
+        options={
+            "shapes": ("--train", f"{images[0]}", "--test", f"{images[1]}"),
+            "recall": ("--counts", "20", "60"),
+            "prm": ("--threads", "1"),  # images this small are not worth splitting among threads
+            "pictures": ("--compare", "--limit", "24"),
+        },
     )
-    test = replace(train, name="shapes_test", data=("--dataset", "shapes_test"))
+    test = replace(train, name="shapes_test")
     steps = [
         *train.to("proposals"),
         *test.to("recall"),

@@ -56,7 +56,7 @@ STEPS = (
         "prm",
         "Train a classifier on the image labels. The peaks of its response maps show where "
         "objects are.",
-        "tools/prm.py train {data} {options} {device} {threads} {settings}",
+        "tools/prm.py train {data} {overwrite} {options} {device} {threads} {settings}",
         needs=("shapes",),
         makes="{root}/prm/{name}.pth",
     ),
@@ -70,7 +70,8 @@ STEPS = (
     Kind(
         "train",
         "Train CIM: find complete instances among the candidates and learn from them.",
-        "{launch} tools/train_net.py {data} {output} {options} {device} {threads} {settings}",
+        "{launch} tools/train_net.py {data} {output} {overwrite} {options} {device} {threads} "
+        "{settings}",
         needs=("proposals", "clusters"),
         makes="{run}/ckpt",
     ),
@@ -112,7 +113,7 @@ STEPS = (
     Kind(
         "refine",
         "Train a Mask R-CNN on the pseudo labels (CIM+).",
-        "{launch} tools/refine.py train --run {run} {data} {options} {settings}",
+        "{launch} tools/refine.py train --run {run} {data} {overwrite} {options} {settings}",
         needs=("pseudo_labels",),
         makes="{run}/mask_rcnn/ckpt",
     ),
@@ -163,8 +164,8 @@ class Chain:
 
     name: str
     """Of the data set."""
-    data: Words
-    """Options that name the data set, without --data-root."""
+    data: Words = ()
+    """Options that name the data set, without --data-root; () for one that is known by name."""
     root: Path = Path("data")
     cfg: Path | None = None
     """None: as the tools choose it."""
@@ -176,6 +177,8 @@ class Chain:
     """tools/launch.py with its options, for the steps that several processes share."""
     device: str | None = None
     threads: int | None = None
+    overwrite: bool = False
+    """Train anew what was trained with other data or settings, instead of stopping there."""
     options: Mapping[str, Words] = field(default_factory=dict)
     """Further options of a step, by its name."""
 
@@ -205,9 +208,10 @@ class Chain:
         settings = ("--set", *self.overrides)  # takes all that follows: it comes last
         parts = {
             "{launch}": self.launch,
-            "{data}": (*self.data, "--data-root", str(self.root)),
+            "{data}": (*(self.data or ("--dataset", self.name)), "--data-root", str(self.root)),
             "{of_run}": ("--run", str(self.run)) if self.run else (),
             "{output}": ("--output", str(self.run)) if self.run else (),
+            "{overwrite}": ("--overwrite",) if self.overwrite else (),
             "{options}": self.options.get(kind.name, ()),
             "{device}": ("--device", self.device) if self.device else (),
             "{threads}": ("--threads", str(self.threads)) if self.threads else (),

@@ -65,6 +65,18 @@ def test_empty_variables_and_those_of_others_do_not_count():
     )
 
 
+def test_overwrite_is_for_trainings():
+    commands = calls("train_CIM", overwrite="yes")
+    with_it = [command for command in commands if " --overwrite " in command]
+    assert tools(with_it) == ["tools/prm.py train", "tools/train_net.py"]
+    assert calls("train_CIM", "--overwrite", "run.seed", "7") == calls(
+        "train_CIM", "run.seed", "7", overwrite="yes"
+    )
+    commands = calls("refine_msrcnn", overwrite="yes", output_file="Outputs/a")
+    with_it = [command for command in commands if " --overwrite " in command]
+    assert tools(with_it) == ["tools/refine.py train"]
+
+
 def test_train_with_points_needs_no_peak_response_network():
     commands = calls("train_CIM", points="data/points", dataset="voc2012trainaug")
     assert "tools/prm.py train" not in tools(commands)

@@ -49,7 +49,8 @@ def test_the_tools_accept_the_commands(kind):
         overrides=("run.seed", "7"),
         device="cpu",
         threads=2,
-        options={"prm": ("--overwrite",), "recall": ("--counts", "20"), "evaluate": ("--coco",)},
+        overwrite=True,
+        options={"prm": ("--if-needed",), "recall": ("--counts", "20"), "evaluate": ("--coco",)},
     )
     others = [other.name for other in STEPS if other is not kind]
     (step,) = chain.to(kind.name, done=others)

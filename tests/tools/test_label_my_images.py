@@ -90,8 +90,16 @@ def test_from_a_folder_to_masks(photos):
     image.rename(folders[1] / image.name)
     other = drive(photos.parent, *arguments, iter_time="3")
     assert other.returncode == 2
-    assert "give --overwrite or another --output" in other.stderr
+    assert "image_labels changed; give --overwrite to train anew" in other.stderr
     assert [path.stat().st_mtime_ns for path in made] == before
+    anew = drive(photos.parent, *words, "--overwrite", *arguments[len(words) :], iter_time="3")
+    assert anew.returncode == 0, anew.stderr
+    assert all(path.stat().st_mtime_ns != time for path, time in zip(made, before, strict=True))
+    labels = json.loads((out / "pseudo_labels.json").read_text())
+    names = {category["id"]: category["name"] for category in labels["categories"]}
+    (number,) = [i["id"] for i in labels["images"] if i["file_name"].endswith(image.name)]
+    of_image = {names[a["category_id"]] for a in labels["annotations"] if a["image_id"] == number}
+    assert of_image == {folders[1].name}
 
 
 @pytest.mark.parametrize(

@@ -55,5 +55,6 @@ def test_goes_from_nothing_to_a_summary_and_trains_once(tmp_path, capfd):
     with pytest.raises(SystemExit, match="2"):
         quickstart.main([*common, "--set", *SHORT, "run.seed", "9"])
     said = capfd.readouterr().err
-    assert "run.seed was 3, is 9; give --overwrite or another --output" in said
+    assert "run.seed was 3, is 9; give --overwrite to train anew" in said
     assert "prm (shapes_train) failed with code 2" in said
+    assert [path.stat().st_mtime_ns for path in made] == before
