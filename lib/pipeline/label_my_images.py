@@ -82,9 +82,11 @@ def label_images(dataset: Dataset, settings: Settings) -> None:
             "gallery": ("--pseudo-labels", str(labels), "--output", str(gallery)),
         },
     )
-    taken = run_steps(chain.to("pseudo_labels", "gallery", done=["shapes", "test"]), seconds)
+    steps = chain.to("pseudo_labels", "gallery", done=["shapes", "test"])
+    taken = run_steps(steps, seconds, show_commands=False)
     logger.info(
-        "\nDone in %s: %s\nmasks, as COCO json: %s\nthe images they fit: %s\nto look at: %s",
+        "\nDone in %s: %s\n  %s  the masks, as COCO json\n  %s  the images that they fit\n"
+        "  %s  to look at, in a browser",
         duration(sum(taken.values())),
         summarise(read_json(labels)),
         labels,

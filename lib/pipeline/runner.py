@@ -32,7 +32,10 @@ _signals: list[int] = []
 
 
 def run_steps(
-    steps: Sequence[Step], estimates: Mapping[str, float] | None = None, log: Path | None = None
+    steps: Sequence[Step],
+    estimates: Mapping[str, float] | None = None,
+    log: Path | None = None,
+    show_commands: bool = True,
 ) -> dict[str, float]:
     """Runs every step; returns the seconds that each took, by its title.
 
@@ -40,6 +43,7 @@ def run_steps(
         estimates: seconds that each step is expected to take, by its name. With them every step
             begins with the time left, corrected by what the steps before it really took.
         log: takes what the tools print, each on one thread; None leaves it on the terminal.
+        show_commands: tell every tool's command line.
 
     Raises:
         SystemExit: a step failed or was stopped; with its exit code.
@@ -55,18 +59,19 @@ def run_steps(
                 if estimates is not None:
                     seconds = seconds_left(steps, [*taken.values()], estimates)
                     left = f" About {duration(seconds)} left in all."
-                command = shlex.join(["python", *step.command])
-                logger.info("\n%s: %s%s\n    %s", title, step.why, left, command)
+                logger.info("\n%s: %s%s", title, step.why, left)
+                if show_commands:
+                    logger.info("    %s", shlex.join(["python", *step.command]))
             start = time.monotonic()
             code = 0 if _signals else run_tool(step.command, log)
             taken[step.title] = round(time.monotonic() - start, 2)
             if _signals:
-                logger.error("\n%s was stopped. The same command goes on from here.", step.title)
+                logger.error("\n%s was stopped. Run the same command again to resume.", step.title)
                 raise SystemExit(128 + _signals[0])
             if code:
                 logger.error(
-                    "\nerror: %s failed with code %d; the reason is %s. Once that is mended, the "
-                    "same command goes on from here.",
+                    "\nerror: %s failed with code %d; the reason is %s. Run the same command again "
+                    "once that is fixed: it resumes here.",
                     step.title,
                     code,
                     "above" if log is None else f"in {log}",

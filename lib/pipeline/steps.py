@@ -205,7 +205,8 @@ class Chain:
         return {"root": str(self.root), "run": str(self.run), "name": self.name}
 
     def _step(self, kind: Kind) -> Step:
-        settings = ("--set", *self.overrides)  # takes all that follows: it comes last
+        # --set takes all that follows: it comes last.
+        settings = ("--set", *self.overrides) if self.overrides else ()
         parts = {
             "{launch}": self.launch,
             "{data}": (*(self.data or ("--dataset", self.name)), "--data-root", str(self.root)),

@@ -28,10 +28,10 @@ def test_train_makes_what_is_missing_first():
     data = "--dataset shapes_train --data-root data"
     assert calls("train_CIM") == [
         "tools/data.py shapes --root data",
-        f"tools/proposals.py make {data} {config} --set",
-        f"tools/prm.py train {data} --if-needed {config} --set",
-        f"tools/prm.py clusters {data} {config} --set",
-        f"tools/train_net.py {data} {config} --set",
+        f"tools/proposals.py make {data} {config}",
+        f"tools/prm.py train {data} --if-needed {config}",
+        f"tools/prm.py clusters {data} {config}",
+        f"tools/train_net.py {data} {config}",
     ]
 
 
@@ -143,9 +143,9 @@ def test_eval():
     data = "--dataset shapes_test --data-root data"
     assert calls("eval_CIM", output_file="Outputs/a", iter_time="500") == [
         "tools/data.py shapes --root data",
-        f"tools/proposals.py make {data} {config} --set",
-        f"tools/test_net.py --run Outputs/a {data} --step 500 {config} --set",
-        f"tools/evaluate.py --run Outputs/a {data} --per-class {config} --set",
+        f"tools/proposals.py make {data} {config}",
+        f"tools/test_net.py --run Outputs/a {data} --step 500 {config}",
+        f"tools/evaluate.py --run Outputs/a {data} --per-class {config}",
     ]
 
 

@@ -40,7 +40,7 @@ def test_a_failing_step_ends_the_chain_with_its_code(tools, caplog):
     assert ended.value.code == 3
     assert (tools / "out").read_text() == "12"
     assert "error: s2 (data) failed with code 3; the reason is above." in caplog.text
-    assert "the same command goes on from here" in caplog.text
+    assert "Run the same command again once that is fixed: it resumes here." in caplog.text
     seconds = run_steps(chain(tools, (1, 0), (2, 0), (3, 0)))
     assert (tools / "out").read_text() == "12123"  # every tool knows by itself what is done
     assert list(seconds) == ["s1 (data)", "s2 (data)", "s3 (data)"]
@@ -51,9 +51,11 @@ def test_a_step_says_what_it_does_and_its_command(tools, caplog):
     caplog.set_level("INFO")
     (step,) = chain(tools, (1, 0))
     run_steps([step._replace(command=(*step.command, "two words"))])
-    assert f"[1/1] s1 (data): Number 1.\n    python tools/note.py {tools}/out 1 0 'two words'" in (
-        caplog.text
-    )
+    told = ["\n[1/1] s1 (data): Number 1.", f"    python tools/note.py {tools}/out 1 0 'two words'"]
+    assert caplog.messages == told
+    caplog.clear()
+    run_steps([step], show_commands=False)
+    assert caplog.messages == told[:1]
 
 
 def test_a_log_takes_what_the_tools_say(tools, caplog):
@@ -144,7 +146,7 @@ def test_a_stopped_tool_may_end_as_it_wants(tools, number, how):
     _, said = process.communicate(timeout=60)
     assert process.returncode == 128 + number, said
     assert (tools / "out").read_text() == "saved " * (2 if how == "threads" else 1)
-    assert "s1 (x) was stopped. The same command goes on from here." in said
+    assert "s1 (x) was stopped. Run the same command again to resume." in said
     assert "s2 (x)" not in said
 
 
