@@ -1,4 +1,4 @@
-"""From a data set's files to samples, in training in an order that can be taken up anywhere."""
+"""Makes samples of a data set's files, for training in an order that can be resumed anywhere."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from lib.data.transforms import (
     resize_long_side,
 )
 from lib.data.workers import load_ahead
+from lib.proposals.store import ImageStore, ProposalStore
 from lib.provenance import MadeFrom
 from lib.structures import Clusters, Proposals, Sample, TrainingSample
 
@@ -34,21 +35,9 @@ _BYTES_PER_PIXEL = 3 + 4
 """RGB and a region label."""
 
 
-class LoadsProposals(Protocol):
-    """What is needed of lib.proposals.store.ProposalStore."""
-
-    def load(self, file_name: str, size: tuple[int, int] | None = None) -> Proposals: ...
-
-
-class LoadsClusters(Protocol):
-    """What is needed of lib.prm.clusters.ClusterStore."""
-
-    def load(self, file_name: str, num_proposals: int) -> Clusters: ...
-
-
 @dataclass(frozen=True, eq=False)
 class ReadImage:
-    """All of an image that does not depend on how it is looked at."""
+    """Image data before scaling and mirroring."""
 
     record: ImageRecord
     image: np.ndarray
@@ -58,19 +47,60 @@ class ReadImage:
 
 
 def no_clusters(num_proposals: int) -> Clusters:
-    """Every proposal is in none."""
+    """Clusters without any member."""
     none = np.zeros(num_proposals, np.int64)
     return Clusters(number=none, column=none - 1)
 
 
-class CimDataset:
+class ImageDataset:
+    """The images of a data set as samples for a network.
+
+    Args:
+        num_bytes: of all images and what belongs to them in memory.
+        memory_limit: bytes; a data set that needs less is read only once (by each process that
+            reads) and then kept.
+    """
+
+    label_name: str
+    """The kind of label without which an image cannot be trained on, for messages."""
+
+    def __init__(
+        self, coco: CocoImages, image_dir: str | Path, num_bytes: int, memory_limit: int
+    ) -> None:
+        self.coco = coco
+        self.image_dir = Path(image_dir)
+        self.keeps = num_bytes <= memory_limit
+        self._kept: dict[int, Any] = {}
+
+    def __len__(self) -> int:
+        return len(self.coco)
+
+    def load(self, index: int, long_side: int, flip: Flip = "none") -> TrainingSample:
+        """`read` and `view` in one."""
+        return self.view(self.read(index), long_side, flip)
+
+    def read(self, index: int) -> Any:
+        """Reads image `index` and what belongs to it.
+
+        Raises:
+            FileNotFoundError: a file is missing.
+            ValueError: a file is damaged, or does not fit the others or the json.
+        """
+        if index in self._kept:
+            return self._kept[index]
+        read = self._read(self.coco.images[index])
+        if self.keeps:
+            self._kept[index] = read
+        return read
+
+
+class CimDataset(ImageDataset):
     """The images of a data set with their proposals and, for training, their clusters.
 
     Args:
-        clusters: None gives samples without clusters.
+        clusters: a ClusterStore; None gives samples without clusters.
+        memory_limit: see ImageDataset.
         made_from: records of what can be sampled, by file name, see lib/provenance.py.
-        memory_limit: bytes; if the pixels of all images and of their region labels need less,
-            every image is read once and then kept (by each process that reads).
     """
 
     label_name = "label"
@@ -79,55 +109,33 @@ class CimDataset:
         self,
         coco: CocoImages,
         image_dir: str | Path,
-        store: LoadsProposals,
-        clusters: LoadsClusters | None = None,
+        store: ProposalStore,
+        clusters: ImageStore | None = None,
         memory_limit: int = 0,
         made_from: Mapping[str, MadeFrom] | None = None,
     ) -> None:
-        self.coco = coco
+        pixels = sum(record.height * record.width for record in coco.images)
+        super().__init__(coco, image_dir, pixels * _BYTES_PER_PIXEL, memory_limit)
         self.made_from = made_from or {}
-        self.image_dir = Path(image_dir)
         self.store = store
         self.clusters = clusters
-        pixels = sum(record.height * record.width for record in coco.images)
-        self.keeps = pixels * _BYTES_PER_PIXEL <= memory_limit
-        self._kept: dict[int, ReadImage] = {}
-
-    def __len__(self) -> int:
-        return len(self.coco)
 
     def labelled(self) -> list[int]:
         """Indices of the images that can be trained on: those with an image-level label."""
         return [n for n, record in enumerate(self.coco.images) if record.image_labels.any()]
 
-    def load(self, index: int, long_side: int, flip: Flip = "none") -> Sample:
-        """`read` and `view` in one."""
-        return self.view(self.read(index), long_side, flip)
-
-    def read(self, index: int) -> ReadImage:
-        """Image `index`, its proposals and its clusters.
-
-        Raises:
-            FileNotFoundError: the image, its proposals or its clusters are missing.
-            ValueError: one of these is damaged, or they do not fit each other or the json.
-        """
-        if index in self._kept:
-            return self._kept[index]
-        record = self.coco.images[index]
+    def _read(self, record: ImageRecord) -> ReadImage:
         proposals = self.store.load(record.file_name, size=record.size)
         if self.clusters is None:
             clusters = no_clusters(len(proposals))
         else:
             clusters = self.clusters.load(record.file_name, len(proposals))
         image = read_image(self.image_dir / record.file_name, record.size)
-        read = ReadImage(record, image, proposals, clusters)
-        if self.keeps:
-            self._kept[index] = read
-        return read
+        return ReadImage(record, image, proposals, clusters)
 
     @staticmethod
     def view(read: ReadImage, long_side: int, flip: Flip = "none") -> Sample:
-        """What `read` gave, mirrored and then scaled to `long_side`."""
+        """Mirrors an image and then scales it to `long_side`."""
         record, proposals = read.record, read.proposals
         image, factor = resize_long_side(mirror_image(read.image, flip), long_side)
         boxes = mirror_boxes(proposals.boxes, record.size, flip) * np.float32(factor)
@@ -205,22 +213,8 @@ class TrainSampler(Sampler[tuple[int, int, Flip]]):
         ]
 
 
-class Trainable(Protocol):
-    """What is needed of a CimDataset to train on it, of whatever labels."""
-
-    coco: CocoImages
-    label_name: str
-    """What an image must have to be trained on, in messages."""
-
-    def __len__(self) -> int: ...
-
-    def labelled(self) -> list[int]: ...
-
-    def load(self, index: int, long_side: int, flip: Flip = "none") -> TrainingSample: ...
-
-
 def train_loader(
-    dataset: Trainable,
+    dataset: ImageDataset,
     scales: Sequence[int],
     flips: Sequence[Flip],
     seed: int,
@@ -232,7 +226,7 @@ def train_loader(
     """An endless stream of training samples; images without labels are left out.
 
     The stream depends on the seed and not on `num_workers`. Samples are made ahead, so the
-    position to go on from is the number of samples taken, which the caller counts.
+    position to resume from is the number of samples taken, which the caller counts.
 
     Args:
         start: how many samples to leave out.
@@ -271,7 +265,7 @@ def train_loader(
 class _Load:
     """Loads what the sampler asks for."""
 
-    dataset: Trainable
+    dataset: ImageDataset
     image_idx: Sequence[int]
 
     def __call__(self, request: tuple[int, int, Flip]) -> TrainingSample:

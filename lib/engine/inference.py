@@ -19,7 +19,7 @@ from torch import nn
 from tqdm import tqdm
 
 from lib.data.coco import CocoImages
-from lib.data.loader import CimDataset, ReadImage
+from lib.data.loader import CimDataset, ImageDataset, ReadImage
 from lib.data.transforms import Flip
 from lib.engine.distributed import ALONE, Ranks
 from lib.engine.journal import Journal
@@ -27,7 +27,7 @@ from lib.evaluation.detections import select_detections, to_coco_results
 from lib.files import atomic_file, read_json, remove_parts, write_json
 from lib.modeling.scoring import score_passes
 from lib.provenance import MadeFrom, beside, changes, fingerprint, listed
-from lib.refine.data import InstanceDataset, ReadInstances
+from lib.refine.data import ReadInstances
 from lib.refine.detect import MaskRCNNDetector
 from lib.structures import Detections, ImageRecord, Sample, View
 
@@ -121,7 +121,7 @@ class Detector:
 
 def detect_dataset(
     detector: Detector | MaskRCNNDetector,
-    dataset: CimDataset | InstanceDataset,
+    dataset: ImageDataset,
     output: Path,
     made_from: MadeFrom,
     of_images: Mapping[int, str],
@@ -293,7 +293,7 @@ def _merged(
 
 def _detections(
     detector: Detector | MaskRCNNDetector,
-    dataset: CimDataset | InstanceDataset,
+    dataset: ImageDataset,
     image_idx: Sequence[int],
     num_threads: int,
 ) -> Iterator[tuple[ReadImage | ReadInstances, list[dict[str, Any]]]]:

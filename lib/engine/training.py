@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from lib.config import Config, RefineConfig, RunConfig, save_config
-from lib.data.loader import Trainable, train_loader
+from lib.data.loader import ImageDataset, train_loader
 from lib.engine.checkpoint import MADE_FROM, find_resumable, list_checkpoints, save_checkpoint
 from lib.engine.distributed import Ranks
 from lib.engine.profile import Profile
@@ -215,7 +215,7 @@ class TrainingRun:
             MADE_FROM: self.made_from,
         }
 
-    def samples(self, data: Trainable, trainer: Trainer) -> Iterator[TrainingSample]:
+    def samples(self, data: ImageDataset, trainer: Trainer) -> Iterator[TrainingSample]:
         """The images of this rank from where the trainer stands."""
         settings = self.settings.input
         return train_loader(

@@ -13,6 +13,7 @@ import torch
 
 from lib.data.coco import CocoImages, ImageRecord, read_coco
 from lib.data.images import read_image
+from lib.data.loader import ImageDataset
 from lib.data.transforms import (
     Flip,
     mask_boxes,
@@ -40,14 +41,13 @@ class ReadInstances:
     """(N,) int64, 0..C-1."""
 
 
-class InstanceDataset:
+class InstanceDataset(ImageDataset):
     """The images of a data set with the instances to train on.
 
     Args:
         instances: by image id, entries with `category_id` and `segmentation` (compressed RLE).
             Images without any are not trained on.
-        memory_limit: bytes; if the pixels of all images and their masks need less, every image is
-            read once and then kept (by each process that reads).
+        memory_limit: see ImageDataset.
     """
 
     label_name = "pseudo label"
@@ -59,18 +59,12 @@ class InstanceDataset:
         instances: Mapping[int, Sequence[Mapping[str, Any]]],
         memory_limit: int = 0,
     ) -> None:
-        self.coco = coco
-        self.image_dir = Path(image_dir)
-        self.instances = instances
-        self._class_of = {category: c for c, category in enumerate(coco.category_ids)}
         layers = (3 + len(instances.get(record.image_id, ())) for record in coco.images)
         pixels = (record.height * record.width for record in coco.images)
-        size = sum(a * b for a, b in zip(layers, pixels, strict=True))
-        self.keeps = size <= memory_limit
-        self._kept: dict[int, ReadInstances] = {}
-
-    def __len__(self) -> int:
-        return len(self.coco)
+        num_bytes = sum(a * b for a, b in zip(layers, pixels, strict=True))
+        super().__init__(coco, image_dir, num_bytes, memory_limit)
+        self.instances = instances
+        self._class_of = {category: c for c, category in enumerate(coco.category_ids)}
 
     def labelled(self) -> list[int]:
         """Indices of the images that can be trained on: those with an instance."""
@@ -78,31 +72,15 @@ class InstanceDataset:
             n for n, record in enumerate(self.coco.images) if self.instances.get(record.image_id)
         ]
 
-    def load(self, index: int, long_side: int, flip: Flip = "none") -> InstanceSample:
-        """`read` and `view` in one."""
-        return self.view(self.read(index), long_side, flip)
-
-    def read(self, index: int) -> ReadInstances:
-        """Image `index` and its instances.
-
-        Raises:
-            FileNotFoundError: the image is missing.
-            ValueError: it is damaged, or does not fit the json.
-        """
-        if index in self._kept:
-            return self._kept[index]
-        record = self.coco.images[index]
+    def _read(self, record: ImageRecord) -> ReadInstances:
         entries = self.instances.get(record.image_id, ())
         masks = [rle.rle_to_mask(entry["segmentation"]) for entry in entries]
-        read = ReadInstances(
+        return ReadInstances(
             record,
             read_image(self.image_dir / record.file_name, record.size),
             np.array(masks, np.uint8).reshape(-1, *record.size),
             np.array([self._class_of[entry["category_id"]] for entry in entries], np.int64),
         )
-        if self.keeps:
-            self._kept[index] = read
-        return read
 
     def view(self, read: ReadInstances, long_side: int, flip: Flip = "none") -> InstanceSample:
         """An image from `read`, mirrored and then scaled to `long_side`.
