@@ -1,8 +1,8 @@
 """Mask AP of detections against COCO ground truth.
 
-`hotcoco` computes it (the same numbers as pycocotools, many times faster); pycocotools itself can
-be chosen, and is the oracle in the tests. Neither says much about wrong input (one crashes on an
-empty list, both take NaN scores silently), so everything is checked first, see coco_files.
+`hotcoco` computes it (the same numbers as pycocotools, many times faster); pycocotools can be
+chosen instead, and is the oracle in the tests. One crashes on an empty list and both accept NaN
+scores silently, so everything is checked first, see coco_files.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import contextlib
 import io
 import logging
 import math
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,6 @@ logger = logging.getLogger(__name__)
 VOC_THRESHOLDS = (0.25, 0.5, 0.7, 0.75)
 COCO_THRESHOLDS = tuple(np.linspace(0.5, 0.95, 10).tolist())
 EVALUATORS = ("hotcoco", "pycocotools")
-MAX_DETECTIONS = 100
 _SIZES = ("all", "small", "medium", "large")
 """Order of the area ranges in both evaluators: below 32 x 32 px, up to 96 x 96 px, above."""
 
@@ -44,14 +44,14 @@ def evaluate_segm(
     """Average precision of instance masks, as the COCO evaluation defines it.
 
     The 100 best detections per image and class count, crowd regions are neither hit nor missed,
-    and the mean goes over the classes that occur in the ground truth.
+    and the mean is taken over the classes that occur in the ground truth.
 
     Args:
         ground_truth: a COCO json with masks, as file or content.
         results: COCO results (image_id, category_id, score, segmentation), as file or content.
             With none, every AP is 0 and a warning says so.
         iou_thresholds: each gives one AP, named ap25 for 0.25 (a fraction of a percent as ap12.5).
-        coco_ap: also give `ap` (mean over IoU 0.5, 0.55 .. 0.95), with `ap_small`, `ap_medium` and
+        coco_ap: also gives `ap` (mean over IoU 0.5, 0.55 .. 0.95), and `ap_small`, `ap_medium` and
             `ap_large` by the area of the object.
         evaluator: `hotcoco` or `pycocotools`.
 
@@ -61,14 +61,12 @@ def evaluate_segm(
         of a size that no object has is None.
 
     Raises:
-        ValueError: ground truth without masks, ids the ground truth does not know, masks of
-            another size than their image, scores that are not finite numbers; the text names the
-            entry.
+        ValueError: see `read_ground_truth` and `check_results`; also where no object is annotated.
     """
     if evaluator not in EVALUATORS:
         raise ValueError(f"evaluator {evaluator!r} is not known; take one of {EVALUATORS}")
     truth = read_ground_truth(ground_truth)
-    objects = [a for a in truth["annotations"] if not a["iscrowd"]]
+    objects = Counter(a["category_id"] for a in truth["annotations"] if not a["iscrowd"])
     if not objects:
         name = "the ground truth" if isinstance(ground_truth, dict) else ground_truth
         raise ValueError(f"{name}: no annotated object; there is nothing to evaluate against")
@@ -78,30 +76,36 @@ def evaluate_segm(
         detections = check_results(results, truth)
     if not detections:
         logger.warning("there are no detections: every AP is 0")
-    wanted = COCO_THRESHOLDS if coco_ap else ()
-    extra = [t for t in iou_thresholds if not any(math.isclose(t, w) for w in wanted)]
-    thresholds = sorted({*wanted, *extra})
-    run = _run_hotcoco if evaluator == "hotcoco" else _run_pycocotools
-    precision = run(*with_small_ids(truth, detections), thresholds)
-    average = _mean_over_recall(precision)  # (T, C, sizes)
+    thresholds = list(COCO_THRESHOLDS) if coco_ap else []
+    thresholds += [t for t in iou_thresholds if not any(math.isclose(t, c) for c in thresholds)]
+    open_evaluation = hotcoco_evaluation if evaluator == "hotcoco" else _pycocotools_evaluation
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
+        precision = precision_curves(open_evaluation(truth, detections), thresholds)
+    average = precision.mean(axis=1)  # (T, C, sizes) AP, -1 where there is nothing to find
 
     columns = {
-        metric_name(t): ([int(np.argmin(np.abs(np.array(thresholds) - t)))], "all")
+        metric_name(t): (int(np.abs(np.subtract(thresholds, t)).argmin()), "all")
         for t in iou_thresholds
     }
     if coco_ap:
-        sweep = [thresholds.index(t) for t in COCO_THRESHOLDS]
-        columns["ap"] = (sweep, "all")
-        columns |= {f"ap_{size}": (sweep, size) for size in _SIZES[1:]}
-    table = {  # name -> (C,) AP of every class, NaN where it does not occur
-        name: average[rows, :, _SIZES.index(size)].mean(axis=0)
+        sweep = slice(len(COCO_THRESHOLDS))
+        columns |= {"ap" if s == "all" else f"ap_{s}": (sweep, s) for s in _SIZES}
+    table = {  # name -> (C,)
+        name: average[rows, :, _SIZES.index(size)].reshape(-1, average.shape[1]).mean(axis=0)
         for name, (rows, size) in columns.items()
     }
     return {
         "metrics": {name: _mean(values) for name, values in table.items()},
-        "per_class": _per_class(truth["categories"], objects, table),
+        "per_class": {
+            category["name"]: {
+                "objects": objects[category["id"]],
+                **{name: _mean(values[c : c + 1]) for name, values in table.items()},
+            }
+            for c, category in enumerate(truth["categories"])
+            if category["id"] in objects
+        },
         "num_images": len(truth["images"]),
-        "num_objects": len(objects),
+        "num_objects": objects.total(),
         "num_detections": len(detections),
         "evaluator": evaluator,
     }
@@ -113,24 +117,16 @@ def metric_name(iou_threshold: float) -> str:
 
 
 def format_metrics(evaluation: dict[str, Any], per_class: bool = False) -> str:
-    """What `evaluate_segm` gives, as an aligned table in percent; with a row per class if asked."""
+    """The result of `evaluate_segm` as an aligned table in percent."""
     metrics = evaluation["metrics"]
     rows = [["class", "objects", *(name.upper().replace("_", " ") for name in metrics)]]
     if per_class:
         for name, values in evaluation["per_class"].items():
             rows.append([name, str(values["objects"]), *(percent(values[m]) for m in metrics)])
     total = f"mean of {len(evaluation['per_class'])} classes"
-    rows.append([total, str(evaluation["num_objects"]), *(percent(v) for v in metrics.values())])
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = [
-        "  ".join(
-            [
-                row[0].ljust(widths[0]),
-                *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True)),
-            ]
-        )
-        for row in rows
-    ]
+    rows.append([total, str(evaluation["num_objects"]), *map(percent, metrics.values())])
+    first, *others = (max(map(len, column)) for column in zip(*rows, strict=True))
+    lines = ["  ".join([row[0].ljust(first), *map(str.rjust, row[1:], others)]) for row in rows]
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
 
 
@@ -140,94 +136,70 @@ def percent(value: float | None) -> str:
 
 
 def _mean(values: np.ndarray) -> float | None:
-    occurs = ~np.isnan(values)
+    """Over the classes that occur; None if none does."""
+    values = values[values >= 0]
     # Both evaluators divide by n + 2e-16; rounding gives the 1.0 that is meant.
-    return round(float(values[occurs].mean()), 12) if occurs.any() else None
+    return round(float(values.mean()), 12) if len(values) else None
 
 
-def _per_class(
-    categories: list[dict[str, Any]], objects: list[dict[str, Any]], table: dict[str, np.ndarray]
-) -> dict[str, dict[str, Any]]:
-    counts = {c["id"]: 0 for c in categories}
-    for annotation in objects:
-        counts[annotation["category_id"]] += 1
-    result = {}
-    for i, category in enumerate(categories):
-        if counts[category["id"]]:
-            values = {name: _mean(row[i : i + 1]) for name, row in table.items()}
-            result[category["name"]] = {"objects": counts[category["id"]], **values}
-    return result
-
-
-def _mean_over_recall(precision: np.ndarray) -> np.ndarray:
-    """(T, 101, C, sizes, limits) of the evaluators, -1 where nothing is to be found ->
-    (T, C, sizes) AP at the highest limit, NaN there."""
-    average = precision[..., -1].mean(axis=1)
-    return np.where(average < 0, np.nan, average)
-
-
-def with_small_ids(
+def _with_small_ids(
     truth: dict[str, Any], detections: Sequence[dict[str, Any]]
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """The same with images and categories numbered from 1 in the order of their ids.
+    """Both with images and categories numbered from 1 in the order of their ids.
 
-    Evaluators keep ids as 64-bit or floating-point numbers, or know no negative ones. Equal scores
-    count in the order of ids, which stays.
+    Evaluators keep ids as 64-bit or floating-point numbers, or accept no negative ones. Equal
+    scores count in the order of ids, which stays.
     """
-    numbers = {
-        key: {id_: number for number, id_ in enumerate(sorted(e["id"] for e in truth[key]), 1)}
-        for key in ("images", "categories")
-    }
+    fields = {"images": ("file_name", "height", "width"), "categories": ("name",)}
+    image, category = (
+        {id_: number for number, id_ in enumerate(sorted(e["id"] for e in truth[key]), 1)}
+        for key in fields
+    )
 
     def renumbered(entries: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-        image, category = numbers["images"], numbers["categories"]
         return [
-            {
-                **entry,
-                "image_id": image[entry["image_id"]],
-                "category_id": category[entry["category_id"]],
-            }
-            for entry in entries
+            {**e, "image_id": image[e["image_id"]], "category_id": category[e["category_id"]]}
+            for e in entries
         ]
 
-    fields = {"images": ("file_name", "height", "width"), "categories": ("name",)}
     small = {
-        key: [
-            {"id": numbers[key][entry["id"]], **{field: entry[field] for field in fields[key]}}
-            for entry in truth[key]
-        ]
-        for key in numbers
+        key: [{"id": number[e["id"]], **{f: e[f] for f in fields[key]}} for e in truth[key]]
+        for key, number in (("images", image), ("categories", category))
     }
     return small | {"annotations": renumbered(truth["annotations"])}, renumbered(detections)
 
 
-def _run_hotcoco(
-    truth: dict[str, Any], detections: list[dict[str, Any]], thresholds: list[float]
-) -> np.ndarray:
+def hotcoco_evaluation(truth: dict[str, Any], detections: Sequence[dict[str, Any]]) -> Any:
+    """A `hotcoco.COCOeval` of masks, whose ids are those of `_with_small_ids`."""
+    truth, detections = _with_small_ids(truth, detections)
     gt = hotcoco.COCO(truth)
-    return _accumulate(hotcoco.COCOeval(gt, gt.loadRes(detections), "segm"), thresholds)
+    return hotcoco.COCOeval(gt, gt.loadRes(detections), "segm")
 
 
-def _run_pycocotools(
-    truth: dict[str, Any], detections: list[dict[str, Any]], thresholds: list[float]
-) -> np.ndarray:
-    with contextlib.redirect_stdout(io.StringIO()):  # it prints its progress
-        gt, found = pycoco.COCO(), pycoco.COCO()
-        gt.dataset = truth
-        gt.createIndex()
-        # Not by loadRes, which fails on an empty list; what that adds is added here.
-        numbered = [
-            {**d, "id": i, "area": rle.area(d["segmentation"]), "iscrowd": 0}
-            for i, d in enumerate(detections, start=1)
-        ]
-        found.dataset = {**truth, "annotations": numbered}
-        found.createIndex()
-        return _accumulate(COCOeval(gt, found, "segm"), thresholds)
+def _pycocotools_evaluation(
+    truth: dict[str, Any], detections: Sequence[dict[str, Any]]
+) -> COCOeval:
+    truth, detections = _with_small_ids(truth, detections)
+    # Not by loadRes, which fails on an empty list; what that adds is added here.
+    annotations = [
+        {**d, "id": i, "area": rle.area(d["segmentation"]), "iscrowd": 0}
+        for i, d in enumerate(detections, start=1)
+    ]
+    gt, found = pycoco.COCO(), pycoco.COCO()
+    gt.dataset, found.dataset = truth, {**truth, "annotations": annotations}
+    gt.createIndex()
+    found.createIndex()
+    return COCOeval(gt, found, "segm")
 
 
-def _accumulate(evaluation: Any, thresholds: list[float]) -> np.ndarray:
-    evaluation.params.iouThrs = np.array(thresholds)
-    evaluation.params.maxDets = [MAX_DETECTIONS]
+def precision_curves(evaluation: Any, iou_thresholds: Sequence[float]) -> np.ndarray:
+    """Runs an evaluation with the usual limit of 100 detections per image and class.
+
+    Returns:
+        (T, 101, C, sizes) precision at recall 0, 0.01 .. 1; -1 where there is nothing to find.
+    """
+    evaluation.params.iouThrs = np.array(iou_thresholds)
+    evaluation.params.maxDets = [100]
     evaluation.evaluate()
     evaluation.accumulate()
-    return np.asarray(evaluation.eval["precision"])
+    return np.asarray(evaluation.eval["precision"])[..., -1]

@@ -1,4 +1,4 @@
-"""COCO ground truth and results, read with every mistake named before anything is computed."""
+"""Reads COCO ground truth and results, and names every mistake before anything is computed."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ def check_results(
     name: str = "the detections",
     need_score: bool = True,
 ) -> list[dict[str, Any]]:
-    """COCO results brought into one form, in their order.
+    """COCO results in one form, in their order.
 
     Args:
-        dataset: what the results are of, as `read_coco` gives it.
+        dataset: the data set of the results, as `read_coco` gives it.
         name: what errors call the results, their file for example.
-        need_score: False also takes annotations, which need not have a score.
+        need_score: False also accepts annotations, which need not have a score.
 
     Returns:
-        image_id, category_id, segmentation (compressed RLE) and score (None without one) of
-        every result. A bbox is left out on purpose: with one, COCO's loadRes takes the area of
-        the box for the mask's.
+        image_id, category_id, score (None without one) and segmentation (compressed RLE) of every
+        result. A bbox is left out on purpose: with one, COCO's loadRes takes the area of the box
+        for the mask's.
 
     Raises:
-        ValueError: missing fields, ids the data set does not list, scores that are not finite
+        ValueError: missing fields, ids that the data set does not list, scores that are not finite
             numbers, masks that do not fit their image; the text names the entry.
     """
     if not isinstance(results, Sequence) or isinstance(results, str):
@@ -87,9 +87,9 @@ def check_results(
 
 
 def read_layer(content: Any, dataset: dict[str, Any], name: str) -> list[dict[str, Any]]:
-    """Entries as from `check_results` of a list of results, or of a COCO json with annotations.
+    """Checks a list of results, or a COCO json with annotations, as `check_results` does.
 
-    Crowds are left out, and of a json the annotations without a usable mask.
+    Leaves out crowds, and annotations without a usable mask.
     """
     if isinstance(content, dict):
         given = read_coco(content, masks=True, name=name)["annotations"]
@@ -100,12 +100,12 @@ def read_layer(content: Any, dataset: dict[str, Any], name: str) -> list[dict[st
 def by_image(
     content: Any, dataset: dict[str, Any], name: str, score_thresh: float | None = None
 ) -> dict[int, list[dict[str, Any]]]:
-    """What a result file or annotation file holds of every image, best first, crowds left out.
+    """Results or annotations of every image, best first, without crowds.
 
     Args:
         content: a list of COCO results, or a COCO json with annotations (with or without scores).
         dataset, name: as for `check_results`.
-        score_thresh: leaves out what has a lower score.
+        score_thresh: leaves out lower scores.
 
     Returns:
         Entries as from `check_results`, by image id; images without any are not listed.

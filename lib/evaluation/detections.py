@@ -1,7 +1,5 @@
-"""From proposal scores to detections: threshold, box NMS per class, the best of the image.
-
-Also writes them in COCO's result format.
-"""
+"""From proposal scores to detections (threshold, box NMS per class, the best of the image) and
+to COCO's result format."""
 
 from __future__ import annotations
 
@@ -22,13 +20,13 @@ def select_detections(
     max_detections: int | None,
     keep_classes: np.ndarray | None = None,
 ) -> Detections:
-    """Greedy box NMS within every class, then the best detections over all classes (SPEC 7).
+    """Greedy box NMS within every class, then the best detections over all classes
+    (docs/specification.md#inference).
 
-    All (proposal, class) pairs are walked through from the highest score down; a pair is kept
-    unless a kept one of its class overlaps its box by IoU >= `nms_thresh`. The walk ends when
-    `max_detections` are kept: what comes later could only be worse. Equal scores are taken in
-    order of proposal, then of class (the published order of ties is that of numpy's unstable
-    sort, and it keeps more than the limit when scores tie there).
+    Visits all (proposal, class) pairs from the highest score down and keeps a pair unless a kept
+    one of its class overlaps its box by IoU >= `nms_thresh`, until `max_detections` are kept.
+    Equal scores are visited in order of proposal, then of class (the published order of ties is
+    that of numpy's unstable sort, and it keeps more than the limit when scores tie there).
 
     Args:
         scores: (P, C) in any float type, without background. P may be 0.
@@ -36,13 +34,13 @@ def select_detections(
         score_thresh: pairs need a score above this.
         nms_thresh: box IoU from which the lower score is suppressed.
         max_detections: of the whole image; None keeps all.
-        keep_classes: (C,) bool or {0, 1}; only these classes are detected. None is all of them.
+        keep_classes: (C,) bool or {0, 1}; only these classes are detected. None detects all.
 
     Returns:
         Detections, best first.
 
     Raises:
-        ValueError: shapes that do not belong together, or scores that are not finite.
+        ValueError: shapes that do not match, or scores that are not finite.
     """
     num_proposals, num_classes = scores.shape
     if boxes.shape != (num_proposals, 4):
@@ -83,22 +81,13 @@ def select_detections(
 
 
 def box_overlaps(boxes: np.ndarray) -> np.ndarray:
-    """IoU of every pair of boxes, both ends counted: a box from x1 to x2 is x2 - x1 + 1 wide.
-
-    Args:
-        boxes: (P, 4) xyxy.
-
-    Returns:
-        (P, P) float32 in [0, 1].
-    """
+    """(P, P) float32 IoU of (P, 4) xyxy boxes, where a box from x1 to x2 is x2 - x1 + 1 wide."""
     # PARITY: inclusive widths although xmax already is one past the mask (published NMS), and
     # computed in float32 like there, so that overlaps next to the threshold fall the same way.
     x1, y1, x2, y2 = np.asarray(boxes, dtype=np.float32).T
-    one = np.float32(1)
-    areas = (x2 - x1 + one) * (y2 - y1 + one)
-    zero = np.float32(0)
-    width = np.maximum(zero, np.minimum.outer(x2, x2) - np.maximum.outer(x1, x1) + one)
-    height = np.maximum(zero, np.minimum.outer(y2, y2) - np.maximum.outer(y1, y1) + one)
+    areas = (x2 - x1 + 1) * (y2 - y1 + 1)
+    width = np.maximum(0, np.minimum.outer(x2, x2) - np.maximum.outer(x1, x1) + 1)
+    height = np.maximum(0, np.minimum.outer(y2, y2) - np.maximum.outer(y1, y1) + 1)
     inter = width * height
     return inter / (np.add.outer(areas, areas) - inter)
 
@@ -109,12 +98,12 @@ def to_coco_results(
     """Detections of one image in COCO's result format, best first, as plain JSON values.
 
     Args:
-        regions: the proposals the detections point at.
+        regions: the proposals that the detections point at.
         category_ids: COCO category id of every class index.
 
     Returns:
-        One dict per detection: image_id, category_id, score, bbox (tight around the mask, x y
-        width height), segmentation (compressed RLE, counts as text).
+        For every detection image_id, category_id, score, bbox (tight around the mask, x y width
+        height), segmentation (compressed RLE, counts as text).
     """
     # A proposal that is detected as several classes is encoded once.
     distinct, where = np.unique(detections.proposal_idx, return_inverse=True)

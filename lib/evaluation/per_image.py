@@ -1,15 +1,15 @@
-"""How well single images and classes come off: AP of an image, hits and misses, curves."""
+"""Quality of single images and classes: AP of an image, hits and misses, precision curves."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import hotcoco
 import numpy as np
 
-from lib.evaluation.coco_eval import MAX_DETECTIONS, with_small_ids
+from lib.evaluation.coco_eval import hotcoco_evaluation, precision_curves
 
 RECALLS = 101
 """Points of a precision-recall curve: recall 0, 0.01 .. 1."""
@@ -17,7 +17,7 @@ RECALLS = 101
 
 @dataclass(frozen=True)
 class ImageQuality:
-    """How the detections on one image compare with its objects."""
+    """Detections on one image against its objects."""
 
     ap: float | None
     """In [0, 1], mean over the classes that the image has; None for an image without objects."""
@@ -34,7 +34,7 @@ class Comparison:
     images: dict[int, ImageQuality]
     """By image id, for every image of the ground truth."""
     is_hit: list[bool | None]
-    """Of every detection; None where it neither counts as hit nor as miss (on a crowd)."""
+    """Of every detection; None on a crowd, where it is neither hit nor miss."""
     is_found: list[bool | None]
     """Of every annotation of the ground truth; None for crowds."""
     precision: dict[int, np.ndarray]
@@ -44,45 +44,43 @@ class Comparison:
 def compare(
     truth: dict[str, Any], detections: Sequence[dict[str, Any]], iou_thresh: float = 0.5
 ) -> Comparison:
-    """Matches detections with objects as the COCO evaluation does, and keeps what matched.
+    """Matches detections with objects as the COCO evaluation does, and keeps the matches.
 
     Args:
-        truth: as from `coco_files.read_ground_truth`.
-        detections: as from `coco_files.check_results`, of that ground truth; may be none.
-        iou_thresh: from this mask IoU on a detection hits an object.
+        truth: from `coco_files.read_ground_truth`.
+        detections: from `coco_files.check_results`, of that ground truth; may be empty.
+        iou_thresh: mask IoU from which a detection hits an object.
     """
     is_found: list[bool | None] = [None if a["iscrowd"] else False for a in truth["annotations"]]
     is_hit: list[bool | None] = [None] * len(detections)
-    scores: dict[int, list[float]] = {image["id"]: [] for image in truth["images"]}
-    precision = {}
-    image_ids = sorted(scores)
-    occurring = {a["category_id"] for a in truth["annotations"] if not a["iscrowd"]}
+    aps: dict[int, dict[int, float]] = {image["id"]: {} for image in truth["images"]}
+    for annotation in truth["annotations"]:
+        if not annotation["iscrowd"]:
+            aps[annotation["image_id"]][annotation["category_id"]] = 0.0
+    image_ids, category_ids = sorted(aps), [category["id"] for category in truth["categories"]]
+    precision = {id_: np.zeros(RECALLS) for id_ in sorted({c for of in aps.values() for c in of})}
     if detections:
-        small, numbered = with_small_ids(truth, detections)
-        gt = hotcoco.COCO(small)
-        evaluation = hotcoco.COCOeval(gt, gt.loadRes(numbered), "segm")
-        evaluation.params.iouThrs = np.array([iou_thresh])
-        evaluation.params.maxDets = [MAX_DETECTIONS]
+        evaluation = hotcoco_evaluation(truth, detections)
         evaluation.params.areaRng = [[0.0, 1e10]]
         evaluation.params.areaRngLbl = ["all"]
-        evaluation.evaluate()
+        curves = precision_curves(evaluation, [iou_thresh])[0, :, :, 0]  # (101, C)
+        precision = {id_: curves[:, category_ids.index(id_)].clip(min=0) for id_ in precision}
         for group in evaluation.eval_imgs:  # one for every image and class that has anything
             if group is None:
                 continue
             _note_matches(group, is_hit, is_found)
             if (count := sum(group["gtInDenominator"])) > 0:
-                image_id = image_ids[group["image_id"] - 1]
-                scores[image_id].append(_average_precision(group, count))
-        evaluation.accumulate()
-        curves = np.asarray(evaluation.eval["precision"])[0, :, :, 0, 0]  # (101, C)
-        ids = [category["id"] for category in truth["categories"]]
-        precision = {id_: curves[:, c].clip(min=0) for c, id_ in enumerate(ids) if id_ in occurring}
-    return Comparison(
-        images=_qualities(truth, scores, is_found),
-        is_hit=is_hit,
-        is_found=is_found,
-        precision=precision or {id_: np.zeros(RECALLS) for id_ in sorted(occurring)},
-    )
+                of_image = aps[image_ids[group["image_id"] - 1]]
+                of_image[category_ids[group["category_id"] - 1]] = _average_precision(group, count)
+    image_of = [annotation["image_id"] for annotation in truth["annotations"]]
+    pairs = list(zip(image_of, is_found, strict=True))
+    objects = Counter(id_ for id_, hit in pairs if hit is not None)
+    found = Counter(id_ for id_, hit in pairs if hit)
+    images = {
+        id_: ImageQuality(sum(of.values()) / len(of) if of else None, objects[id_], found[id_])
+        for id_, of in aps.items()
+    }
+    return Comparison(images, is_hit, is_found, precision)
 
 
 def _note_matches(
@@ -110,24 +108,3 @@ def _average_precision(group: dict[str, Any], num_objects: int) -> float:
     best = np.maximum.accumulate((found / np.arange(1, len(hit) + 1))[::-1])[::-1]
     place = np.searchsorted(found / num_objects, np.linspace(0, 1, RECALLS), side="left")
     return float(np.append(best, 0.0)[place].mean())
-
-
-def _qualities(
-    truth: dict[str, Any], scores: dict[int, list[float]], is_found: list[bool | None]
-) -> dict[int, ImageQuality]:
-    classes: dict[int, set[int]] = {image["id"]: set() for image in truth["images"]}
-    objects, found = dict.fromkeys(classes, 0), dict.fromkeys(classes, 0)
-    for annotation, hit in zip(truth["annotations"], is_found, strict=True):
-        if hit is not None:
-            classes[annotation["image_id"]].add(annotation["category_id"])
-            objects[annotation["image_id"]] += 1
-            found[annotation["image_id"]] += hit
-    return {
-        id_: ImageQuality(
-            # A class without any detection may be missing among the groups: its AP is 0.
-            ap=sum(scores[id_]) / len(classes[id_]) if classes[id_] else None,
-            objects=objects[id_],
-            found=found[id_],
-        )
-        for id_ in classes
-    }

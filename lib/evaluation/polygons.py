@@ -1,4 +1,4 @@
-"""Masks as polygons, for annotation tools that know no run lengths (Label Studio, CVAT).
+"""Masks as polygons, for annotation tools that cannot read run lengths (Label Studio, CVAT).
 
 Polygons are COCO's: flat lists x, y, x, y, ... along the edges of pixels, where pixel (x, y) covers
 [x, x + 1] x [y, y + 1], so that COCO's rasteriser gives the mask back.
@@ -6,32 +6,22 @@ Polygons are COCO's: flat lists x, y, x, y, ... along the edges of pixels, where
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import Counter
 
 import cv2
 import numpy as np
-
-
-@dataclass
-class LeftOut:
-    """What polygons do not show of masks."""
-
-    parts: int = 0
-    """Tiny parts of masks, dropped."""
-    holes: int = 0
-    """Tiny holes, filled."""
 
 
 def mask_to_polygons(
     mask: np.ndarray,
     tolerance: float = 0.0,
     min_part: float = 0.0,
-    left_out: LeftOut | None = None,
+    left_out: Counter[str] | None = None,
 ) -> list[list[float]]:
     """Outlines of a mask, one polygon for every part, the largest first.
 
-    COCO's polygons have no holes: a hole is cut in by a seam, two edges there and back between
-    the outline and the hole, which every usual way of filling gives the hole back by.
+    COCO's polygons have no holes. A hole is cut in by a seam, an edge there and back between the
+    outline and the hole, so that every usual way of filling leaves the hole open.
 
     Args:
         mask: (H, W) bool.
@@ -39,31 +29,30 @@ def mask_to_polygons(
             pixel, and the polygons are the mask exactly.
         min_part: parts and holes smaller than this fraction of the mask are dropped and filled;
             the largest part always stays.
-        left_out: counts these.
+        left_out: counts the dropped `parts` and the filled `holes`.
 
     Returns:
         Polygons of at least three points; [] for an empty mask.
     """
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    if not len(rows):
+    left, top, width, height = cv2.boundingRect(mask.astype(np.uint8))
+    if not width:
         return []
-    top, left = rows[0], columns[0]
-    mask = mask[top : rows[-1] + 1, left : columns[-1] + 1]  # images may be enormous
+    mask = mask[top : top + height, left : left + width]  # images may be enormous
     outlines, holes = _outlines(mask)
     smallest = min_part * mask.sum()
     outlines.sort(key=lambda entry: -entry[1])
+    left_out = Counter() if left_out is None else left_out
     polygons = []
     for place, (number, area, outline) in enumerate(outlines):
         if place and area < smallest:
-            if left_out:
-                left_out.parts += 1
+            left_out["parts"] += 1
             continue
         polygon = _simplified(outline, tolerance)
         for hole_area, hole in holes.get(number, ()):
             if hole_area >= smallest:
                 polygon = _with_hole(polygon, _simplified(hole, tolerance))
-            elif left_out:
-                left_out.holes += 1
+            else:
+                left_out["holes"] += 1
         polygons.append([float(v) for v in (polygon + (left, top)).ravel()])
     return polygons
 
@@ -71,7 +60,7 @@ def mask_to_polygons(
 def _outlines(
     mask: np.ndarray,
 ) -> tuple[list[tuple[int, float, np.ndarray]], dict[int, list[tuple[float, np.ndarray]]]]:
-    """(number, pixels, outline) of every part, and (pixels, outline) of the holes of each number.
+    """(number, area, outline) of every part, and (area, outline) of the holes by part number.
 
     Outlines are (N, 2) int corners of pixels, those of holes in the other direction.
     """
@@ -93,11 +82,11 @@ def _outlines(
 
 
 def _corners(points: np.ndarray) -> np.ndarray:
-    """Leaves out the points of a closed line that lie on the way between their neighbours."""
+    """Drops the points of a closed line that lie straight between their neighbours."""
     points = points[(points != np.roll(points, 1, axis=0)).any(axis=1)]
     before, after = points - np.roll(points, 1, axis=0), np.roll(points, -1, axis=0) - points
     turns = before[:, 0] * after[:, 1] != before[:, 1] * after[:, 0]
-    back = (before * after).sum(axis=1) < 0  # a needle is no corner of a line, but stays
+    back = (before * after).sum(axis=1) < 0  # the tip of a needle
     return points[turns | back]
 
 

@@ -1,4 +1,4 @@
-"""The share of annotated objects that stored proposals cover, over a whole data set."""
+"""Recall of stored proposals over a data set: the best proposal of every annotated object."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from lib.proposals.store import ProposalStore
 
 @dataclass(frozen=True, eq=False)
 class FoundObjects:
-    """The objects (crowds left out) of the images that have some, and their best proposals."""
+    """Objects of a data set, without crowds, and their best proposals."""
 
     best: np.ndarray
     """(len(counts), G) IoU of every object with the best of the first proposals."""
     areas: np.ndarray
     """(G,) as annotated."""
     num_proposals: list[int]
-    """Of every image."""
+    """Of every image that has objects."""
     failures: dict[str, str]
     """Why the proposals of an image cannot be used, by its file name."""
 
@@ -35,28 +35,28 @@ def find_objects(
     leave_out: Collection[str] = (),
     jobs: int = -1,
 ) -> FoundObjects:
-    """Looks for the best proposal of every object, for `lib.proposals.recall.recall_table`.
+    """Finds the best proposal of every object, for `lib.proposals.recall.recall_table`.
 
     Args:
-        ground_truth: as `lib.evaluation.coco_files.read_ground_truth` gives it.
+        ground_truth: from `lib.evaluation.coco_files.read_ground_truth`.
         counts: how many proposals to look at; more than there are means all.
-        leave_out: file names of images not to look at, for example those without proposals.
+        leave_out: file names of images to skip, for example those without proposals.
     """
     objects: dict[int, list[dict[str, Any]]] = {}
     for annotation in ground_truth["annotations"]:
         if not annotation["iscrowd"]:
             objects.setdefault(annotation["image_id"], []).append(annotation)
     skipped = set(leave_out)
-    images = [
-        i for i in ground_truth["images"] if i["id"] in objects and i["file_name"] not in skipped
+    tasks = [
+        (i["file_name"], (store, i, objects[i["id"]], counts))
+        for i in ground_truth["images"]
+        if i["id"] in objects and i["file_name"] not in skipped
     ]
-    tasks = ((i["file_name"], (store, i, objects[i["id"]], counts)) for i in images)
-    results, failures = for_each(_find_in_image, tasks, len(images), jobs, "recall")
-    found = [*results.values()]
+    found, failures = for_each(_find_in_image, tasks, len(tasks), jobs, "recall")
     return FoundObjects(
-        best=np.concatenate([np.zeros((len(counts), 0)), *(best for best, _, _ in found)], axis=1),
-        areas=np.concatenate([np.zeros(0), *(areas for _, areas, _ in found)]),
-        num_proposals=[number for _, _, number in found],
+        best=np.hstack([np.zeros((len(counts), 0)), *(best for best, _, _ in found.values())]),
+        areas=np.hstack([np.zeros(0), *(areas for _, areas, _ in found.values())]),
+        num_proposals=[number for _, _, number in found.values()],
         failures=failures,
     )
 

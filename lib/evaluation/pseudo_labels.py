@@ -1,7 +1,7 @@
-"""Detections on the training images turned into annotations: for other detectors and for tools.
+"""Detections on the training images as COCO annotations, for other detectors and for tools.
 
-What is written is read as it is by pycocotools, torchvision, mmdetection, detectron2, FiftyOne and
-supervision (docs/refinement.md); with polygons also by Label Studio and CVAT.
+pycocotools, torchvision, mmdetection, detectron2, FiftyOne and supervision read them as they are
+(docs/refinement.md); with polygons Label Studio and CVAT do too.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
 from lib.evaluation.coco_files import check_results
-from lib.evaluation.polygons import LeftOut, mask_to_polygons
+from lib.evaluation.polygons import mask_to_polygons
 from lib.proposals import rle
 
 logger = logging.getLogger(__name__)
@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 Segmentation = Literal["compressed", "uncompressed", "polygon"]
 SEGMENTATIONS: tuple[Segmentation, ...] = get_args(Segmentation)
 MIN_PART = 0.01
-"""Parts and holes of a mask below this fraction of it are no part of a polygon."""
+"""Parts and holes below this fraction of their mask are left out of a polygon."""
 
 
 def to_coco_annotations(
@@ -32,27 +32,26 @@ def to_coco_annotations(
     tolerance: float = 0.0,
     min_part: float = MIN_PART,
 ) -> dict[str, Any]:
-    """A COCO json whose annotations are detections (SPEC 9).
+    """A COCO json whose annotations are detections (docs/specification.md#pseudo-labels).
 
-    What the detections are restricted to (the image-level classes of each image) was decided when
-    they were made. When none reaches the threshold the json is still whole, without annotations,
-    and a warning names the best score there was.
+    Logs a warning with the best score if none reaches the threshold; the json then has no
+    annotations.
 
     Args:
-        results: COCO results on the training images.
-        dataset: the training json; its images (all are listed, also those left without
-            annotations) and categories are taken over, its annotations are never looked at.
+        results: COCO results on the training images, of their image-level classes.
+        dataset: the training json, as `read_coco` gives it. All its images and categories are
+            copied, its annotations are never looked at.
         score_thresh: detections scored below this are dropped.
         segmentation: `compressed` RLE (text), `uncompressed` RLE (lists of runs, as the published
             system wrote them) or `polygon` (for annotation tools).
         name: what errors call the results, their file for example.
-        tolerance, min_part: of polygons, see `mask_to_polygons`; what these leave out is said.
+        tolerance, min_part: of polygons, see `mask_to_polygons`; what they leave out is logged.
 
     Returns:
         Plain JSON values. The annotations are ordered best first (equal scores in the order of
         `results`) and numbered from 1; each has id, image_id, category_id, score, segmentation,
-        area, bbox (x y width height, tight) and iscrowd 0. Area and box are those of what the
-        segmentation draws; a mask without a pixel is no annotation.
+        area, bbox (x y width height, tight) and iscrowd 0. Area and box are those of the drawn
+        segmentation; masks without a pixel are dropped.
 
     Raises:
         ValueError: results that do not belong to these images, see `check_results`.
@@ -60,18 +59,19 @@ def to_coco_annotations(
     if segmentation not in SEGMENTATIONS:
         raise ValueError(f"segmentation {segmentation!r}; take one of {', '.join(SEGMENTATIONS)}")
     checked = check_results(results, dataset, name)
-    kept = sorted((r for r in checked if r["score"] >= score_thresh), key=lambda r: -r["score"])
-    kept = [r for r in kept if rle.area(r["segmentation"])]
-    if not kept:
-        best = max((r["score"] for r in checked), default=None)
+    kept = [r for r in checked if r["score"] >= score_thresh and rle.area(r["segmentation"])]
+    kept.sort(key=lambda r: -r["score"])
+    if not checked:
+        logger.warning("no pseudo label is left: there are no detections")
+    elif not kept:
         logger.warning(
-            "no pseudo label is left: %s",
-            "there are no detections"
-            if best is None
-            else f"none of {len(checked)} detections reaches the score {score_thresh:g} "
-            f"(the best has {best:.3g}); train longer or lower the threshold",
+            "no pseudo label is left: none of %d detections reaches the score %g (the best has "
+            "%.3g); train longer or lower the threshold",
+            len(checked),
+            score_thresh,
+            max(r["score"] for r in checked),
         )
-    left_out = LeftOut()
+    left_out: Counter[str] = Counter()
     annotations = []
     for number, result in enumerate(kept, start=1):
         drawn, written = result["segmentation"], result["segmentation"]
@@ -83,36 +83,34 @@ def to_coco_annotations(
         annotations.append(
             {
                 "id": number,
-                "image_id": int(result["image_id"]),
-                "category_id": int(result["category_id"]),
-                "score": result["score"],
+                **result,
                 "segmentation": written,
                 "area": rle.area(drawn),
                 "bbox": rle.tight_box(drawn),
                 "iscrowd": 0,
             }
         )
-    if left_out.parts or left_out.holes:
+    if left_out:
         logger.info(
             "polygons: %d parts dropped and %d holes filled that are smaller than %g of their mask",
-            left_out.parts,
-            left_out.holes,
+            left_out["parts"],
+            left_out["holes"],
             min_part,
         )
     return {
         "info": {"description": f"pseudo labels: detections scored {score_thresh:g} or more"},
-        "images": [_with_whole_numbers(i, ("id", "height", "width")) for i in dataset["images"]],
+        "images": dataset["images"],
         "annotations": annotations,
-        "categories": [_with_whole_numbers(c, ("id",)) for c in dataset["categories"]],
+        "categories": dataset["categories"],
     }
 
 
 def count_table(pseudo_labels: dict[str, Any]) -> list[list[str | int]]:
-    """How many instances of every class each image has, as the rows of a table.
+    """Instances per image and class, as rows of a table.
 
     Returns:
-        The header `image_id, file_name, <class names>, total`, then a row for every image, also
-        for those without instances, in the order of the json.
+        The header `image_id, file_name, <class names>, total`, then a row for every image, in the
+        order of the json.
     """
     categories = pseudo_labels["categories"]
     counts = Counter((a["image_id"], a["category_id"]) for a in pseudo_labels["annotations"])
@@ -126,7 +124,7 @@ def count_table(pseudo_labels: dict[str, Any]) -> list[list[str | int]]:
 
 
 def summarise(pseudo_labels: dict[str, Any]) -> str:
-    """One line on what came out: annotations, images with and without, and the class counts."""
+    """One line: the number of instances, images that have some, and instances per class."""
     annotations = pseudo_labels["annotations"]
     names = {c["id"]: c["name"] for c in pseudo_labels["categories"]}
     covered = len({a["image_id"] for a in annotations})
@@ -135,8 +133,3 @@ def summarise(pseudo_labels: dict[str, Any]) -> str:
     return f"{len(annotations)} instances on {covered} of {len(pseudo_labels['images'])} images" + (
         f" ({classes})" if classes else ""
     )
-
-
-def _with_whole_numbers(entry: dict[str, Any], keys: Sequence[str]) -> dict[str, Any]:
-    """The entry with these as int: JSON may write a whole number as 4.0, which not all take."""
-    return {**entry, **{key: int(entry[key]) for key in keys}}

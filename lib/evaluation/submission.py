@@ -1,4 +1,4 @@
-"""Detections in the form that COCO's evaluation server takes."""
+"""Detections in the form that COCO's evaluation server accepts."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from lib.evaluation.coco_files import check_results
 from lib.files import atomic_file
 
 _MOST = 100
-"""Detections of an image that count."""
+"""Detections of an image that the server counts."""
 
 
 def submission_name(dataset_json: str | Path, algorithm: str) -> str:
-    """What the server wants the file to be called, without suffix.
+    """The file name that the server expects, without suffix.
 
     `detections_test-dev2017_CIM_results` for image_info_test-dev2017.json.
 
     Raises:
-        ValueError: the json is not named like one of COCO's, or the name of the algorithm would
-            not be understood in the file's.
+        ValueError: the json is not named like one of COCO's, or the algorithm's name does not fit
+            into a file name.
     """
     match = re.fullmatch(r"(?:image_info|instances)_([a-z-]+\d{4})", Path(dataset_json).stem)
     if match is None:
@@ -46,17 +46,15 @@ def write_submission(
     """Writes the zip to upload: one json of image_id, category_id, segmentation and score.
 
     Args:
-        results: COCO results.
-        dataset: the json of the set; `images` and `categories` are read.
+        results, dataset, name: as for `check_results`.
         path: the zip file.
-        name: what errors call the results, their file for example.
 
     Returns:
         (number of detections, number of images that have some).
 
     Raises:
-        ValueError: there are none, some do not belong to the set, see `check_results`, or an
-            image has more than the server counts.
+        ValueError: see `check_results`; also no detections, or more on an image than the server
+            counts.
     """
     checked = check_results(results, dataset, name)
     if not checked:

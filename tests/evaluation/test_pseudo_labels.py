@@ -7,6 +7,7 @@ import pytest
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
+from lib.data.coco import read_coco
 from lib.evaluation.pseudo_labels import SEGMENTATIONS, count_table, summarise, to_coco_annotations
 from lib.proposals import rle
 
@@ -92,7 +93,7 @@ def test_whole_numbers_become_int():
         "categories": [{**c, "id": float(c["id"])} for c in DATASET["categories"]],
     }
     results = [{**r, "image_id": float(r["image_id"])} for r in RESULTS]
-    content = to_coco_annotations(results, dataset)
+    content = to_coco_annotations(results, read_coco({**dataset, "annotations": []}))
     plain = to_coco_annotations(RESULTS, DATASET)
     for part in ("images", "annotations", "categories"):
         assert json.dumps(content[part]) == json.dumps(plain[part])
