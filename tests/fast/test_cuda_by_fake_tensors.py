@@ -30,10 +30,8 @@ DRAWS = "aten::rand.generator"
 """The anti-noise draws are made on the CPU, and sent without waiting."""
 
 
-# Real ones, of two sizes. `to` finds what the host has to know of them.
-FEW, MANY = (
-    draw_sample(side, count, NUM_CLASSES).to("cpu") for side, count in ((64, 12), (96, 30))
-)
+# Real ones, of two sizes.
+FEW, MANY = (draw_sample(side, count, NUM_CLASSES) for side, count in ((64, 12), (96, 30)))
 
 
 def update(monkeypatch, model_config, images, mining=None, **runtime):
@@ -109,7 +107,7 @@ def test_areas_too_large_for_float32_are_multiplied_in_float64(monkeypatch):
 def test_inference_brings_one_tensor_back(monkeypatch, backbone, precision):
     """All scales and mirrorings together; the scores of the image are what comes back."""
     monkeypatch.setattr("lib.fast.folding._agree", lambda *_: True)  # pretended tensors are empty
-    views = [draw_sample(side, 9, NUM_CLASSES).to("cpu") for side in (48, 48, 64)]
+    views = [draw_sample(side, 9, NUM_CLASSES) for side in (48, 48, 64)]
     with pretended_gpu():
         config = SMALL if backbone == "small" else ModelConfig(backbone=backbone, weights="random")
         model = build_model(config, NUM_CLASSES)
