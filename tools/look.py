@@ -39,7 +39,7 @@ from lib.files import read_json, write_json
 from lib.prm.assign import samples_made_from
 from lib.proposals.store import ProposalStore
 from lib.provenance import changes, file_fingerprint, fingerprint
-from lib.visualization.collect import collect, describe
+from lib.visualization.collect import collect
 from lib.visualization.gallery import write_gallery
 from lib.visualization.panels import save_png
 from lib.visualization.pictures import draw_pictures
@@ -185,18 +185,18 @@ def gallery(args: Namespace) -> int:
     if made and not changes(read_json(told), made_from):
         print(f"up to date; open {folder / 'index.html'} in a browser")
         return 0
-    collected = collect(
+    page, pictures = collect(
+        dataset,
         coco,
-        dataset.images,
+        run,
         results,
         score_thresh=args.score_thresh,
         per_image=args.per_image,
         iou_thresh=args.iou,
         iou_thresholds=config.test.iou_thresholds,
     )
-    shown = collected.pictures[: args.limit]
+    shown = pictures[: args.limit]
     details = inspect_worst(shown, args.details, run, dataset, coco, args.prm, args.device)
-    page = describe(collected, coco, dataset, run, results, args.iou)
     page = replace(page, layers={**page.layers, **detail_layers(details)})
     jobs = args.jobs if args.jobs is not None else (1 if len(shown) < FEW else -1)
     told.unlink(missing_ok=True)

@@ -113,10 +113,15 @@ def by_image(
     Raises:
         ValueError: as `check_results`.
     """
-    entries: dict[int, list[dict[str, Any]]] = {}
-    for entry in read_layer(content, dataset, name):
+    return group_by_image(read_layer(content, dataset, name), score_thresh)
+
+
+def group_by_image(
+    entries: Sequence[dict[str, Any]], score_thresh: float | None = None
+) -> dict[int, list[dict[str, Any]]]:
+    """Entries by image id, best first; without scores, in their order."""
+    grouped: dict[int, list[dict[str, Any]]] = {}
+    for entry in sorted(entries, key=lambda entry: -(entry["score"] or 0.0)):
         if None in (score_thresh, entry["score"]) or entry["score"] >= score_thresh:
-            entries.setdefault(entry["image_id"], []).append(entry)
-    for of_image in entries.values():
-        of_image.sort(key=lambda entry: -(entry["score"] or 0.0))
-    return entries
+            grouped.setdefault(entry["image_id"], []).append(entry)
+    return grouped

@@ -1,41 +1,35 @@
-"""Masks as outlines: what a page needs to draw them sharply at any zoom."""
+"""Masks as outlines, which a page can draw sharply at any zoom."""
 
 from __future__ import annotations
 
-from typing import Any
-
 import cv2
 import numpy as np
-
-from lib.proposals import rle
 
 SCALE = 4
 """Coordinates of outlines count in quarters of a pixel."""
 
 
 def tolerance_for(size: tuple[int, int]) -> float:
-    """Corners smaller than this do not show in an image of this (height, width)."""
+    """Size in pixels of corners too small to be seen in an image of this (height, width)."""
     return float(np.clip(max(size) / 640, 0.5, 1.0))
 
 
 def mask_outlines(mask: np.ndarray, tolerance: float = 0.5) -> list[list[int]]:
-    """The closed lines around a mask, holes included; filled by the even-odd rule they are it.
+    """The closed lines around a mask and its holes, to be filled by the even-odd rule.
 
     Args:
         mask: (H, W) bool.
-        tolerance: pixels by which a line may leave out corners.
+        tolerance: pixels by which a line may miss corners.
 
     Returns:
-        One list a line, [x, y, dx, dy, dx, dy, ...]: the first point, then the way to each
-        further one, in quarters of a pixel from the upper left corner of the image. [] for an
-        empty mask.
+        Lines [x, y, dx, dy, dx, dy, ...]: the first point, then the step to each further one, in
+        quarters of a pixel from the upper left corner of the image. [] for an empty mask.
     """
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    if not len(rows):
+    left, top, width, height = cv2.boundingRect(mask.astype(np.uint8))
+    inside = mask[top : top + height, left : left + width]
+    if not inside.size:
         return []
-    top, left = rows[0], columns[0]
-    inside = mask[top : rows[-1] + 1, left : columns[-1] + 1]
-    # Lines of OpenCV run through the middle of pixels; enlarged, they run along their edge.
+    # OpenCV's lines run through the middle of pixels; enlarged, they run along their edge.
     factor = SCALE if inside.size < 100_000 else SCALE // 2
     large = np.pad(inside.astype(np.uint8), 1).repeat(factor, axis=0).repeat(factor, axis=1)
     lines, _ = cv2.findContours(large, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
@@ -47,8 +41,3 @@ def mask_outlines(mask: np.ndarray, tolerance: float = 0.5) -> list[list[int]]:
         points = points * (SCALE // factor) + np.array([left - 1, top - 1]) * SCALE
         outlines.append(np.diff(points, axis=0, prepend=0).ravel().tolist())
     return outlines
-
-
-def rle_outlines(segmentation: dict[str, Any], tolerance: float = 0.5) -> list[list[int]]:
-    """`mask_outlines` of a compressed RLE."""
-    return mask_outlines(rle.rle_to_mask(segmentation), tolerance)

@@ -4,8 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
-from lib.proposals import rle
-from lib.visualization.outlines import SCALE, mask_outlines, rle_outlines
+from lib.visualization.outlines import SCALE, mask_outlines
 
 
 def filled(outlines, size):
@@ -48,7 +47,6 @@ def test_lines_enclose_the_mask(tolerance):
     mask = ((y - 50) ** 2 + (x - 70) ** 2 < 45**2) & ~((y - 60) ** 2 + (x - 60) ** 2 < 12**2)
     outlines = mask_outlines(mask, tolerance)
     assert iou(filled(outlines, mask.shape), mask) > 0.97
-    assert outlines == rle_outlines(rle.mask_to_rle(mask), tolerance)
     assert all(type(number) is int for line in outlines for number in line)
 
 
