@@ -224,6 +224,9 @@ class RuntimeConfig(_Section):
     proposals_chunk: AtLeastOne | None = None
     """RoIAlign and MaskFuse's convolution take at most so many proposals at a time and, in
     training, are computed again for the gradient: less memory, more time. null: all at once."""
+    frozen_maps_mb: Count = 4000
+    """On a CPU, feature maps of a backbone that is frozen as a whole (the PRM's, CIM's) are kept in
+    this much memory, as float16, and computed once for every image, scale and flip."""
 
 
 class RunConfig(_Section):

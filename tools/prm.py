@@ -27,6 +27,7 @@ from lib.config import load_config
 from lib.data.coco import CocoImages
 from lib.engine.checkpoint import seed_everything
 from lib.engine.runs import describe_environment
+from lib.fast.frozen import remember_maps
 from lib.files import atomic_file
 from lib.prm.assign import (
     Rule,
@@ -110,6 +111,9 @@ def train(args: Namespace) -> int:
     seed_everything(config.run.seed)
     net = build_prm(config.prm, coco.num_classes)
     unfinished = output.with_suffix(".unfinished.pth")
+    net.to(args.device).train()
+    if config.runtime.frozen_maps_mb:
+        remember_maps([net.backbone], config.runtime.frozen_maps_mb * 1_000_000)
     train_prm(
         net,
         images,

@@ -1,4 +1,4 @@
-"""Studies: an ablation, mined instances beside the truth, and a failed update computed again."""
+"""Studies: an ablation, every step and mined instances beside the truth, a failed update again."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from lib.analysis.instances import (
     seeds_table,
 )
 from lib.analysis.replay import Replayed, load_failed_update, not_finite, replay_update
+from lib.analysis.steps import analyse_steps
 from lib.command_line import (
     Command,
     Namespace,
@@ -56,6 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands = {
         "ablation": Command(ablation, ablation_options),
         "instances": Command(instances, instances_options),
+        "steps": Command(steps, steps_options),
         "replay": Command(replay, replay_options),
     }
     return run_tool(__doc__, commands, argv)
@@ -147,6 +149,32 @@ def instances(args: Namespace) -> None:
         "What the heads detect": seeds_table(list(heads.values()), HEADS),
     }
     print("\n\n".join(f"{title}\n\n{text}" for title, text in tables.items() if text))
+
+
+def steps_options(parser: Parser) -> None:
+    parser.add_argument("--output", type=Path, metavar="FILE", help="a JSON file for the numbers")
+    add_dataset_arguments(parser)
+
+
+def steps(args: Namespace) -> None:
+    """Say how good proposals, PRM and clusters are, beside true masks: which step loses objects?
+
+    For any data set whose json has masks, after its clusters are made. A proposal is good for an
+    object from IoU 0.5 on, tight from 0.75 on; docs/photographs.md has figures to compare with.
+    """
+    dataset = dataset_from_args(args)
+    coco = CocoImages(dataset.json)
+    data = open_training_data(dataset, coco, with_clusters=True)
+    images = known_images(data, read_json(dataset.json), str(dataset.json))
+    if not images:
+        raise ValueError(f"{dataset.json}: no image with proposals to look at")
+    measures = analyse_steps(images, dataset.prm if dataset.prm.is_file() else None)
+    if args.output:
+        write_json(args.output, measures, indent=1)
+    for name, value in measures.items():
+        share = name not in ("clusters an image", "IoU of the best proposal")
+        text = "-" if value is None else f"{value:.1%}" if share else f"{value:.2f}"
+        print(f"{name:<36} {text:>6}")
 
 
 def replay_options(parser: Parser) -> None:

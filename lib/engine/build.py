@@ -29,6 +29,7 @@ from lib.engine.trainer import (
     Trainer,
 )
 from lib.fast.folding import fold_batch_norms
+from lib.fast.frozen import remember_maps
 from lib.fast.mining import fast_miner
 from lib.fast.network import FastCIMNet, score_images
 from lib.fast.precision import bfloat16_speedup
@@ -154,9 +155,12 @@ def build_trainer(
     criterion = CIMCriterion(fast_miner(config.mining, device))
     together = score_images if runtime.images_together else None
     backward = choose_backward(model, score_image, criterion, solver, num_lanes, ranks, together)
+    backbones = [net.Conv_Body for net in backward.models]
     if runtime.compile:
-        for net in backward.models:
-            net.Conv_Body.compile(dynamic=True)
+        for backbone in backbones:
+            backbone.compile(dynamic=True)
+    elif runtime.frozen_maps_mb:
+        remember_maps(backbones, runtime.frozen_maps_mb * 1_000_000)
     return Trainer(
         model=model,
         backward=backward,

@@ -1,0 +1,45 @@
+"""lib/analysis/steps.py against counts by hand."""
+
+import numpy as np
+import pytest
+
+from lib.analysis.instance_quality import Truth
+from lib.analysis.steps import cluster_quality, proposal_quality
+from lib.structures import Clusters
+
+
+@pytest.fixture
+def truth():
+    """Five proposals; an object of class 0 and two of class 2."""
+    iou = np.array([[0.9, 0, 0], [0.6, 0.1, 0], [0.5, 0, 0], [0, 0.55, 0.2], [0, 0, 0.3]])
+    return Truth(np.array([0, 2, 2]), iou, np.zeros_like(iou), np.zeros_like(iou))
+
+
+def test_proposals(truth):
+    quality = proposal_quality(truth)
+    assert quality["objects with a good proposal"].tolist() == [1, 1, 0]
+    assert quality["objects with a tight proposal"].tolist() == [1, 0, 0]
+    assert quality["IoU of the best proposal"].tolist() == [0.9, 0.55, 0.3]
+
+
+def test_clusters(truth):
+    number = np.array([1, 1, 1, 2, 3])
+    quality = cluster_quality(truth, Clusters(number, np.array([1, 1, 1, 3, 0])))
+    assert quality["clusters with a good member"].tolist() == [1, 1]  # the third is background
+    assert quality["members that are good"].tolist() == [1, 1, 0, 1]  # 0.5 is not above 0.5
+    assert quality["objects with a good member"].tolist() == [1, 1, 0]
+
+
+def test_only_objects_of_the_class_count(truth):
+    quality = cluster_quality(
+        truth, Clusters(np.array([1, 1, 0, 0, 0]), np.array([3, 3, -1, -1, -1]))
+    )
+    assert quality["clusters with a good member"].tolist() == [0]
+    assert quality["objects with a good member"].tolist() == [0, 0, 0]
+
+
+def test_nothing_to_measure(truth):
+    none = Clusters(np.zeros(5, int), np.full(5, -1))
+    assert all(not values.any() for values in cluster_quality(truth, none).values())
+    empty = Truth(np.zeros(0, int), np.zeros((5, 0)), np.zeros((5, 0)), np.zeros((5, 0)))
+    assert proposal_quality(empty)["objects with a good proposal"].tolist() == []
