@@ -144,9 +144,7 @@ class CocoImages:
         self.category_ids = [category["id"] for category in content["categories"]]
         self.class_names = [category["name"] for category in content["categories"]]
         self.images = [
-            ImageRecord(
-                i["id"], i["file_name"], i["height"], i["width"], row, i.get("original_id")
-            )
+            ImageRecord(i["id"], i["file_name"], i["height"], i["width"], row, i.get("original_id"))
             for i, row in zip(content["images"], labels, strict=True)
         ]
         self.without_labels = int((labels.sum(axis=1) == 0).sum())
@@ -432,7 +430,11 @@ def _without_parents(
 
 
 def _with_masks(
-    annotations: list[dict[str, Any]], entries: list[dict[str, Any]], find: Callable, where: str, need: bool
+    annotations: list[dict[str, Any]],
+    entries: list[dict[str, Any]],
+    find: Callable,
+    where: str,
+    need: bool,
 ) -> list[dict[str, Any]]:
     kept, left_out = [], []
     for number, (annotation, entry) in enumerate(zip(annotations, entries, strict=True)):
@@ -462,10 +464,11 @@ def _with_masks(
             raise ValueError(
                 f"{where}: none of the {len(annotations)} annotations has a usable mask: {told}"
             )
-        _tell(
-            f"{where}: {len(left_out)} of {len(annotations)} annotations have no usable mask and "
-            f"are left out: {told}"
-        )
+        if kept or any(entry.get("segmentation") for entry in entries):  # not labels alone
+            _tell(
+                f"{where}: {len(left_out)} of {len(annotations)} annotations have no usable mask "
+                f"and are left out: {told}"
+            )
     return kept
 
 
