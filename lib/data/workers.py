@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import io
+import multiprocessing
 import os
 import pickle
+import time
 from collections.abc import Callable, Iterable, Iterator
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -123,3 +126,12 @@ def _init_worker(worker: int) -> None:
     # update first and still needs samples then. Ignoring the signals would not do: at exit Python
     # ends the workers that are left by SIGTERM and waits for them.
     os.setpgrp()
+    Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """Ends a worker whose main process was killed: it may be writing to a pipe nobody reads."""
+    parent = multiprocessing.parent_process().pid
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)
