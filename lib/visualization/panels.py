@@ -1,6 +1,6 @@
 """Pictures put together: titled panels side by side, contact sheets, PNG files.
 
-Images are (H, W, 3) uint8 RGB of any size.
+Images are (H, W, 3) uint8 RGB of any size. At least one is needed.
 """
 
 from __future__ import annotations
@@ -16,10 +16,7 @@ from lib.visualization.draw import DARK, FONT, LIGHT, fit_text
 
 
 def side_by_side(panels: Sequence[tuple[str, np.ndarray]]) -> np.ndarray:
-    """(title, image) pairs as one picture, left to right, each under its title.
-
-    Images of different height are scaled to the highest. At least one panel is needed.
-    """
+    """(title, image) pairs left to right, scaled to the highest, each under its title."""
     height = max(image.shape[0] for _, image in panels)
     bar = max(28, height // 16)
     columns = []
@@ -34,7 +31,7 @@ def side_by_side(panels: Sequence[tuple[str, np.ndarray]]) -> np.ndarray:
 
 
 def captioned(title: str, image: np.ndarray, text: str, width: int) -> np.ndarray:
-    """An image scaled to `width` under its title, with lines of text below it, and some margin."""
+    """An image scaled to `width`, its title above and wrapped text below."""
     body = _to_width(image, width)
     size = width / 800
     head = np.full((round(width / 12), width, 3), LIGHT, np.uint8)
@@ -67,11 +64,7 @@ def wrap_text(text: str, scale: float, width: float) -> list[str]:
 def contact_sheet(
     tiles: Sequence[np.ndarray], columns: int = 4, tile_width: int | None = None
 ) -> np.ndarray:
-    """Images in rows of `columns` on light paper, in reading order. At least one is needed.
-
-    Args:
-        tile_width: scales every image to this width; None keeps their sizes.
-    """
+    """Images in rows of `columns`, each scaled to `tile_width` if given."""
     if tile_width is not None:
         tiles = [_to_width(tile, tile_width) for tile in tiles]
     rows = [_join(tiles[i : i + columns], gap=6, axis=1) for i in range(0, len(tiles), columns)]
@@ -79,13 +72,13 @@ def contact_sheet(
 
 
 def mask_row(image: np.ndarray, masks: np.ndarray, count: int) -> list[np.ndarray]:
-    """The image and `count` copies of it, each dark but for one mask; blank after the last mask."""
+    """The image and `count` copies of it, each dark outside one mask; blank after the last mask."""
     dark = [np.where(mask[..., None], image, image // 5) for mask in masks[:count]]
     return [image, *dark, *[np.full_like(image, 255)] * (count - len(dark))]
 
 
 def save_png(path: str | Path, image: np.ndarray) -> None:
-    """Writes an RGB image as PNG; parent folders are made."""
+    """Writes an RGB image as PNG and creates parent folders."""
     done, encoded = cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
     assert done
     with atomic_file(path) as file:
@@ -94,13 +87,12 @@ def save_png(path: str | Path, image: np.ndarray) -> None:
 
 def _to_width(image: np.ndarray, width: int) -> np.ndarray:
     height = max(1, round(image.shape[0] * width / image.shape[1]))
-    shrink = width < image.shape[1]
-    method = cv2.INTER_AREA if shrink else cv2.INTER_CUBIC
+    method = cv2.INTER_AREA if width < image.shape[1] else cv2.INTER_CUBIC
     return cv2.resize(image, (width, height), interpolation=method)
 
 
 def _join(images: Sequence[np.ndarray], gap: int, axis: int) -> np.ndarray:
-    """Stacks images of any size along an axis, at the top or left of the paper between them."""
+    """Stacks images along an axis, aligned at the top or left."""
     other = 1 - axis
     length = max(image.shape[other] for image in images)
     parts = []

@@ -1,4 +1,4 @@
-"""Instances drawn over their images, one PNG file each, and an overview of the first."""
+"""Instances drawn over their images, one PNG file per image, and an overview of the first."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def draw_pictures(
         picture = side_by_side(panels) if len(panels) > 1 else panels[0][1]
         path = folder / PurePath(record.file_name)
         save_png(path.with_name(f"{path.stem}{suffix}.png"), picture)
-        instances += len(layers[-1][1].get(record.image_id, []))
+        instances += len(layers[-1][1].get(record.image_id, ()))
         if len(sheet) < on_sheet:
             sheet.append(picture)
     if len(sheet) > 1:
