@@ -10,7 +10,7 @@ found.boxes, found.labels, found.scores, found.masks, found.names
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,20 +18,18 @@ import numpy as np
 import torch
 from PIL import Image
 
+from lib.analysis.inspection import make_proposals
 from lib.config import Config, ConfigError, config_from, load_config
 from lib.data.coco import ImageRecord
 from lib.data.images import read_image
-from lib.data.loader import CimDataset, ReadImage
+from lib.data.loader import CimDataset, ReadImage, no_clusters
 from lib.data.transforms import mask_boxes
-from lib.engine.build import check_precision, prepare_for_inference
+from lib.engine.build import build_detector
 from lib.engine.checkpoint import CheckpointError, load_checkpoint, load_model
 from lib.engine.runs import checkpoint_at, newest_checkpoint
-from lib.evaluation.detections import select_detections
 from lib.modeling.model_builder import CIMNet, build_model
-from lib.modeling.scoring import score_passes
-from lib.proposals.generate import generate_proposals
 from lib.proposals.regions import mask_areas, proposals_from_masks, proposals_from_regions
-from lib.structures import Clusters, Proposals, Regions
+from lib.structures import Proposals, Regions
 from lib.visualization.draw import draw_instances
 
 ImageLike = str | Path | Image.Image | np.ndarray
@@ -43,7 +41,7 @@ class Prediction:
     """The K instances found in an image, best first."""
 
     image: np.ndarray
-    """(H, W, 3) uint8 RGB, as it was looked at."""
+    """(H, W, 3) uint8 RGB."""
     boxes: np.ndarray
     """(K, 4) float32 xyxy in pixels, tight: a mask of one pixel (x, y) has (x, y, x + 1, y + 1)."""
     labels: np.ndarray
@@ -53,36 +51,32 @@ class Prediction:
     masks: np.ndarray
     """(K, H, W) bool."""
     proposal_idx: np.ndarray
-    """(K,) int64, which proposal each of them is."""
+    """(K,) int64, the proposal that each instance is."""
     class_names: tuple[str, ...]
-    """Of all C classes."""
+    """Names of all C classes."""
 
     def __len__(self) -> int:
         return len(self.labels)
 
     @property
     def names(self) -> list[str]:
-        """The class of each of the K instances in words."""
+        """The class names of the K instances."""
         return [self.class_names[label] for label in self.labels]
 
     def draw(self) -> np.ndarray:
-        """The image with the instances over it; see lib.visualization.draw.draw_instances.
-
-        Returns:
-            (f H, f W, 3) uint8 RGB, f a whole factor that small images are enlarged by.
-        """
+        """The image with the instances over it, enlarged if it is small, as (H, W, 3) uint8 RGB."""
         return draw_instances(self.image, self.masks, self.labels, self.scores, self.class_names)
 
 
 class CIM:
-    """A trained network with its configuration and the names of its classes.
+    """A trained network with its configuration and class names.
 
     Args:
-        model: the network; it is moved to `device` and made ready for inference in place, after
-            which it cannot be trained or saved any more.
-        config: what it was trained with; sections `test`, `proposals` and `runtime` are used.
+        model: the network. It is moved to `device` and prepared for inference in place, and cannot
+            be trained or saved afterwards.
+        config: its configuration; the sections `test`, `proposals` and `runtime` are used.
         class_names: of its C classes.
-        device: None is a GPU where PyTorch sees one, else the CPU.
+        device: None takes a GPU if PyTorch sees one, else the CPU.
 
     Raises:
         ValueError: the GPU lacks `runtime.precision`.
@@ -95,13 +89,11 @@ class CIM:
         class_names: Sequence[str],
         device: torch.device | str | None = None,
     ) -> None:
-        if device is None:
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.device = torch.device(device)
-        check_precision(config.runtime, str(self.device))
-        self.model = prepare_for_inference(model.to(self.device), config.runtime)
+        device = str(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.config = config
         self.class_names = tuple(class_names)
+        self._detector = build_detector(config, model.to(device), range(len(class_names)), device)
+        self.model = self._detector.model
 
     @classmethod
     def load(
@@ -116,24 +108,21 @@ class CIM:
         """Loads a run folder, or a checkpoint file of this project or a published one.
 
         Args:
-            path: the folder of a run (of which the newest checkpoint is taken), or a .pth file.
-            step: of a run's checkpoint, instead of the newest.
-            config: what the network was trained with; None takes what the run or the checkpoint
-                says. Published checkpoints do not say it: give `configs/resnet50_voc.yaml`.
-            class_names: None takes those of the checkpoint; one that has none calls them
-                `class 0`, `class 1`, ...
+            path: a run folder (its newest checkpoint is loaded) or a .pth file.
+            step: another checkpoint of the run.
+            config: None takes the configuration of the run or checkpoint. Published checkpoints
+                have none: give `configs/resnet50_voc.yaml`.
+            class_names: None takes those of the checkpoint, or else `class 0`, `class 1`, ...
 
         Raises:
             FileNotFoundError: there is no such run or checkpoint.
             CheckpointError, ConfigError: it cannot be read, or does not fit the configuration.
         """
-        path = Path(path)
+        path = checkpoint = Path(path)
         if path.is_dir():
             checkpoint = newest_checkpoint(path) if step is None else checkpoint_at(path, step)
         elif step is not None:
             raise ValueError(f"{path}: step goes with the folder of a run")
-        else:
-            checkpoint = path
         state = load_checkpoint(checkpoint)
         count = _num_classes(state["model"], checkpoint)
         if not isinstance(config, Config):
@@ -147,11 +136,8 @@ class CIM:
         return cls(model, config, names, device)
 
     def propose(self, image: ImageLike) -> Proposals:
-        """Mask proposals of an image, made as the configuration says."""
-        settings = self.config.proposals
-        return proposals_from_regions(
-            generate_proposals(as_rgb(image), settings.max_proposals, **settings.options)
-        )
+        """Makes mask proposals of an image as configured."""
+        return make_proposals(as_rgb(image), self.config)
 
     def predict(
         self,
@@ -162,19 +148,19 @@ class CIM:
         score_thresh: float | None = None,
         tta: bool = True,
     ) -> Prediction:
-        """Finds the instances in an image: the same as tools/test_net.py does.
+        """Finds the instances in an image, as tools/test_net.py does.
 
         Args:
             image: see ImageLike. Files are turned upright by their EXIF orientation.
-            proposals: candidate masks, as (P, H, W) bool or in the form of lib.structures; None
-                makes them.
-            image_labels: names or numbers of the classes that are known to be in the image; only
-                these are detected, as many instances as there are (for pseudo labels). None looks
-                for all classes and keeps the best `test.detections_per_image`.
+            proposals: candidate masks, (P, H, W) bool or in a form of lib.structures; None makes
+                them.
+            image_labels: names or numbers of the classes known to be in the image; all instances
+                of these alone are kept (for pseudo labels). None looks for all classes and keeps
+                the best `test.detections_per_image`.
             score_thresh: instances need a score above this; None takes `test.score_thresh`, which
                 keeps nearly everything.
-            tta: the scales and flips of the configuration; False makes one pass, at the largest
-                scale.
+            tta: uses all scales and flips of the configuration; False makes one pass, at the
+                largest scale.
 
         Raises:
             FileNotFoundError: there is no such image.
@@ -182,22 +168,20 @@ class CIM:
                 empty one; an unknown class.
         """
         pixels = as_rgb(image)
-        ready = self.propose(pixels) if proposals is None else _as_proposals(proposals, pixels)
-        test = self.config.test
-        labels = self._image_labels(image_labels)
-        if len(ready):
-            scores = self._scores(pixels, ready, labels, tta)
-        else:
-            scores = np.zeros((0, len(self.class_names)), np.float32)
-        found = select_detections(
-            scores,
-            ready.boxes,
-            test.score_thresh if score_thresh is None else score_thresh,
-            test.nms_thresh,
-            test.detections_per_image if image_labels is None else None,
-            keep_classes=None if image_labels is None else labels,
-        )
-        masks = ready.regions.masks(found.proposal_idx)
+        proposals = self.propose(pixels) if proposals is None else _as_proposals(proposals, pixels)
+        detector = self._detector
+        if score_thresh is not None:
+            detector = replace(detector, score_thresh=score_thresh)
+        if image_labels is not None:
+            detector = replace(detector, max_detections=None, only_image_labels=True)
+        if not tta:
+            detector = replace(detector, scales=(max(detector.scales),), flips=("none",))
+        labels = self._image_labels(image_labels or ())
+        record = ImageRecord(0, "image", *pixels.shape[:2], labels)
+        read = ReadImage(record, pixels, proposals, no_clusters(len(proposals)))
+        passes = [CimDataset.view(read, s, f) for s in detector.scales for f in detector.flips]
+        found = detector.select(read, passes)
+        masks = proposals.regions.masks(found.proposal_idx)
         return Prediction(
             image=pixels,
             boxes=mask_boxes(torch.from_numpy(masks)).numpy(),
@@ -208,27 +192,10 @@ class CIM:
             class_names=self.class_names,
         )
 
-    def _scores(
-        self, pixels: np.ndarray, proposals: Proposals, labels: np.ndarray, tta: bool
-    ) -> np.ndarray:
-        """(P, C) float32, averaged over the passes."""
-        test = self.config.test
-        none = np.zeros(len(proposals), np.int64)
-        read = ReadImage(
-            ImageRecord(0, "image", *pixels.shape[:2], labels),
-            pixels,
-            proposals,
-            Clusters(number=none, column=none - 1),
-        )
-        scales = test.scales if tta else (max(test.scales),)
-        flips = test.flips if tta else ("none",)
-        passes = [CimDataset.view(read, scale, flip) for scale in scales for flip in flips]
-        return score_passes(self.model, passes, self.device).numpy()
-
-    def _image_labels(self, wanted: Sequence[str | int] | None) -> np.ndarray:
+    def _image_labels(self, wanted: Sequence[str | int]) -> np.ndarray:
         """(C,) float32 in {0, 1}."""
         labels = np.zeros(len(self.class_names), np.float32)
-        for one in wanted or ():
+        for one in wanted:
             if isinstance(one, str) and one in self.class_names:
                 labels[self.class_names.index(one)] = 1
             elif not isinstance(one, str) and 0 <= one < len(labels):
@@ -239,7 +206,7 @@ class CIM:
 
 
 def as_rgb(image: ImageLike) -> np.ndarray:
-    """(H, W, 3) uint8 RGB of whatever an image comes as.
+    """(H, W, 3) uint8 RGB pixels of an image.
 
     Raises:
         FileNotFoundError: there is no such file.

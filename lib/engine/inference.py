@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import nn
 from tqdm import tqdm
@@ -97,9 +98,7 @@ class Detector:
         return read, views
 
     def __call__(self, read: ReadImage, passes: Sequence[View]) -> list[dict[str, Any]]:
-        """COCO results of one image, best first; [] without proposals."""
-        if not len(read.proposals):
-            return []
+        """COCO results of one image, best first."""
         return to_coco_results(
             self.select(read, passes),
             read.proposals.regions,
@@ -108,9 +107,12 @@ class Detector:
         )
 
     def select(self, read: ReadImage, passes: Sequence[View]) -> Detections:
-        """Detections of one image that has proposals, best first."""
+        """Detections of one image, best first; none without proposals."""
+        scores = np.zeros((0, len(self.category_ids)))
+        if len(read.proposals):
+            scores = score_passes(self.model, passes, self.device).numpy()
         return select_detections(
-            score_passes(self.model, passes, self.device).numpy(),
+            scores,
             read.proposals.boxes,
             self.score_thresh,
             self.nms_thresh,

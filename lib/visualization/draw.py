@@ -85,13 +85,13 @@ def draw_instances(
 def draw_proposals(
     image: np.ndarray,
     regions: Regions,
-    proposal_idx: Sequence[int] | np.ndarray | None = None,
+    proposal_idx: Sequence[int] | np.ndarray,
     long_side: int = LONG_SIDE,
 ) -> np.ndarray:
-    """Outlines of the chosen proposals, each in its own colour; None draws the first 40."""
+    """Outlines of the chosen proposals, each in its own colour."""
     _check_size(image, regions.size, "proposals")
     canvas = enlarge(image, long_side)
-    for i in range(min(40, regions.num_proposals)) if proposal_idx is None else proposal_idx:
+    for i in proposal_idx:
         mask = regions.membership[i][regions.labels]
         _outline(canvas, _enlarge_mask(mask, canvas.shape[:2]), color_of(int(i)))
     return canvas
