@@ -1,4 +1,4 @@
-"""Which data sets there are by name, and where everything that belongs to one lies."""
+"""Data sets by name, and the place of everything that belongs to one."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def named_dataset(name: str, root: str | Path = "data") -> Dataset:
 def own_dataset(
     images: Path | None, json: Path | None, labels: Path | None, name: str | None, root: Path
 ) -> Dataset:
-    """A data set of one's own, from a COCO json, or from labels, of which a json is made.
+    """The user's own data set, from a COCO json or from labels, of which a json is made.
 
     Args:
         images: the folder; may be None where a json is given and no image is opened.

@@ -39,7 +39,7 @@ def read_coco(
     need_masks: bool = True,
     name: str = "the ground truth",
 ) -> dict[str, Any]:
-    """A COCO json, as file or content, in one form whatever form it came in.
+    """Reads a COCO json into one form, whatever form it is written in.
 
     Ids may be whole numbers, floats with whole values, or text; `1`, `1.0` and `"1"` are the same
     id. Text that is no number, and numbers beyond 64 bits, get the smallest numbers that are free
@@ -214,7 +214,7 @@ def image_labels(content: dict[str, Any]) -> np.ndarray:
 
 
 def warn_of_labels(class_names: Sequence[str], labels: np.ndarray, source: str | Path) -> None:
-    """Says what in the labels cannot teach anything, before hours are spent on it.
+    """Warns of labels that cannot teach anything, before hours are spent on them.
 
     Args:
         labels: (N, C) in {0, 1}, of the images of a data set.
@@ -312,7 +312,7 @@ def _is_unicode(text: str) -> bool:
 
 
 def _numbered(entries: list[dict[str, Any]], key: str, where: str) -> list[dict[str, Any]]:
-    """Copies with ids of 64 bits; see `read_coco` for those that are none."""
+    """Copies of the entries whose ids fit 64 bits; see `read_coco` for the others."""
     keys = [_id(entry, "id", key, number, where) for number, entry in enumerate(entries)]
     _check_unique(keys, key, "id", where)
     taken = {k for k in keys if isinstance(k, int) and -(2**63) <= k < 2**63}
@@ -328,7 +328,7 @@ def _numbered(entries: list[dict[str, Any]], key: str, where: str) -> list[dict[
 
 
 def _plain(value: Any, depth: int = 0) -> Any:
-    """JSON without NaN and infinity, and not too deep to be written again."""
+    """Replaces NaN, infinity and very deep nesting by None, so that it can be written again."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, list | dict) and depth == 50:
@@ -374,7 +374,7 @@ def _annotation(
     where: str,
     masks: bool,
 ) -> dict[str, Any]:
-    """Its ids, flag and score."""
+    """Ids, flag and score of an annotation."""
     annotation: dict[str, Any] = {}
     if entry.get("id") is not None:
         annotation["id"] = _id(entry, "id", "annotations", number, where)
@@ -493,5 +493,5 @@ def _check_unique(values: Sequence[Any], where: str, key: str, path: str | Path)
 
 @functools.cache
 def _tell(message: str) -> None:
-    """Once in a process, however often the file is read."""
+    """Warns once in a process, however often the file is read."""
     logger.warning(message)

@@ -1,4 +1,4 @@
-"""Makes a data set of a folder of images and their labels, once.
+"""Makes a data set from a folder of images and their labels, once.
 
 The result is a COCO json without masks in the data root, which everything else takes. Images
 that cannot be used as they are stored (turned by their EXIF orientation, 16 bits deep,
@@ -37,10 +37,10 @@ _NAMED = 10
 def prepare(
     images: str | Path, labels: str | Path, name: str, root: str | Path
 ) -> tuple[Path, Path]:
-    """Makes `<root>/custom/<name>.json` of a folder of images and their labels.
+    """Makes `<root>/custom/<name>.json` from a folder of images and their labels.
 
     Made again only when the labels, or the images that they name, have changed. Every image is
-    read once, and all that cannot be used are told together. Images without an entry in the
+    read once, and those that cannot be used are reported together. Images without an entry in the
     labels are left out, with a warning.
 
     Args:
@@ -91,7 +91,7 @@ def prepare(
 
 
 class ImageIndex:
-    """The images of a folder, found by what lists call them.
+    """Finds the images of a folder by the names that lists give them.
 
     A list may leave out the suffix or leading folders, write more leading folders than there are
     below the folder, write letters in other case, separate folders by `\\\\`, and spell accented
@@ -117,7 +117,7 @@ class ImageIndex:
                 self._by_number[int(digits)].append(file)
 
     def find(self, name: str) -> list[str]:
-        """The files that `name` may mean: one if all is well."""
+        """The files that `name` may mean; exactly one if all is well."""
         name = name.strip()
         if name in self._exact:
             return [name]
@@ -147,7 +147,7 @@ class ImageIndex:
         return None
 
     def _ends_alike(self, files: list[str], written: PurePosixPath, stem: bool) -> list[str]:
-        """Those of which one path is the end of the other: the longest common end."""
+        """Files whose path ends like `written`, or the other way round; the longest common end."""
         best: dict[int, list[str]] = defaultdict(list)
         for file in files:
             parts = PurePosixPath(_key(file)).parts
@@ -172,7 +172,7 @@ def _key(name: str) -> str:
 
 
 def _resolve(tags: ImageTags, index: ImageIndex, labels: Path) -> ImageTags:
-    """The labels by the distinct files that they are of."""
+    """Labels by file instead of by the name in the list."""
     by_file: dict[str, tuple[int, ...]] = {}
     names: dict[str, str] = {}
     missing, ambiguous, twice = [], [], []
@@ -244,7 +244,7 @@ def _image_folder(target: Path, images: Path) -> Path:
 
 
 def _read_all(images: Path, files: list[str], folder: Path) -> dict[str, tuple[int, int]]:
-    """(height, width) of every image as it will be used; fills `folder` if any is changed."""
+    """(height, width) of every image as it will be used; fills `folder` if any is copied."""
     making = folder.with_name(f".{folder.name}.part")
     for old in (making, folder):
         shutil.rmtree(old, ignore_errors=True)
@@ -304,6 +304,6 @@ def _summary(tags: ImageTags) -> str:
 
 
 def _some(names: list[str]) -> str:
-    """The first of them, as text that can be printed whatever is in it."""
+    """The first few names, safe to print."""
     text = ", ".join(names[:_NAMED]) + (", ..." if len(names) > _NAMED else "")
     return text.encode("utf-8", "backslashreplace").decode()

@@ -1,4 +1,4 @@
-"""Image files: found, read whole and upright, and copied where they cannot be used as they are."""
+"""Reads image files whole and upright, and copies those that cannot be used as they are."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def read_record(record: ImageRecord, folder: Path) -> np.ndarray:
 
 
 def check_name(name: str) -> str | None:
-    """What keeps a file name from being used, with the remedy; None if nothing does."""
+    """Says why a file name cannot be used, with the remedy; None if it can."""
     try:
         longest = max(len(part.encode()) for part in name.split("/"))
     except UnicodeEncodeError:
@@ -85,10 +85,10 @@ def check_name(name: str) -> str | None:
 
 
 def make_usable(path: Path, copy: Path) -> tuple[tuple[int, int], list[str]]:
-    """Looks at an image; writes `copy` if it cannot be used as it is.
+    """Checks an image; writes `copy` if it cannot be used as it is.
 
     Returns:
-        (height, width) to be used, and what was done to it, in words.
+        (height, width) of the image to use, and the changes made, in words.
 
     Raises:
         FileNotFoundError, ValueError: see `read_image`.
@@ -198,7 +198,7 @@ def _upright(image: np.ndarray, orientation: int, content: bytes) -> np.ndarray:
 def _in_eight_bits(
     stored: np.ndarray, multiplied: bool, path: Path
 ) -> tuple[np.ndarray, list[str]]:
-    """(H, W, 3) uint8 RGB of what OpenCV decodes, and what had to be done for it, in words.
+    """(H, W, 3) uint8 RGB of what OpenCV decodes, and the changes made, in words.
 
     Args:
         multiplied: whether 8-bit colours are multiplied by their alpha already.

@@ -1,4 +1,4 @@
-"""Point labels: where annotated points come from that take the place of peaks (CIM-p)."""
+"""Reads point labels, which take the place of peaks (CIM-p)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Points:
 
 
 def points_path(folder: str | Path, file_name: str) -> Path:
-    """Where the points of image `file_name` are: its name with suffix .txt, in `folder`."""
+    """Path of the points of image `file_name`: its name with suffix .txt, in `folder`."""
     return Path(folder) / PurePosixPath(file_name).with_suffix(".txt")
 
 

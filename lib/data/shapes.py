@@ -1,4 +1,4 @@
-"""The embedded data set: small images on which the difficulty of the method is really there.
+"""Draws the embedded data set: small images that are as hard for the method as real ones.
 
 An object is a wobbly body with a head, a lighter or darker part of it, that carries a small
 emblem. The emblem (colour and pattern) tells the class for sure; the hue of body and head tells it
@@ -43,7 +43,7 @@ _HEAD_OFFSET = (0.25, 0.45)
 _HEAD_SIZE = (0.5, 0.65)
 """Half axes of the head, in those of the body."""
 _HEAD_CONTRAST = (0.15, 0.3)
-"""By how much the head is lighter or darker than the rest, in HSV value."""
+"""How much lighter or darker than the rest the head is, in HSV value."""
 _MIN_VISIBLE = 0.5
 _MIN_EMBLEM_VISIBLE = 0.7
 _ALL = slice(None)
@@ -52,7 +52,7 @@ _ROWS, _COLUMNS = np.mgrid[:SIZE, :SIZE] + 0.5
 
 @dataclass(frozen=True, eq=False)
 class Scene:
-    """One image of the data set and what is really in it."""
+    """One image of the data set with its true objects."""
 
     image: np.ndarray
     """(SIZE, SIZE, 3) uint8 RGB."""

@@ -65,9 +65,9 @@ class ImageTags:
 
 
 def read_tags(path: str | Path, leave_out: Path | None = None) -> ImageTags:
-    """Reads labels in whichever of the forms below they come.
+    """Reads labels in any of these forms.
 
-    A folder has a sub-folder for each class; of files the suffix tells: `.csv` or `.tsv`, `.txt`
+    A folder has a sub-folder for each class; the suffix tells the form of a file: `.csv` or `.tsv`, `.txt`
     or `.lst`, `.npy`, `.json`.
 
     Args:
@@ -374,7 +374,7 @@ def _from_bit_columns(
 def _splitter(
     cells: Sequence[tuple[int, str]], path: Path
 ) -> Callable[[str], list[str]]:
-    """How the labels in a cell are told apart, decided by all cells together."""
+    """Function that splits a cell into labels; all cells together decide how."""
     lines: dict[str, int] = {}
     for number, text in cells:
         lines.setdefault(text, number)
@@ -432,7 +432,7 @@ def _listed(text: str) -> list[str] | None:
 
 
 def read_folder_tags(folder: str | Path, leave_out: Path | None = None) -> ImageTags:
-    """Takes every sub-folder for a class and the images in it for images of that class.
+    """Takes every sub-folder for a class, and the images in it for images of that class.
 
     Classes are the names of the sub-folders, sorted; image names are `<class>/<file>`, with
     further sub-folders between them if there are any, so an image has one label. Files that are
@@ -510,7 +510,7 @@ def _is_same(path: Path, other: Path | None) -> bool:
 
 
 def read_coco_tags(path: str | Path) -> ImageTags:
-    """Takes from a COCO json which categories each image shows, and its ids.
+    """Reads the categories that each image of a COCO json shows, and its ids.
 
     Masks, boxes and sizes need not be there.
 

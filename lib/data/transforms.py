@@ -1,4 +1,5 @@
-"""From a decoded image to what the network sees (SPEC 2): mirror, resize, normalise.
+"""Turns a decoded image into the network's input: mirror, resize, normalise
+(docs/specification.md#input).
 
 An image is mirrored before it is resized, and the boxes with it, at the image's own size.
 """

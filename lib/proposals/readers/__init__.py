@@ -1,4 +1,4 @@
-"""Readers of proposals made elsewhere; all of them end in the store (lib/proposals/store.py).
+"""Readers of proposals made elsewhere, which the import moves into the store.
 
 A further format is a file in this folder with a subclass of `FileReader` or `Reader`, and its
 line below.
