@@ -1,4 +1,4 @@
-"""Pseudo labels as samples for a Mask R-CNN: images with masks that a network has found."""
+"""Pseudo labels, the masks that CIM found, as samples for training a Mask R-CNN."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from lib.structures import InstanceSample
 
 @dataclass(frozen=True, eq=False)
 class ReadInstances:
-    """Image and instances before scaling and flipping."""
+    """Image and instances before scaling and mirroring."""
 
     record: ImageRecord
     image: np.ndarray
@@ -67,10 +67,8 @@ class InstanceDataset(ImageDataset):
         self._class_of = {category: c for c, category in enumerate(coco.category_ids)}
 
     def labelled(self) -> list[int]:
-        """Indices of the images that can be trained on: those with an instance."""
-        return [
-            n for n, record in enumerate(self.coco.images) if self.instances.get(record.image_id)
-        ]
+        """Indices of the images with an instance, which can be trained on."""
+        return [n for n, image in enumerate(self.coco.images) if self.instances.get(image.image_id)]
 
     def _read(self, record: ImageRecord) -> ReadInstances:
         entries = self.instances.get(record.image_id, ())
@@ -83,12 +81,15 @@ class InstanceDataset(ImageDataset):
         )
 
     def view(self, read: ReadInstances, long_side: int, flip: Flip = "none") -> InstanceSample:
-        """An image from `read`, mirrored and then scaled to `long_side`.
-
-        An instance that has no pixel left at this scale is dropped.
-        """
+        """Mirrors an image and then scales it to `long_side`; instances without a pixel left are
+        dropped."""
         image, _ = resize_long_side(mirror_image(read.image, flip), long_side)
-        masks = _resize_masks(mirror_roi_masks(read.masks, flip), image.shape[:2])
+        height, width = image.shape[:2]
+        masks = [
+            cv2.resize(mask, (width, height), interpolation=cv2.INTER_NEAREST)
+            for mask in mirror_roi_masks(read.masks, flip)
+        ]
+        masks = np.array(masks, np.uint8).reshape(-1, height, width)
         there = masks.any(axis=(1, 2))
         masks = torch.from_numpy(masks[there])  # (N, h, w)
         return InstanceSample(
@@ -104,16 +105,15 @@ class InstanceDataset(ImageDataset):
 def open_pseudo_labels(
     path: Path, image_dir: Path, score_thresh: float, memory_limit: int = 0
 ) -> InstanceDataset:
-    """The pseudo labels of a COCO json, after a look whether they can be trained on.
+    """Reads the pseudo labels of a COCO json and checks that they can be trained on.
 
-    An image without any that reaches `score_thresh` is left out of training: there is an object
-    in it (it has an image-level label), so that it is no example of background.
+    Images without a pseudo label that reaches `score_thresh` are left out: they contain an object
+    (they have an image-level label), so they are no examples of background.
 
     Raises:
         FileNotFoundError: the json or images are missing.
-        ValueError: a mistake in the json; annotations without a score, which are no pseudo labels
-            but somebody's annotation, and that is never trained on; none that reaches the
-            threshold.
+        ValueError: a mistake in the json; annotations without a score, which are somebody's masks
+            and never trained on; none that reaches the threshold.
     """
     coco = CocoImages(path)
     coco.check_files(image_dir)
@@ -132,11 +132,3 @@ def open_pseudo_labels(
             f"{score_thresh:g}; lower refine.score_thresh, or train CIM longer"
         )
     return InstanceDataset(coco, image_dir, instances, memory_limit)
-
-
-def _resize_masks(masks: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """(N, H, W) uint8 to (N, *size), by nearest neighbour."""
-    if masks.shape[1:] == size:
-        return masks
-    resized = [cv2.resize(m, size[::-1], interpolation=cv2.INTER_NEAREST) for m in masks]
-    return np.array(resized, np.uint8).reshape(-1, *size)

@@ -17,18 +17,18 @@ from lib.refine.data import InstanceDataset, ReadInstances
 from lib.structures import InstanceSample
 
 _PASTED_AT_ONCE = 16
-"""Whole-image masks in float32 that are held at a time."""
+"""Float32 masks of the whole image in memory at a time."""
 
 
 @dataclass(frozen=True)
 class MaskRCNNDetector:
-    """One pass over an image, for `detect_dataset`; thresholds are the model's own."""
+    """One pass over an image, for `detect_dataset`; the model applies its own thresholds."""
 
     model: MaskRCNN
     category_ids: Sequence[int]
     """COCO category id of every class."""
     settings: RefineConfig = RefineConfig()
-    """Of which the scale and the threshold of the masks are taken here."""
+    """`input.test_scale` and `test.mask_thresh` are used."""
     device: torch.device | str = "cpu"
 
     def prepare(self, dataset: InstanceDataset, index: int) -> tuple[ReadInstances, InstanceSample]:

@@ -1,10 +1,9 @@
 """torchvision's Mask R-CNN (He et al., ICCV 2017) on any backbone.
 
-The parameters have torchvision's names: a checkpoint of the ResNet-50 form also loads into
-`torchvision.models.detection.maskrcnn_resnet50_fpn`. Three parts are replaced. Images arrive scaled
-and normalised. Random draws take a generator, so that training can resume and its images can be
-processed in parallel. Detections keep their small masks, which are pasted into the image at its own
-size (lib/refine/detect.py).
+Parameters have torchvision's names: a checkpoint of the ResNet-50 form also loads into
+`torchvision.models.detection.maskrcnn_resnet50_fpn`. Three parts differ. Images arrive scaled and
+normalised. Random draws take a generator, so that training can resume and process images in
+parallel. Detections keep their small masks; lib/refine/detect.py pastes them into the image.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from lib.config import RefineModelConfig, RefineTestConfig
 from lib.modeling.backbones import Backbone, Layer, build_backbone
 
 _BOX_SIZE, _MASK_SIZE = 7, 14
-"""Cells that a region is pooled to, for the box head and the mask head."""
+"""Side of a pooled region, in cells, for the box head and the mask head."""
 _MULTIPLE = 32
 """The sides of an image are padded to a multiple of this."""
 _FINEST = 4
@@ -39,7 +38,7 @@ _FINEST = 4
 class Pyramid(nn.Module):
     """A feature pyramid (Lin et al., CVPR 2017) on a backbone.
 
-    Takes the backbone's last layer of every stride of at least 4; the coarsest level is pooled from
+    Uses the backbone's last layer of every stride of at least 4; the coarsest level is pooled from
     the one before.
 
     Attributes:
@@ -80,17 +79,17 @@ def build_mask_rcnn(
     cim_backbone: Mapping[str, Tensor] | None = None,
     pretrained: bool = True,
 ) -> MaskRCNN:
-    """Makes the Mask R-CNN that a configuration describes, and loads its backbone's weights.
+    """Builds a Mask R-CNN and loads its backbone's weights.
 
     Args:
         config, test: the sections `refine.model` and `refine.test`.
         num_classes: C, without the background.
         cim_backbone: the state dict of a CIM network, for `weights: cim`.
-        pretrained: False leaves the backbone random, for when a checkpoint follows.
+        pretrained: False leaves the backbone random, for a checkpoint to be loaded.
 
     Raises:
         ValueError: an unknown backbone or option, or weights that do not fit.
-        FileNotFoundError: the weights are not there and cannot be downloaded.
+        FileNotFoundError: the weights are missing and cannot be downloaded.
     """
     body = build_backbone(config.backbone, config.backbone_args, "refine.model", "pyramid")
     if pretrained and config.weights == "cim":
@@ -137,8 +136,8 @@ def _strides(layers: Sequence[Layer]) -> list[int]:
 def _roi_pool(strides: list[int], size: int) -> MultiScaleRoIAlign:
     """RoIAlign from the pyramid level that suits a region's size."""
     pool = MultiScaleRoIAlign([str(n) for n in range(len(strides))], size, sampling_ratio=2)
-    # torchvision guesses the scales from the size of the first image it sees, without padding: for
-    # small images the guess is wrong, and it would make a resumed training differ.
+    # torchvision guesses the scales from the unpadded size of the first image: wrong for small
+    # images, and a resumed training would differ.
     pool.scales = [1 / stride for stride in strides]
     pool.map_levels = initLevelMapper(int(log2(strides[0])), int(log2(strides[-1])))
     return pool
@@ -148,7 +147,7 @@ class PaddedBatch(nn.Module):
     """Pads images to a batch; torchvision's transform would scale and normalise them again.
 
     Args:
-        strides: that the padded sides are to be multiples of, besides 32.
+        strides: padded sides are multiples of these and of 32.
     """
 
     def __init__(self, strides: Sequence[int] = ()) -> None:
@@ -174,10 +173,7 @@ class PaddedBatch(nn.Module):
 class BalancedSampler:
     """Draws anchors or regions for the losses: a share of positives, the rest negatives.
 
-    torchvision's BalancedPositiveNegativeSampler with a generator in place of the global one.
-
-    Attributes:
-        generator: of the CPU, whatever device the labels are on.
+    torchvision's BalancedPositiveNegativeSampler with its own generator, on the CPU.
     """
 
     def __init__(self, count: int, positive_fraction: float) -> None:
@@ -186,27 +182,23 @@ class BalancedSampler:
         self.generator: torch.Generator | None = None
 
     def __call__(self, labels: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        """Args:
-            labels: per image (A,): -1 ignored, 0 negative, 1 and above positive.
+        """Draws from the labels of every image, (A,) with -1 ignored, 0 negative, 1.. positive.
 
         Returns:
             Two lists of (A,) uint8: the positives and the negatives that were drawn.
         """
-        drawn = [self._draw(of_image) for of_image in labels]
-        return [positive for positive, _ in drawn], [negative for _, negative in drawn]
+        positives = [
+            self._draw(one >= 1, int(self.count * self.positive_fraction)) for one in labels
+        ]
+        negatives = [
+            self._draw(one == 0, self.count - int(drawn.sum()))
+            for one, drawn in zip(labels, positives, strict=True)
+        ]
+        return positives, negatives
 
-    def _draw(self, labels: Tensor) -> tuple[Tensor, Tensor]:
-        positive = torch.where(labels >= 1)[0]
-        negative = torch.where(labels == 0)[0]
-        num_positive = min(len(positive), int(self.count * self.positive_fraction))
-        num_negative = min(len(negative), self.count - num_positive)
-        return (
-            self._some(positive, num_positive, labels),
-            self._some(negative, num_negative, labels),
-        )
-
-    def _some(self, candidates: Tensor, count: int, labels: Tensor) -> Tensor:
-        order = torch.randperm(len(candidates), generator=self.generator)[:count]
-        chosen = torch.zeros_like(labels, dtype=torch.uint8)
-        chosen[candidates[order.to(candidates.device)]] = 1
-        return chosen
+    def _draw(self, candidates: Tensor, count: int) -> Tensor:
+        idx = candidates.nonzero()[:, 0]
+        order = torch.randperm(len(idx), generator=self.generator)[:count]
+        drawn = torch.zeros_like(candidates, dtype=torch.uint8)
+        drawn[idx[order.to(idx.device)]] = 1
+        return drawn

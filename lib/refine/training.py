@@ -26,9 +26,9 @@ def mask_rcnn_losses(
 
     Args:
         model: from `build_mask_rcnn`, in training mode.
-        generator: draws the anchors and regions that the losses look at.
+        generator: draws the anchors and regions of the losses.
     """
-    network = getattr(model, "module", model)  # which DistributedDataParallel may stand around
+    network = getattr(model, "module", model)  # inside DistributedDataParallel
     for part in (network.rpn, network.roi_heads):
         part.fg_bg_sampler.generator = generator
     target = {"boxes": sample.boxes, "labels": sample.class_idx + 1, "masks": sample.masks}
@@ -49,8 +49,8 @@ def refinement_made_from(
     """The record of a training, see lib/provenance.py.
 
     Args:
-        data: from `open_pseudo_labels`; their file counts, byte for byte.
-        weights: of the CIM network that the trunk starts from, if it does.
+        data: from `open_pseudo_labels`; the bytes of its file count.
+        weights: of the CIM network, if the backbone starts from it.
     """
     content = config.refine.model_dump(mode="json")
     del content["input"]["num_workers"], content["test"]
