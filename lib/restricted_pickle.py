@@ -1,9 +1,9 @@
 """Reads published pickles without running anything that they name.
 
-A pickle is a program. The one run here can make numbers, text, lists, dicts and numpy arrays;
-a pickle that names any other global is refused with that name. Allowing numpy's own functions
-would not be enough: a dtype whose state denies that it holds objects makes numpy take bytes of
-the file for pointers. So arrays and dtypes are built here, from what was checked.
+A pickle is a program. Here it can make numbers, text, lists, dicts and numpy arrays; a pickle
+that names any other global is refused. Allowing numpy's own functions would not be safe: a dtype
+whose state denies that it holds objects makes numpy take bytes of the file for pointers. So arrays
+and dtypes are built here, from checked values.
 """
 
 from __future__ import annotations
@@ -18,19 +18,16 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-_KINDS = "?biufcOSU"
-"""First letters of the dtypes that may occur: numbers, text and objects of the allowed kinds."""
-
 
 def load_pickle(path: str | Path) -> Any:
-    """Content of a pickle made of numpy arrays, lists, tuples, dicts, numbers, text and None.
+    """Content of a pickle of numpy arrays, lists, tuples, dicts, numbers, text and None.
 
-    Files of Python 3 (any protocol), Python 2 (protocol 2), numpy 1 and numpy 2 are read. Arrays
-    come as a subclass of numpy's; `numpy.asarray` makes plain ones.
+    Reads files of Python 3 (any protocol), Python 2 (protocol 2), numpy 1 and numpy 2. Arrays are
+    of a subclass of numpy's; `numpy.asarray` makes plain ones.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the pickle names another global (the text says which), or it is damaged.
+        ValueError: the pickle names another global (which one is said), or is damaged.
     """
     path = Path(path)
     if not path.is_file():
@@ -39,10 +36,10 @@ def load_pickle(path: str | Path) -> Any:
 
 
 def load_npy(path: str | Path) -> Any:
-    """Content of a .npy file, whose objects are read as `load_pickle` reads them.
+    """Content of a .npy file, its objects read as by `load_pickle`.
 
     Raises:
-        FileNotFoundError, ValueError: as `load_pickle`; also where it is no .npy file.
+        FileNotFoundError, ValueError: as `load_pickle`; also for another kind of file.
     """
     path = Path(path)
     if not path.is_file():
@@ -76,36 +73,34 @@ def _load(content: bytes, path: Path) -> Any:
 
 
 def load_by_image(path: str | Path, *keys: str) -> dict[str, tuple[Any, ...]]:
-    """A published file of parallel lists, by image instead of by position.
+    """Values of every image in a published file of parallel lists.
 
     Args:
         path: a pickle `{"indexes": [image id, ...], key: [value of that image, ...], ...}`.
-        keys: the lists that are wanted.
 
     Returns:
-        image id, as text, to its value of every key; see `find_image`.
+        The values of all `keys` by image id as text; look them up with `find_image`.
 
     Raises:
-        ValueError: a list is missing, the lists differ in length, an id occurs twice, or what
-            `load_pickle` raises.
+        ValueError: a list is missing, the lists differ in length, an id occurs twice; also as
+            `load_pickle`.
     """
     content = load_pickle(path)
     if not isinstance(content, dict):
         raise ValueError(f"{path}: found a {type(content).__name__}, expected a dict of lists")
-    missing = [key for key in ("indexes", *keys) if key not in content]
+    keys = ("indexes", *keys)
+    missing = [key for key in keys if key not in content]
     if missing:
         raise ValueError(
             f"{path}: no {' and no '.join(missing)} among its keys "
             f"({', '.join(str(key) for key in content)}); is it another kind of file?"
         )
-    lists = [content[key] for key in ("indexes", *keys)]
+    lists = [content[key] for key in keys]
     odd = [type(v).__name__ for v in lists if not isinstance(v, list | tuple | np.ndarray)]
     if odd:
         raise ValueError(f"{path}: found a {odd[0]}, expected lists with one value per image")
     if len({len(values) for values in lists}) > 1:
-        lengths = ", ".join(
-            f"{key} {len(v)}" for key, v in zip(("indexes", *keys), lists, strict=True)
-        )
+        lengths = ", ".join(f"{key} {len(v)}" for key, v in zip(keys, lists, strict=True))
         raise ValueError(f"{path}: lists of different lengths ({lengths}); copy the file again")
     by_image: dict[str, tuple[Any, ...]] = {}
     for index, *values in zip(*lists, strict=True):
@@ -119,14 +114,11 @@ def load_by_image(path: str | Path, *keys: str) -> dict[str, tuple[Any, ...]]:
 def find_image(
     by_image: dict[str, tuple[Any, ...]], image_id: int | str, file_name: str
 ) -> tuple[Any, ...] | None:
-    """Values of one image, whose index may be its id or the stem of its file name.
+    """Values of one image by its id or the stem of its file name; None if there are none.
 
-    So 2007000032, "2007000032" and "2007_000032" all find 2007_000032.jpg. None if there is none.
+    2007000032, "2007000032" and "2007_000032" all find 2007_000032.jpg.
     """
-    for name in (str(image_id), Path(file_name).stem):
-        if name in by_image:
-            return by_image[name]
-    return None
+    return by_image.get(str(image_id), by_image.get(Path(file_name).stem))
 
 
 def _id_text(index: Any) -> str:
@@ -138,8 +130,8 @@ def _id_text(index: Any) -> str:
 
 
 def _check_lengths(content: bytes) -> None:
-    """Makes sure that no instruction reaches beyond the file or asks for more memory than it is
-    worth: Python makes room for objects 0..n when told to remember one as number n."""
+    """Checks that no instruction reaches beyond the file or asks for excessive memory: Python
+    allocates room for objects 0..n when told to remember one as number n."""
     for position, (instruction, argument, _) in enumerate(pickletools.genops(content)):
         if instruction.name in ("PUT", "LONG_BINPUT") and argument > position + 1:
             raise ValueError(f"object {argument} is remembered before as many were made")
@@ -164,7 +156,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 class _StandIn:
-    """What the pickle gets for a global: it can be called and, unlike a function, not changed."""
+    """Callable that a pickle gets for a global; unlike a function it cannot be changed."""
 
     __slots__ = ("_call",)
 
@@ -179,12 +171,13 @@ class _StandIn:
 
 
 class _Dtype:
-    """The kind and byte order of a pickled dtype; the flags in its state are not believed."""
+    """Kind and byte order of a pickled dtype; the flags in its state are ignored."""
 
     __slots__ = ("code", "order")
 
     def __init__(self, code: str, *_: Any) -> None:
-        if not isinstance(code, str) or code[:1] not in _KINDS or not code[1:].isdecimal():
+        # Numbers, objects (checked by the array) and text.
+        if not isinstance(code, str) or code[:1] not in "?biufcOSU" or not code[1:].isdecimal():
             raise _Refused(f"refused: arrays of dtype {code!r}; expected plain numbers or text")
         self.code = "O" if code[0] == "O" else code
         self.order = "="
@@ -200,7 +193,7 @@ class _Dtype:
 
 
 class _Array(np.ndarray):
-    """An array that a pickle fills once, with exactly as many bytes or objects as it takes."""
+    """An array that a pickle fills once, with exactly the bytes or objects that it takes."""
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         _, shape, dtype, fortran, content = state
@@ -261,15 +254,10 @@ def _scalar(dtype: Any, content: Any = b"") -> np.generic:
 
 
 def _latin1(text: str, encoding: str) -> bytes:
-    """How protocols 0 to 2 write bytes in Python 3."""
+    """Bytes of Python 3 in protocols 0 to 2."""
     if encoding not in ("latin1", "latin-1") or not isinstance(text, str):
         raise _Refused(f"refused: text in encoding {encoding!r}")
     return text.encode("latin1")
-
-
-def _no_bytes() -> bytes:
-    """How protocols 0 to 2 write b"" in Python 3."""
-    return b""
 
 
 _ALLOWED: dict[tuple[str, str], Callable[..., Any]] = {
@@ -279,6 +267,6 @@ _ALLOWED: dict[tuple[str, str], Callable[..., Any]] = {
     ("numpy.core.multiarray", "scalar"): _scalar,
     ("numpy.core.numeric", "_frombuffer"): _from_buffer,
     ("_codecs", "encode"): _latin1,
-    ("builtins", "bytes"): _no_bytes,
+    ("builtins", "bytes"): lambda: b"",  # protocols 0 to 2
 }
-"""Globals of pickled arrays (numpy 2 says numpy._core) and what stands in for them."""
+"""Stand-ins for the globals of pickled arrays (numpy 2 calls them numpy._core)."""
