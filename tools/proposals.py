@@ -28,9 +28,8 @@ from lib.evaluation.proposal_recall import find_objects
 from lib.files import write_json
 from lib.proposals.baseline import felzenszwalb_segments
 from lib.proposals.check import check_store, check_text, compare_with_published, named_text
-from lib.proposals.generate import generate_proposals, generate_settings
+from lib.proposals.generate import generate_proposals, generate_settings, make_all
 from lib.proposals.importing import import_all, imports_made_from
-from lib.proposals.making import make_all
 from lib.proposals.readers import READERS
 from lib.proposals.recall import recall_table, table_text
 from lib.proposals.store import ProposalStore

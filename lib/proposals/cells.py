@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import cv2
 import numpy as np
@@ -12,14 +13,7 @@ from skimage.segmentation import watershed
 from lib.proposals import _merge
 
 _COLOUR_BINS = 16
-_FIRST_MERGE = {
-    "border": 0.03,
-    "colour": 0.6,
-    "texture": 0.4,
-    "fill": 0.0,
-    "size": 0.3,
-    "share": 0.0,
-}
+_FIRST_MERGE = dict(border=0.03, colour=0.6, texture=0.4, fill=0.0, size=0.3, share=0.0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,12 +51,10 @@ def find_cells(image: np.ndarray, num_cells: int) -> Cells:
         num_cells: how many to leave; an image with less detail has fewer.
     """
     lab = cv2.cvtColor(image.astype(np.float32) / 255, cv2.COLOR_RGB2LAB)
-    labels = _watershed(lab)
-    fine = _describe(labels, lab)
+    fine = _describe(_watershed(lab), lab)
     if len(fine) <= num_cells:
         return fine
-    merges = tree(fine, _FIRST_MERGE, stop=num_cells)
-    return _merged(fine, merges)
+    return _merged(fine, tree(fine, _FIRST_MERGE, stop=num_cells))
 
 
 def tree(cells: Cells, weights: dict[str, float], stop: int = 1) -> np.ndarray:
@@ -71,17 +63,10 @@ def tree(cells: Cells, weights: dict[str, float], stop: int = 1) -> np.ndarray:
     Returns:
         (M, 2) int32: merge m made node N + m of these two nodes.
     """
-    return _merge.merge_tree(
-        cells.colour,
-        cells.texture,
-        cells.boxes,
-        cells.areas.astype(np.float32),
-        cells.pairs,
-        cells.lengths,
-        cells.strengths,
-        weights,
-        stop,
-    )
+    areas = cells.areas.astype(np.float32)
+    described = cells.colour, cells.texture, cells.boxes, areas
+    borders = cells.pairs, cells.lengths, cells.strengths
+    return _merge.merge_tree(*described, *borders, weights, stop)
 
 
 def _watershed(lab: np.ndarray) -> np.ndarray:
@@ -116,11 +101,11 @@ def _describe(labels: np.ndarray, lab: np.ndarray) -> Cells:
     )
 
 
-def _colour_bins(lab: np.ndarray) -> list[np.ndarray]:
-    low, high = (0.0, -60.0, -60.0), (100.0, 60.0, 60.0)
-    scaled = (lab - np.float32(low)) / (np.float32(high) - np.float32(low))
-    bins = np.clip(scaled * _COLOUR_BINS, 0, _COLOUR_BINS - 1).astype(np.int32)
-    return [bins[..., channel] for channel in range(3)]
+def _colour_bins(lab: np.ndarray) -> np.ndarray:
+    """(3, H, W) bins of L in 0..100, a and b in -60..60."""
+    low = np.float32((0, -60, -60))
+    scaled = (lab - low) / (np.float32((100, 60, 60)) - low)
+    return np.clip(scaled * _COLOUR_BINS, 0, _COLOUR_BINS - 1).astype(np.int32).transpose(2, 0, 1)
 
 
 def _texture_bins(lightness: np.ndarray) -> np.ndarray:
@@ -143,19 +128,19 @@ def _steps(lab: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     Returns:
         (H, W-1) float32 to the right, (H-1, W) float32 downwards.
     """
-    height, width = lab.shape[:2]
-    to_right = np.zeros((height, width - 1), np.float32)
-    down = np.zeros((height - 1, width), np.float32)
+    to_right, down = 0, 0
     for reach in (1, 3):  # from reach - 1 pixels before the border to as many behind it
         smooth = cv2.GaussianBlur(lab, (0, 0), reach / 2)
-        padded = np.pad(smooth, ((reach, reach), (reach, reach), (0, 0)), mode="edge")
-        rows = padded[reach:-reach]
-        step = rows[:, 2 * reach : 2 * reach + width - 1] - rows[:, 1:width]
-        to_right += np.sqrt(np.einsum("ijk,ijk->ij", step, step)) / 2
-        columns = padded[:, reach:-reach]
-        step = columns[2 * reach : 2 * reach + height - 1] - columns[1:height]
-        down += np.sqrt(np.einsum("ijk,ijk->ij", step, step)) / 2
-    return to_right, down
+        to_right = to_right + _step(smooth.swapaxes(0, 1), reach).T / 2
+        down = down + _step(smooth, reach) / 2
+    return np.ascontiguousarray(to_right), down
+
+
+def _step(lab: np.ndarray, reach: int) -> np.ndarray:
+    """(H-1, W) float32, colour difference from `reach` pixels above a border to those below."""
+    padded = np.pad(lab, ((reach, reach), (0, 0), (0, 0)), mode="edge")
+    step = padded[2 * reach : 2 * reach + len(lab) - 1] - padded[1 : len(lab)]
+    return np.sqrt(np.einsum("ijk,ijk->ij", step, step))
 
 
 def _merged(cells: Cells, merges: np.ndarray) -> Cells:
@@ -174,7 +159,10 @@ def _merged(cells: Cells, merges: np.ndarray) -> Cells:
 
     low = np.minimum.reduceat(cells.boxes[order, :2], starts)
     high = np.maximum.reduceat(cells.boxes[order, 2:], starts)
-    pairs, lengths, strengths = _merged_borders(cells, new)
+    ends = np.sort(new[cells.pairs], axis=1)
+    apart = ends[:, 0] != ends[:, 1]
+    pairs, number = np.unique(ends[apart], axis=0, return_inverse=True)
+    of_pair = partial(np.bincount, number.ravel(), minlength=len(pairs))
     return Cells(
         labels=new[cells.labels],
         areas=areas,
@@ -183,18 +171,6 @@ def _merged(cells: Cells, merges: np.ndarray) -> Cells:
         colour=mean(cells.colour),
         texture=mean(cells.texture),
         pairs=pairs,
-        lengths=lengths,
-        strengths=strengths,
+        lengths=of_pair(cells.lengths[apart]).astype(np.float32),
+        strengths=of_pair(cells.strengths[apart]).astype(np.float32),
     )
-
-
-def _merged_borders(cells: Cells, new: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    ends = np.sort(new[cells.pairs], axis=1)
-    apart = ends[:, 0] != ends[:, 1]
-    keys, number = np.unique(
-        ends[apart, 0] * np.int64(len(new)) + ends[apart, 1], return_inverse=True
-    )
-    lengths = np.bincount(number, weights=cells.lengths[apart], minlength=len(keys))
-    strengths = np.bincount(number, weights=cells.strengths[apart], minlength=len(keys))
-    pairs = np.stack([keys // len(new), keys % len(new)], axis=1).astype(np.int32)
-    return pairs, lengths.astype(np.float32), strengths.astype(np.float32)

@@ -13,36 +13,26 @@ from lib.parallel import for_each
 from lib.proposals.importing import duplicate_masks
 from lib.proposals.store import ProposalStore
 from lib.restricted_pickle import find_image, load_by_image
-from lib.structures import ImageRecord, Proposals
+from lib.structures import ImageRecord
 
 _NAMED = 20
 """Images named for each kind of fault."""
 
 
 @dataclass(frozen=True)
-class ImageCheck:
-    """One image; the store neither writes nor reads empty masks, so they are among the faults."""
-
-    num_proposals: int = 0
-    num_duplicates: int = 0
-    num_bytes: int = 0
-    wrong_size: str | None = None
-    fault: str | None = None
-    """Why its file cannot be read: damaged, of another version, no proposals or empty ones."""
-
-
-@dataclass(frozen=True)
 class StoreCheck:
-    """All images of a data set."""
+    """Proposals of a data set; images with a fault by file name, with what it is."""
 
     counts: list[int]
     """Proposals of every image that could be read."""
     num_bytes: int
     duplicates: dict[str, int]
-    """Masks equal to an earlier one, by image; images without such are left out."""
+    """Masks equal to an earlier one, where there are any."""
     missing: list[str] = field(default_factory=list)
     wrong_size: dict[str, str] = field(default_factory=dict)
     faults: dict[str, str] = field(default_factory=dict)
+    """Files that cannot be read: damaged, of another version, without proposals or with empty
+    ones."""
 
     @property
     def usable(self) -> bool:
@@ -52,34 +42,28 @@ class StoreCheck:
 
 def check_store(store: ProposalStore, images: Sequence[ImageRecord], jobs: int = -1) -> StoreCheck:
     """Reads the proposals of every image, on several cores."""
-    missing = [image.file_name for image in images if not store.has(image.file_name)]
-    there = [image for image in images if store.has(image.file_name)]
-    tasks = ((i.file_name, (store, i.file_name, tuple(i.size))) for i in there)
-    checks, failures = for_each(_check_image, tasks, len(there), jobs, "checking")
+    there = {i.file_name: i.size for i in images if store.has(i.file_name)}
+    tasks = ((name, (store, name)) for name in there)
+    read, faults = for_each(_read, tasks, len(there), jobs, "checking")
     return StoreCheck(
-        counts=[c.num_proposals for c in checks.values() if c.fault is None],
-        num_bytes=sum(c.num_bytes for c in checks.values()),
-        duplicates={name: c.num_duplicates for name, c in checks.items() if c.num_duplicates},
-        missing=missing,
-        wrong_size={name: c.wrong_size for name, c in checks.items() if c.wrong_size},
-        faults={name: c.fault for name, c in checks.items() if c.fault} | failures,
+        counts=[count for count, _, _ in read.values()],
+        num_bytes=sum(store.path(name).stat().st_size for name in there),
+        duplicates={name: same for name, (_, same, _) in read.items() if same},
+        missing=[image.file_name for image in images if image.file_name not in there],
+        wrong_size={
+            name: f"{store.path(name)}: proposals of {height}x{width}, the image is "
+            f"{there[name][0]}x{there[name][1]} (height x width)"
+            for name, (_, _, (height, width)) in read.items()
+            if (height, width) != there[name]
+        },
+        faults=faults,
     )
 
 
-def _check_image(store: ProposalStore, file_name: str, size: tuple[int, int]) -> ImageCheck:
-    path = store.path(file_name)
-    num_bytes = path.stat().st_size
-    try:
-        regions = store.load_regions(file_name)
-    except ValueError as error:
-        return ImageCheck(num_bytes=num_bytes, fault=str(error))
-    wrong = None
-    if regions.size != size:
-        wrong = (
-            f"{path}: proposals of {regions.size[0]}x{regions.size[1]}, the image is "
-            f"{size[0]}x{size[1]} (height x width)"
-        )
-    return ImageCheck(regions.num_proposals, len(duplicate_masks(regions)), num_bytes, wrong)
+def _read(store: ProposalStore, file_name: str) -> tuple[int, int, tuple[int, int]]:
+    """Proposals, how many equal an earlier one, size of the image."""
+    regions = store.load_regions(file_name)
+    return regions.num_proposals, len(duplicate_masks(regions)), regions.size
 
 
 def compare_with_published(
@@ -99,31 +83,25 @@ def compare_with_published(
         (i.file_name, (store, i.file_name, find_image(by_image, i.known_as, i.file_name)))
         for i in images
     )
-    results, failures = for_each(_compare_image, tasks, len(images), jobs, "comparing")
+    results, failures = for_each(_difference, tasks, len(images), jobs, "comparing")
     different = {name: text for name, text in results.items() if text} | failures
     return len(images) - len(different), different
 
 
-def _compare_image(
+def _difference(
     store: ProposalStore, file_name: str, published: tuple[Any, Any] | None
 ) -> str | None:
     if published is None:
         return "not in the published file"
     proposals = store.load(file_name)
-    boxes = np.asarray(published[0], np.float64)
+    boxes, masks = np.asarray(published[0], np.float64), np.asarray(published[1])
     if boxes.shape != proposals.boxes.shape:
         return f"boxes of shape {proposals.boxes.shape} here, {boxes.shape} there"
     height, width = proposals.regions.size
     limit = np.array([width - 1, height - 1, width - 1, height - 1])
-    other = (np.clip(boxes, 0, limit) != proposals.boxes).any(axis=1)
-    if other.any():
-        first = np.flatnonzero(other)[0]
-        return f"{other.sum()} of {len(boxes)} boxes differ, the first is number {first}"
-    return _compare_roi_masks(proposals, published[1])
-
-
-def _compare_roi_masks(proposals: Proposals, published: Any) -> str | None:
-    masks = np.asarray(published)
+    other = np.flatnonzero((np.clip(boxes, 0, limit) != proposals.boxes).any(axis=1))
+    if len(other):
+        return f"{len(other)} of {len(boxes)} boxes differ, the first is number {other[0]}"
     if masks.shape != proposals.roi_masks.shape:
         return None  # whole masks, whose boxes agree
     differing = ((masks != 0) != proposals.roi_masks).mean()
@@ -140,20 +118,18 @@ def check_text(check: StoreCheck, store: ProposalStore, num_images: int) -> str:
         )
     each = check.num_bytes / max(len(check.counts), 1)
     duplicates = {name: f"{n} masks equal an earlier one" for name, n in check.duplicates.items()}
-    return "\n".join(
-        [
-            *lines,
-            f"disk: {check.num_bytes / 1e6:.1f} MB, {each / 1e3:.1f} KB an image",
-            named_text(dict.fromkeys(check.missing, "no proposals"), "without proposals"),
-            named_text(check.wrong_size, "of another size than their image"),
-            named_text(check.faults, "with a damaged file, zero proposals or empty masks"),
-            named_text(duplicates, "with duplicate masks (no harm)"),
-        ]
-    )
+    lines += [
+        f"disk: {check.num_bytes / 1e6:.1f} MB, {each / 1e3:.1f} KB an image",
+        named_text(dict.fromkeys(check.missing, "no proposals"), "without proposals"),
+        named_text(check.wrong_size, "of another size than their image"),
+        named_text(check.faults, "with a damaged file, zero proposals or empty masks"),
+        named_text(duplicates, "with duplicate masks (no harm)"),
+    ]
+    return "\n".join(lines)
 
 
 def named_text(reasons: dict[str, str], what: str) -> str:
-    """How many images something is the matter with, and the first of them by name."""
+    """Number of images with this fault, and the first of them with the reason."""
     lines = [f"images {what}: {len(reasons)}"]
     lines += [f"  {name}: {reason}" for name, reason in list(reasons.items())[:_NAMED]]
     if len(reasons) > _NAMED:

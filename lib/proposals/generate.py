@@ -10,16 +10,19 @@ come first, and those that nearly repeat an earlier one are left out.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import cv2
 import numpy as np
 
+from lib.parallel import for_each
 from lib.proposals import _merge, _regions
 from lib.proposals.cells import Cells, find_cells, tree
 from lib.proposals.regions import encode_unions
-from lib.structures import Regions
+from lib.proposals.store import ProposalStore
+from lib.provenance import MadeFrom
+from lib.structures import ImageRecord, Regions
 
 _WEIGHTS = ("border", "colour", "texture", "fill", "size", "share")
 # Taken one after the other from random ones, each time the one that added most recall on
@@ -63,7 +66,20 @@ def generate_proposals(
     Raises:
         ValueError: not an RGB image, or an option out of range.
     """
-    _check(image, max_proposals, num_cells, min_area, max_iou, long_side)
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or image.size == 0:
+        raise ValueError(
+            f"image is {image.dtype} of shape {image.shape}, expected uint8 RGB of (H, W, 3)"
+        )
+    for name, value, least in (
+        ("max_proposals", max_proposals, 1),
+        ("num_cells", num_cells, 1),
+        ("long_side", long_side, 1),
+        ("min_area", min_area, 0),
+    ):
+        if value < least:
+            raise ValueError(f"{name} is {value}, expected at least {least}")
+    if not 0 < max_iou <= 1:
+        raise ValueError(f"max_iou is {max_iou}, expected above 0 and at most 1")
     height, width = image.shape[:2]
     scale = min(1.0, long_side / max(height, width))
     if scale < 1:
@@ -96,26 +112,40 @@ def generate_settings(max_proposals: int, options: Mapping[str, Any]) -> dict[st
     return {"recipe": _RECIPE, "max_proposals": max_proposals, **known, **options}
 
 
-def _check(
-    image: np.ndarray,
-    max_proposals: int,
-    num_cells: int,
-    min_area: int,
-    max_iou: float,
-    long_side: int,
-) -> None:
-    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or image.size == 0:
-        raise ValueError(
-            f"image is {image.dtype} of shape {image.shape}, expected uint8 RGB of (H, W, 3)"
-        )
-    at_least_one = {"max_proposals": max_proposals, "num_cells": num_cells, "long_side": long_side}
-    for name, value in at_least_one.items():
-        if value < 1:
-            raise ValueError(f"{name} is {value}, expected at least 1")
-    if min_area < 0:
-        raise ValueError(f"min_area is {min_area}, expected 0 or more pixels")
-    if not 0 < max_iou <= 1:
-        raise ValueError(f"max_iou is {max_iou}, expected above 0 and at most 1")
+def make_all(
+    store: ProposalStore,
+    images: Sequence[ImageRecord],
+    read: Callable[[ImageRecord], np.ndarray],
+    generate: Callable[[np.ndarray], Regions],
+    made_from: Mapping[str, MadeFrom],
+    jobs: int = -1,
+) -> tuple[dict[str, int], dict[str, str]]:
+    """Generates and stores the proposals of every image, replacing what is there.
+
+    Args:
+        read: gives the pixels of an image, (H, W, 3) uint8 RGB.
+        generate: gives the proposals of these pixels.
+        made_from: their records, by file name.
+        jobs: processes; -1 is one per core.
+
+    Returns:
+        (number of proposals by file name, reason by file name of images that failed).
+    """
+    tasks = ((i.file_name, (store, i, read, generate, made_from[i.file_name])) for i in images)
+    return for_each(_make_one, tasks, len(images), jobs, "proposals")
+
+
+def _make_one(
+    store: ProposalStore,
+    image: ImageRecord,
+    read: Callable[[ImageRecord], np.ndarray],
+    generate: Callable[[np.ndarray], Regions],
+    made_from: MadeFrom,
+) -> int:
+    cv2.setNumThreads(1)  # the processes already share the cores
+    regions = generate(read(image))
+    store.save(image.file_name, regions, made_from)
+    return regions.num_proposals
 
 
 def _candidates(cells: Cells, min_area: float) -> tuple[np.ndarray, np.ndarray]:
@@ -135,12 +165,13 @@ def _candidates(cells: Cells, min_area: float) -> tuple[np.ndarray, np.ndarray]:
         fitting.append(members[(areas >= min_area) & (areas <= limit)])
         lost_at = _merge.common_nodes(merges, cells.pairs, num_cells)
         votes += (lost_at + 1) / max(num_cells - 1, 1)
+    votes = (votes / len(_TREES)).astype(np.float32)
     candidates = np.concatenate(fitting)
     if len(candidates) == 0:
-        return np.ones((1, num_cells), np.uint8), (votes / len(_TREES)).astype(np.float32)
+        return np.ones((1, num_cells), np.uint8), votes
     packed = np.packbits(candidates, axis=1)
     _, first, _ = _regions.number_keys(np.pad(packed, ((0, 0), (0, -packed.shape[1] % 8))))
-    return candidates[first], (votes / len(_TREES)).astype(np.float32)
+    return candidates[first], votes
 
 
 def _quality(cells: Cells, members: np.ndarray, border_votes: np.ndarray) -> np.ndarray:

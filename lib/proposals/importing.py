@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -18,8 +17,7 @@ from lib.provenance import MadeFrom, Memory, file_fingerprint, fingerprint
 from lib.structures import ImageRecord, Regions
 
 
-@dataclass(frozen=True)
-class Imported:
+class Imported(NamedTuple):
     """Counts of the masks of one image, or of all."""
 
     stored: int = 0
@@ -47,16 +45,25 @@ def import_all(
         (the sum over the images, why images failed by file name).
     """
     failures: dict[str, str] = {}
-    options = (drop_empty, drop_duplicates)
-    tasks = _tasks(reader, store, images, made_from or {}, options, failures)
-    results, failed = for_each(_import_one, tasks, len(images), jobs, "importing")
-    imported = results.values()
-    total = Imported(
-        stored=sum(one.stored for one in imported),
-        empty=sum(one.empty for one in imported),
-        duplicates=sum(one.duplicates for one in imported),
-    )
-    return total, failures | failed
+    taken: dict[Path, str] = {}
+    tasks = []
+    for image in images:
+        name = image.file_name
+        try:
+            found = reader.find(image.known_as, name)
+            if isinstance(found, Path) and (same := taken.setdefault(found, name)) != name:
+                raise ValueError(
+                    f"{found}: stands for {same} as well as for {name}; name the files with the "
+                    "sub-folders that the images have"
+                )
+        except (OSError, ValueError) as error:
+            failures[name] = str(error)
+            continue
+        record = (made_from or {}).get(name)
+        work = (type(reader), found, store, image, record, drop_empty, drop_duplicates)
+        tasks.append((name, work))
+    results, failed = for_each(_import_one, tasks, len(tasks), jobs, "importing")
+    return Imported(*map(sum, zip(*results.values(), strict=True))), failures | failed
 
 
 def imports_made_from(
@@ -66,11 +73,11 @@ def imports_made_from(
     memory: Memory,
     options: Mapping[str, bool],
 ) -> dict[str, MadeFrom]:
-    """The records of imported proposals, by file name; without images that the source lacks.
+    """Records of imported proposals, by file name; images that the source lacks are left out.
 
     Args:
-        content: fingerprints of the images, by file name; those that are missing are left out.
-        options: of `import_all` that matter.
+        content: fingerprints of the images, by file name, where they are known.
+        options: those of `import_all` that matter.
     """
     found = {}
     for image in images:
@@ -84,7 +91,7 @@ def imports_made_from(
 
 
 def _fingerprints(source: Path, found: Mapping[str, Any], memory: Memory) -> dict[str, str]:
-    """Of what is imported for every image: its file or folder, or the one file of all."""
+    """Fingerprint of every image's file or folder, or else of the one file of all images."""
     if source.is_file():
         return dict.fromkeys(found, file_fingerprint(source))
     places = {name: str(place.relative_to(source)) for name, place in found.items()}
@@ -98,47 +105,21 @@ def _of_folder(folder: Path) -> str:
     return fingerprint([(str(path.relative_to(folder)), file_fingerprint(path)) for path in files])
 
 
-def _tasks(
-    reader: Reader,
-    store: ProposalStore,
-    images: Sequence[ImageRecord],
-    made_from: Mapping[str, MadeFrom],
-    options: tuple[bool, bool],
-    failures: dict[str, str],
-) -> Iterator[tuple[str, tuple[Any, ...]]]:
-    taken: dict[Path, str] = {}
-    for image in images:
-        try:
-            found = reader.find(image.known_as, image.file_name)
-            same = taken.setdefault(found, image.file_name) if isinstance(found, Path) else None
-            if same not in (None, image.file_name):
-                raise ValueError(
-                    f"{found}: stands for {same} as well as for {image.file_name}; name "
-                    "the files with the sub-folders that the images have"
-                )
-        except (OSError, ValueError) as error:
-            failures[image.file_name] = str(error)
-            continue
-        record = made_from.get(image.file_name)
-        entry = (store, image.file_name, image.size, record)
-        yield image.file_name, (type(reader), found, *entry, *options)
-
-
 def _import_one(
     reader: type[Reader],
     found: Any,
     store: ProposalStore,
-    file_name: str,
-    size: tuple[int, int],
+    image: ImageRecord,
     made_from: MadeFrom | None,
     drop_empty: bool,
     drop_duplicates: bool,
 ) -> Imported:
     where = str(found) if isinstance(found, Path) else found[0]
+    size = image.size
     masks = reader.read(found, size) if reader.needs_size else reader.read(found)
     if len(masks) == 0:
         raise ValueError(f"{where}: {reader.content} has no masks; {reader.remedy}")
-    if masks.shape[1:] != tuple(size):
+    if masks.shape[1:] != size:
         raise ValueError(
             f"{where}: {reader.content} has {masks.shape[1]}x{masks.shape[2]} masks, the image is "
             f"{size[0]}x{size[1]} (height x width); {reader.remedy}"
@@ -146,17 +127,19 @@ def _import_one(
     regions = encode(masks)
     empty, duplicates = empty_masks(regions), duplicate_masks(regions)
     if len(empty) and not drop_empty:
+        some = ", ".join(map(str, empty[:10])) + (", ..." if len(empty) > 10 else "")
+        noun, verb = ("mask", "is") if len(empty) == 1 else ("masks", "are")
         raise ValueError(
-            f"{where}: {_listed(empty, len(masks))} empty; import with "
+            f"{where}: {noun} {some} of {len(masks)} (counted from 0) {verb} empty; import with "
             "--drop-empty to leave empty masks out (published files of labels by proposal, such "
             "as label_assign, then no longer fit)"
         )
-    dropped = np.union1d(empty, duplicates if drop_duplicates else empty).astype(np.int64)
+    dropped = np.union1d(empty, duplicates if drop_duplicates else empty)
     if len(dropped) == len(masks):
         raise ValueError(f"{where}: all of its {len(masks)} masks are empty; {reader.remedy}")
     if len(dropped):
         regions = select(regions, np.setdiff1d(np.arange(len(masks)), dropped))
-    store.save(file_name, regions, made_from)
+    store.save(image.file_name, regions, made_from)
     return Imported(len(masks) - len(dropped), len(empty), len(dropped) - len(empty))
 
 
@@ -169,13 +152,5 @@ def duplicate_masks(regions: Regions) -> np.ndarray:
     """(K,) int64, ascending: the proposals with exactly the pixels of an earlier one."""
     if regions.num_proposals == 0:
         return np.zeros(0, np.int64)
-    packed = np.packbits(regions.membership, axis=1)
-    _, first = np.unique(packed, axis=0, return_index=True)
-    return np.setdiff1d(np.arange(len(packed)), first)
-
-
-def _listed(numbers: np.ndarray, total: int) -> str:
-    if len(numbers) == 1:
-        return f"mask {numbers[0]} of {total} (counted from 0) is"
-    shown = ", ".join(str(n) for n in numbers[:10])
-    return f"masks {shown}{', ...' if len(numbers) > 10 else ''} of {total} (counted from 0) are"
+    _, first = np.unique(np.packbits(regions.membership, axis=1), axis=0, return_index=True)
+    return np.setdiff1d(np.arange(regions.num_proposals), first)

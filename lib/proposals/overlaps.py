@@ -1,4 +1,4 @@
-"""How much proposals overlap: exact, from regions, on the CPU or on CUDA (SPEC 1).
+"""Exact overlaps of proposals, from regions, on the CPU or on CUDA.
 
 The published system stores `iou` and `containment` (its asy_iou) as two P x P float16 pickles an
 image; here they are computed when a sample needs them.
@@ -31,18 +31,15 @@ def intersections(membership: Tensor, areas: Tensor, num_pixels: int | None = No
     """
     if num_pixels is None:
         num_pixels = int(areas.sum())
-    exact = num_pixels <= _EXACT_FLOAT32 and _full_precision(membership.device)
+    device = membership.device.type
+    # Float32 products may be set to TF32 or bfloat16. (`torch.get_float32_matmul_precision` raises
+    # where PyTorch's newer settings were used.)
+    backend = torch.backends.cuda if device == "cuda" else torch.backends.mkldnn
+    exact = num_pixels <= _EXACT_FLOAT32 and backend.matmul.fp32_precision in ("none", "ieee")
     dtype = torch.float32 if exact else torch.float64
-    with torch.autocast(membership.device.type, enabled=False):
+    with torch.autocast(device, enabled=False):
         inside = membership.to(dtype)
         return _symmetric_product(inside * areas.to(dtype), inside)
-
-
-def _full_precision(device: torch.device) -> bool:
-    """Whether float32 products are that, and not of TF32 or bfloat16, by whichever of PyTorch's
-    settings; `torch.get_float32_matmul_precision` raises where the newer ones were used."""
-    backend = torch.backends.cuda if device.type == "cuda" else torch.backends.mkldnn
-    return backend.matmul.fp32_precision in ("none", "ieee")
 
 
 def overlaps(

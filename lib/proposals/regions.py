@@ -2,7 +2,7 @@
 
 Pixels that lie in exactly the same proposals form one region. A label image of the regions and a
 P x R table of memberships hold all P masks bit for bit, in a small part of their size, and make
-every overlap a matrix product over regions instead of pixels (SPEC 1).
+every overlap a matrix product over regions instead of pixels (docs/specification.md#proposals).
 """
 
 from __future__ import annotations
@@ -73,60 +73,32 @@ def mask_areas(regions: Regions) -> np.ndarray:
     return regions.membership @ regions.areas
 
 
-def boxes(regions: Regions) -> np.ndarray:
-    """Boxes of the proposals (SPEC 1).
-
-    Returns:
-        (P, 4) float32 (xmin, ymin, xmax + 1, ymax + 1), then clipped to [0, W-1] x [0, H-1]; so a
-        mask that lies in the last column alone has a box of no width. An empty mask has the box
-        (0, 0, 0, 0).
-    """
-    return _clipped_boxes(_extents(regions), regions.size)
-
-
-def roi_masks(regions: Regions, size: int = 7) -> np.ndarray:
-    """Masks inside their unclipped boxes at a fixed size, by nearest neighbour (SPEC 1).
-
-    Output cell i of a side of n pixels takes source pixel floor((i + 0.5) * n / size), computed in
-    integers. Pillow's NEAREST takes the same but at exact ties, where it depends on rounding.
-
-    Returns:
-        (P, size, size) bool; all False for an empty mask.
-    """
-    return _sampled_masks(regions, _extents(regions), size)
-
-
 def proposals_from_regions(regions: Regions) -> Proposals:
-    """Adds boxes and 7x7 masks to `regions`."""
-    extents = _extents(regions)
+    """Adds to P proposals what the network pools with (docs/specification.md#proposals).
+
+    Returns:
+        `boxes`: (P, 4) float32 (xmin, ymin, xmax + 1, ymax + 1), then clipped to [0, W-1] x
+        [0, H-1]; so a mask in the last column alone has a box of no width, an empty mask the box
+        (0, 0, 0, 0).
+        `roi_masks`: (P, 7, 7) bool, the masks inside their unclipped boxes by nearest neighbour;
+        all False for an empty mask. Cell i of a side of n pixels is source pixel
+        floor((i + 0.5) * n / 7), computed in integers. Pillow's NEAREST takes the same but at
+        exact ties, where it depends on rounding.
+    """
+    labels = np.ascontiguousarray(regions.labels, dtype=np.int32)
+    inside = np.ascontiguousarray(regions.membership, dtype=bool).view(np.uint8)
+    extents = _regions.extents(labels, inside)
+    outer = extents + np.array([0, 0, 1, 1], np.int32)
+    outer[extents[:, 2] < 0] = 0
+    height, width = regions.size
+    limit = np.array([width - 1, height - 1, width - 1, height - 1], np.int32)
     return Proposals(
         regions=regions,
-        boxes=_clipped_boxes(extents, regions.size),
-        roi_masks=_sampled_masks(regions, extents, 7),
+        boxes=np.minimum(outer, limit).astype(np.float32),
+        roi_masks=_regions.sampled_masks(labels, inside, extents, 7).view(bool),
     )
 
 
 def proposals_from_masks(masks: np.ndarray) -> Proposals:
     """`encode` and `proposals_from_regions` in one."""
     return proposals_from_regions(encode(masks))
-
-
-def _extents(regions: Regions) -> np.ndarray:
-    return _regions.extents(*_arrays(regions))
-
-
-def _sampled_masks(regions: Regions, extents: np.ndarray, size: int) -> np.ndarray:
-    return _regions.sampled_masks(*_arrays(regions), extents, size).view(bool)
-
-
-def _arrays(regions: Regions) -> tuple[np.ndarray, np.ndarray]:
-    labels = np.ascontiguousarray(regions.labels, dtype=np.int32)
-    return labels, np.ascontiguousarray(regions.membership, dtype=bool).view(np.uint8)
-
-
-def _clipped_boxes(extents: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    height, width = size
-    outer = extents + np.array([0, 0, 1, 1], np.int32)
-    outer[extents[:, 2] < 0] = 0
-    limit = np.array([width - 1, height - 1, width - 1, height - 1], np.int32)
-    return np.minimum(outer, limit).astype(np.float32)

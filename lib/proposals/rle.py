@@ -19,7 +19,7 @@ from lib.structures import Regions
 
 _NUMBER_GOES_ON = bytes(range(ord("P"), ord("o") + 1))
 _NUMBER_ENDS = bytes(range(ord("0"), ord("O") + 1))
-"""Letters of the text form: 5 bits of a number each, and whether more of it follow."""
+"""Letters of the text form: 5 bits of a number each, and whether more follow."""
 _FIRST_NUMBER = re.compile(b"[P-o]*[0-O]")
 
 
@@ -36,11 +36,15 @@ def regions_to_rle(regions: Regions, proposal_idx: np.ndarray) -> list[dict[str,
     """
     pixels = regions.labels.ravel(order="F")
     starts = np.flatnonzero(np.diff(pixels, prepend=-1))  # (runs,), the first is 0
-    run_region = pixels[starts]
     ends = np.append(starts[1:], pixels.size)
-    return [
-        _encode_runs(regions.membership[i][run_region], ends, regions.size) for i in proposal_idx
-    ]
+    encoded = []
+    for i in proposal_idx:
+        inside = regions.membership[i][pixels[starts]]  # (runs,)
+        last = np.append(inside[1:] != inside[:-1], True)  # the last run before a change
+        lengths = np.diff(ends[last], prepend=0).tolist()
+        counts = [0, *lengths] if inside[0] else lengths  # counts begin with the zeros
+        encoded.append(_from_counts(counts, regions.size))
+    return encoded
 
 
 def mask_to_rle(mask: np.ndarray) -> dict[str, Any]:
@@ -101,9 +105,7 @@ def compressed(segmentation: Any, size: tuple[int, int] | None = None) -> dict[s
                 f"the runs cover {sum(runs)} pixels, the image has {height * width}; the counts "
                 "are damaged or belong to another size"
             )
-        return _as_text(
-            coco_mask.frPyObjects({"size": [height, width], "counts": runs}, height, width)
-        )
+        return _from_counts(runs, (height, width))
     if not isinstance(counts, str | bytes):
         raise ValueError(f"RLE counts are a {type(counts).__name__}, expected text or a list")
     if isinstance(counts, str):
@@ -164,8 +166,10 @@ def _from_polygons(polygons: list, height: int, width: int) -> dict[str, Any]:
     if length > _MAX_EDGE:
         raise NoMask(f"the outline is {length:.0f} pixels long, at most {_MAX_EDGE} are drawn")
     mask = _merged(coco_mask.frPyObjects(drawn, height, width))
-    if not coco_mask.area(mask) and _outside(drawn, height, width):
-        raise NoMask("the polygons lie outside the image")
+    if not area(mask):
+        x, y = (np.concatenate([polygon[axis::2] for polygon in drawn]) for axis in (0, 1))
+        if x.max() <= 0 or y.max() <= 0 or x.min() >= width or y.min() >= height:
+            raise NoMask("the polygons lie outside the image")
     return _as_text(mask)
 
 
@@ -174,11 +178,6 @@ def _merged(parts: list[dict[str, Any]]) -> dict[str, Any]:
     while len(parts) > 16:
         parts = [coco_mask.merge(parts[start : start + 16]) for start in range(0, len(parts), 16)]
     return coco_mask.merge(parts)
-
-
-def _outside(polygons: list[list[float]], height: int, width: int) -> bool:
-    x, y = (np.concatenate([polygon[axis::2] for polygon in polygons]) for axis in (0, 1))
-    return bool(x.max() <= 0 or y.max() <= 0 or x.min() >= width or y.min() >= height)
 
 
 def uncompressed(rle: dict[str, Any]) -> dict[str, Any]:
@@ -201,9 +200,9 @@ def tight_box(rle: dict[str, Any]) -> list[float]:
 
 
 def _check_text(counts: bytes, size: tuple[int, int]) -> None:
-    """Raises ValueError unless the text form holds runs from 0 that cover the image.
+    """Raises ValueError unless the text holds runs from 0 that cover the image.
 
-    Ten times as fast as taking the text apart: a validation reads hundreds of thousands.
+    Ten times as fast as decoding it: a validation reads hundreds of thousands.
     """
     if counts.translate(None, _NUMBER_GOES_ON + _NUMBER_ENDS) or counts[-1:] not in _NUMBER_ENDS:
         raise ValueError("the text of the RLE counts is damaged")
@@ -211,13 +210,14 @@ def _check_text(counts: bytes, size: tuple[int, int]) -> None:
         hotcoco.mask.rle_from_string(counts.decode("ascii"), *size)
     except ValueError as error:
         raise ValueError(f"the RLE counts are damaged ({error})") from None
-    # What is left is to notice runs that end early. The area is the sum of every other run. A run
-    # of 0 put in front turns the others into those that count; as numbers are differences to the
-    # last but one before them, each from the fourth number on then comes out larger by the first.
+    # Runs may still end early. The area is the sum of every other run; a run of 0 put in front
+    # makes it that of the others. As numbers are differences to the last but one before them, each
+    # from the fourth on then comes out larger by the first.
     first = _FIRST_NUMBER.match(counts)
     num_runs = len(counts.translate(None, _NUMBER_GOES_ON))
-    too_much = _text_area(b"0" + first[0], size) * ((num_runs - 1) // 2) if first else 0
-    covered = _text_area(counts, size) + _text_area(b"0" + counts, size) - too_much
+    pixels = [area({"size": size, "counts": text}) for text in (counts, b"0" + counts)]
+    too_much = area({"size": size, "counts": b"0" + first[0]}) if first else 0
+    covered = sum(pixels) - too_much * ((num_runs - 1) // 2)
     if (covered - size[0] * size[1]) % 2**32:  # areas are sums of 32 bits
         raise ValueError(
             f"the runs cover {covered % 2**32} pixels, the image has {size[0] * size[1]}; the RLE "
@@ -225,20 +225,9 @@ def _check_text(counts: bytes, size: tuple[int, int]) -> None:
         )
 
 
-def _text_area(counts: bytes, size: tuple[int, int]) -> int:
-    return int(coco_mask.area({"size": size, "counts": counts}))
-
-
-def _encode_runs(inside: np.ndarray, ends: np.ndarray, size: tuple[int, int]) -> dict[str, Any]:
-    """(runs,) bool and the (runs,) pixel each run ends before -> compressed RLE."""
-    last = np.append(inside[1:] != inside[:-1], True)  # the last run before a change
-    lengths = np.diff(ends[last], prepend=0).tolist()
-    counts = [0, *lengths] if inside[0] else lengths  # counts begin with the zeros
+def _from_counts(counts: list[int], size: tuple[int, int]) -> dict[str, Any]:
     return _as_text(coco_mask.frPyObjects({"size": list(size), "counts": counts}, *size))
 
 
 def _as_text(rle: dict[str, Any]) -> dict[str, Any]:
-    counts = rle["counts"]
-    if isinstance(counts, bytes):
-        counts = counts.decode("ascii")
-    return {"size": [int(n) for n in rle["size"]], "counts": counts}
+    return {"size": [int(n) for n in rle["size"]], "counts": rle["counts"].decode("ascii")}

@@ -11,12 +11,10 @@ from PIL import Image
 
 from lib.proposals import _regions
 from lib.proposals.regions import (
-    boxes,
     encode,
     encode_unions,
     mask_areas,
     proposals_from_masks,
-    roi_masks,
     select,
 )
 from tests.proposals.cases import any_masks
@@ -122,7 +120,7 @@ def test_boxes_by_hand():
     masks[2, 3, 5] = True  # the last pixel: its box has no extent after clipping
     masks[3, 0, 0] = masks[3, 2, 4] = True
     expected = [[2, 1, 4, 3], [0, 0, 5, 3], [5, 3, 5, 3], [0, 0, 5, 3], [0, 0, 0, 0]]
-    got = boxes(encode(masks))
+    got = proposals_from_masks(masks).boxes
     assert got.dtype == np.float32
     np.testing.assert_array_equal(got, expected)
 
@@ -136,7 +134,7 @@ def test_boxes_against_slow_twin(masks):
         y, x = np.nonzero(mask)
         if len(y):
             row[:] = x.min(), y.min(), min(x.max() + 1, width - 1), min(y.max() + 1, height - 1)
-    np.testing.assert_array_equal(boxes(encode(masks)), expected)
+    np.testing.assert_array_equal(proposals_from_masks(masks).boxes, expected)
 
 
 @pytest.mark.parametrize("path", GOLDEN, ids=lambda p: p.stem)
@@ -146,14 +144,16 @@ def test_golden_boxes(path):
     packed = np.unpackbits(golden["masks"], axis=1, count=height * width)
     masks = packed.reshape(-1, height, width).astype(bool)
     limit = [width - 1, height - 1, width - 1, height - 1]  # the vectors are not clipped yet
-    np.testing.assert_array_equal(boxes(encode(masks)), np.minimum(golden["rois"][:, 1:], limit))
+    np.testing.assert_array_equal(
+        proposals_from_masks(masks).boxes, np.minimum(golden["rois"][:, 1:], limit)
+    )
 
 
 def test_roi_masks_by_hand():
     masks = np.zeros((2, 6, 9), bool)
     masks[0, 1:4, 2] = True  # 3 rows, 1 column
     masks[0, 1, 2:4] = True  # and one pixel to the right at the top
-    got = roi_masks(encode(masks))
+    got = proposals_from_masks(masks).roi_masks
     assert got.dtype == bool and got.shape == (2, 7, 7)
     rows = np.arange(7)
     # 3 rows over 7 cells: 0 0 1 1 1 2 2; 2 columns: 0 0 0 1 1 1 1 (cell 3 is an exact tie)
@@ -166,7 +166,7 @@ def test_roi_masks_by_hand():
 @settings(deadline=None)
 @given(any_masks())
 def test_roi_masks_against_slow_twin(masks):
-    got = roi_masks(encode(masks))
+    got = proposals_from_masks(masks).roi_masks
     for mask, sampled in zip(masks, got, strict=True):
         y, x = np.nonzero(mask)
         if len(y) == 0:
@@ -185,13 +185,15 @@ def test_roi_masks_equal_pillow_without_ties():
             mask = rng.random((height, width)) < 0.5
             mask[[0, -1]] = mask[:, [0, -1]] = True
             pillow = Image.fromarray(mask.astype(np.uint8)).resize((7, 7), Image.NEAREST)
-            np.testing.assert_array_equal(roi_masks(encode(mask[None]))[0], np.asarray(pillow) > 0)
+            np.testing.assert_array_equal(
+                proposals_from_masks(mask[None]).roi_masks[0], np.asarray(pillow) > 0
+            )
 
 
 def test_proposals_carry_all_three():
     masks = np.random.default_rng(5).random((4, 8, 11)) < 0.4
     proposals = proposals_from_masks(masks)
     assert len(proposals) == 4
-    np.testing.assert_array_equal(proposals.boxes, boxes(proposals.regions))
-    np.testing.assert_array_equal(proposals.roi_masks, roi_masks(proposals.regions))
+    np.testing.assert_array_equal(proposals.regions.masks(), masks)
+    assert (len(proposals.boxes), len(proposals.roi_masks)) == (4, 4)
     assert len(proposals_from_masks(np.zeros((0, 3, 5), bool))) == 0

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import lib.evaluation.proposal_recall
-import lib.proposals.making
+import lib.proposals.generate
 from lib.files import read_json, write_json
 from lib.parallel import for_each
 from lib.proposals.store import ProposalStore
@@ -169,7 +169,7 @@ def test_the_work_can_go_to_other_processes(data, monkeypatch):
     def pickled(function, tasks, total, jobs, title):
         return for_each(*pickle.loads(pickle.dumps((function, list(tasks)))), total, 1, title)
 
-    monkeypatch.setattr(lib.proposals.making, "for_each", pickled)
+    monkeypatch.setattr(lib.proposals.generate, "for_each", pickled)
     monkeypatch.setattr(lib.evaluation.proposal_recall, "for_each", pickled)
     assert tool("proposals make")(arguments(data)) == 0
     assert tool("proposals recall")(arguments(data)) == 0

@@ -36,12 +36,7 @@ class HRNet(Backbone):
 
     has_idle_parameters = True
 
-    def __init__(
-        self,
-        width: int = 48,
-        depths: Sequence[int] = (1, 4, 3),
-        blocks: int = 4,
-    ) -> None:
+    def __init__(self, width: int = 48, depths: Sequence[int] = (1, 4, 3), blocks: int = 4) -> None:
         super().__init__([Layer(128, 4), Layer(256, 8), Layer(512, 16), Layer(2048, STRIDE)])
         widths = [width, 2 * width, 4 * width, 8 * width]
         self.conv1 = _conv3x3(3, 64, stride=2)

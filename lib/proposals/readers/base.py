@@ -8,12 +8,20 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from lib.proposals import rle
+
 
 class Reader(ABC):
     """Reads the masks of one image at a time from one layout of files.
 
     `find` is called for one image after another and is cheap. `read` does the work, needs only
     what `find` returned and may run in another process.
+
+    Args:
+        source: the folder (or the one file) to read from.
+
+    Raises:
+        FileNotFoundError: it does not exist.
     """
 
     content: ClassVar[str] = "the file"
@@ -24,20 +32,13 @@ class Reader(ABC):
     """Whether `read` takes the (height, width) of the image as well."""
 
     def __init__(self, source: str | Path) -> None:
-        """
-        Args:
-            source: the folder (or the one file) that the proposals are read from.
-
-        Raises:
-            FileNotFoundError: it does not exist.
-        """
         self.source = Path(source)
         if not self.source.exists():
             raise FileNotFoundError(f"{self.source}: no such file or folder of proposals")
 
     @abstractmethod
     def find(self, image_id: int | str, file_name: str) -> Any:
-        """Returns what `read` needs for this image: the path of its file, or the masks themselves.
+        """Returns what `read` needs for this image: the path of its file, or (where, masks).
 
         Raises:
             FileNotFoundError: there is nothing for this image; says where it was looked for.
@@ -78,12 +79,11 @@ class FileReader(Reader):
         """The file under the sub-folders of `file_name`, or else in the source folder itself."""
         image = Path(file_name)
         names = [*self.names(image.stem), *([image.name] if self.suffix else [])]
-        suffixes = (self.suffix, *self.other_suffixes)
         tried = dict.fromkeys(
             self.source / folder / (name + suffix)
             for folder in (image.parent, "")
             for name in names
-            for suffix in suffixes
+            for suffix in (self.suffix, *self.other_suffixes)
         )
         for path in tried:
             if path.exists():
@@ -91,30 +91,40 @@ class FileReader(Reader):
         raise FileNotFoundError(f"{file_name}: no proposals at {' or '.join(map(str, tried))}")
 
 
-def stack(masks: list[np.ndarray], where: str) -> np.ndarray:
-    """(P, H, W) of P masks; with no mask, (0, 1, 1).
+def as_masks(content: Any, where: str) -> np.ndarray:
+    """(P, H, W) masks; (0, 1, 1) without any.
+
+    Args:
+        content: such an array, or P masks: arrays, RLEs, or entries with either as `segmentation`.
 
     Raises:
-        ValueError: a mask is not two-dimensional or of another size than the first.
+        ValueError: the masks differ in size, or it holds something else.
     """
-    if not masks:
+    if not isinstance(content, np.ndarray) or content.dtype == object:
+        given = content.ravel() if isinstance(content, np.ndarray) else content
+        masks = [_mask(mask, where) for mask in given]
+        for i, mask in enumerate(masks):
+            if mask.ndim != 2 or mask.shape != masks[0].shape:
+                raise ValueError(
+                    f"{where}: mask {i} has shape {mask.shape}, mask 0 {masks[0].shape}; expected "
+                    "masks of height x width, all of one size"
+                )
+        content = np.stack(masks) if masks else np.zeros(0)
+    content = np.asarray(content)
+    if content.size == 0:
         return np.zeros((0, 1, 1), bool)
-    for i, mask in enumerate(masks):
-        if mask.ndim != 2 or mask.shape != masks[0].shape:
-            raise ValueError(
-                f"{where}: mask {i} has shape {mask.shape}, mask 0 {masks[0].shape}; expected "
-                "masks of height x width, all of one size"
-            )
-    return np.stack(masks)
-
-
-def check_array(masks: np.ndarray, where: str) -> np.ndarray:
-    """Returns an array of (P, H, W) numbers or bool as it is; any other is a ValueError."""
-    if masks.size == 0:
-        return np.zeros((0, 1, 1), bool)
-    if masks.ndim != 3 or masks.dtype.kind not in "biuf":
+    if content.ndim != 3 or content.dtype.kind not in "biuf":
         raise ValueError(
-            f"{where}: found an array of shape {masks.shape} and type {masks.dtype}, expected "
+            f"{where}: found an array of shape {content.shape} and type {content.dtype}, expected "
             "(masks, height, width) of numbers"
         )
-    return masks
+    return content
+
+
+def _mask(given: Any, where: str) -> np.ndarray:
+    if isinstance(given, dict):
+        given = given.get("segmentation", given)
+    try:
+        return rle.decode(given) if isinstance(given, dict) else np.asarray(given)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import scipy.io
 
-from lib.proposals.readers.base import FileReader, check_array, stack
+from lib.proposals.readers.base import FileReader, as_masks
 
 
 class CobReader(FileReader):
@@ -25,8 +25,7 @@ class CobReader(FileReader):
         coco = re.fullmatch(r"(?:COCO_[a-z]+\d{4}_)?(\d{12})", stem)
         if coco is None:
             return [stem]
-        digits = coco[1]
-        return [f"COCO_train2014_{digits}", f"COCO_val2014_{digits}", digits]
+        return [f"COCO_train2014_{coco[1]}", f"COCO_val2014_{coco[1]}", coco[1]]
 
     @staticmethod
     def read(found: Path) -> np.ndarray:
@@ -47,19 +46,10 @@ class CobReader(FileReader):
         if "maskmat" not in content:
             raise ValueError(f"{found}: no variable maskmat; is it a file of COB proposals?")
         maskmat = content["maskmat"]
-        where = f"{found}: maskmat"
-        if maskmat.dtype != object:
-            masks = check_array(maskmat[None] if maskmat.ndim == 2 else maskmat, where)
-            return _in_reading_order(masks)
-        return check_array(stack([np.asarray(mask) for mask in maskmat.ravel()], where), where)
-
-
-def _in_reading_order(masks: np.ndarray) -> np.ndarray:
-    """The same (P, H, W), row by row in memory; MATLAB's order is the opposite.
-
-    A few columns at a time stay in the processor's cache: several times as fast as at once.
-    """
-    ordered = np.empty(masks.shape, masks.dtype)
-    for left in range(0, masks.shape[2], 16):
-        ordered[:, :, left : left + 16] = masks[:, :, left : left + 16]
-    return ordered
+        masks = as_masks(maskmat[None] if maskmat.ndim == 2 else maskmat, f"{found}: maskmat")
+        # MATLAB's order in memory is the opposite. A few columns at a time stay in the processor's
+        # cache: several times as fast as all at once.
+        ordered = np.empty(masks.shape, masks.dtype)
+        for left in range(0, masks.shape[2], 16):
+            ordered[:, :, left : left + 16] = masks[:, :, left : left + 16]
+        return ordered

@@ -9,7 +9,7 @@ import numpy as np
 
 from lib.files import id_key, read_json
 from lib.proposals import rle
-from lib.proposals.readers.base import FileReader, stack
+from lib.proposals.readers.base import FileReader, as_masks
 
 
 class CocoRleReader(FileReader):
@@ -66,7 +66,7 @@ class CocoRleReader(FileReader):
                 raise ValueError(f"{where}: entry {number}: {error}") from None
             if size is not None and masks[-1].shape != tuple(size):
                 return masks[-1][None]  # the caller says that the size is wrong
-        return stack(masks, str(where))
+        return as_masks(masks, str(where))
 
 
 def _entries(path: Path) -> list:

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lib.proposals import rle
-from lib.proposals.readers.base import FileReader, check_array, stack
+from lib.proposals.readers.base import FileReader, as_masks
 from lib.restricted_pickle import load_npy
 
 
@@ -28,20 +27,12 @@ class NpzReader(FileReader):
     def read(found: Path) -> np.ndarray:
         try:
             if found.suffix == ".npy":
-                return _masks(load_npy(found), f"{found}: masks")
+                return as_masks(load_npy(found), f"{found}: masks")
             with np.load(found, allow_pickle=False) as content:
                 name = content.files[0] if len(content.files) == 1 else "masks"
                 if name not in content:
                     raise ValueError(f"no array `masks` in it (it has {', '.join(content)})")
-                return check_array(content[name], f"{found}: {name}")
+                return as_masks(content[name], f"{found}: {name}")
         except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
             text = str(error).removeprefix(f"{found}: ")
             raise ValueError(f"{found}: {text}; make the file again") from error
-
-
-def _masks(content: np.ndarray, where: str) -> np.ndarray:
-    if content.dtype == object:
-        given = [e.get("segmentation") if isinstance(e, dict) else e for e in content.ravel()]
-        masks = [rle.decode(m) if isinstance(m, dict) else np.asarray(m) for m in given]
-        content = stack(masks, where)
-    return check_array(np.asarray(content), where)

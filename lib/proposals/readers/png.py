@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from lib.proposals.readers.base import FileReader, stack
+from lib.proposals.readers.base import FileReader, as_masks
 
 
 class LabelPngReader(FileReader):
@@ -24,7 +24,7 @@ class LabelPngReader(FileReader):
     def read(found: Path) -> np.ndarray:
         labels = read_indices(found)
         values = np.unique(labels)
-        return stack([labels == value for value in values[values > 0]], str(found))
+        return labels == values[values > 0, None, None]
 
 
 class MaskPngReader(FileReader):
@@ -41,7 +41,7 @@ class MaskPngReader(FileReader):
         if not found.is_dir():
             raise ValueError(f"{found}: expected a folder of PNGs, one for each mask")
         paths = sorted(found.glob("*.png"), key=_natural)
-        return stack([read_indices(path) != 0 for path in paths], str(found))
+        return as_masks([read_indices(path) != 0 for path in paths], str(found))
 
 
 def read_indices(path: Path) -> np.ndarray:

@@ -7,8 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from lib.proposals import rle
-from lib.proposals.readers.base import Reader, check_array, stack
+from lib.proposals.readers.base import Reader, as_masks
 from lib.restricted_pickle import find_image, load_by_image
 
 
@@ -40,14 +39,8 @@ class PickleReader(Reader):
 
     @staticmethod
     def read(found: tuple[str, Any]) -> np.ndarray:
-        where, masks = found
-        if not isinstance(masks, np.ndarray) or masks.dtype == object:
-            try:
-                masks = [rle.decode(m) if isinstance(m, dict) else np.asarray(m) for m in masks]
-            except ValueError as error:
-                raise ValueError(f"{where}: {error}") from None
-            masks = stack(masks, where)
-        masks = check_array(np.asarray(masks), where)
+        where, content = found
+        masks = as_masks(content, where)
         if masks.shape[1:] == (7, 7):
             raise ValueError(
                 f"{where}: only the 7x7 masks that the network pools with, from which the whole "
