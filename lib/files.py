@@ -62,12 +62,6 @@ def link_or_copy(source: Path, target: Path) -> None:
     shutil.copyfile(source, target)
 
 
-def file_state(path: Path) -> dict[str, str | int]:
-    """By which it is known later whether a file is still the same."""
-    status = path.stat()
-    return {"file": str(path), "bytes": status.st_size, "changed": status.st_mtime_ns}
-
-
 def read_json(path: str | Path) -> Any:
     """Reads JSON; a missing or broken file raises an error that names it and the remedy."""
     path = Path(path)

@@ -1,5 +1,6 @@
 """Changes single inputs of a finished small chain: what depends on one is made anew, no more."""
 
+import importlib
 import json
 import shutil
 from pathlib import Path
@@ -13,6 +14,7 @@ from lib.config import load_config
 from lib.engine.inference import Detector
 from lib.files import read_json
 from lib.modeling.model_builder import build_model
+from lib.pipeline import label_my_images, runner
 from lib.prm.clusters import ClusterStore
 from lib.proposals.store import ProposalStore
 from lib.provenance import Memory, fingerprint
@@ -330,3 +332,38 @@ def test_pseudo_labels_are_of_the_labels_that_there_are(place, capfd, monkeypatc
     assert tool("generate_pseudo_labels")(pseudo) == 0
     found = read_json("run/pseudo_labels/mine.json")["annotations"]
     assert {(a["image_id"], a["category_id"]) for a in found} == {(0, 7), (1, 7), (2, 8)}
+
+
+def in_this_process(command, log=None):
+    return importlib.import_module(f"tools.{Path(command[0]).stem}").main(command[1:]) or 0
+
+
+def test_a_json_that_is_corrected_in_place(place, capfd, monkeypatch):
+    steps = ("proposals", "prm", "clusters", "train", "masks", "pseudo_labels", "gallery")
+    monkeypatch.setattr(runner, "run_tool", in_this_process)
+    monkeypatch.setattr(label_my_images, "FEWEST_PRM_UPDATES", 2)
+    monkeypatch.setattr(label_my_images, "estimate_seconds", lambda *_: dict.fromkeys(steps, 1.0))
+
+    def masks(output="out"):
+        """(image id, category id, segmentation) of all masks."""
+        options = ["--output", output, "--cfg", "chain.yaml", "--updates", "4"]
+        cpu = ["--score-thresh", "0", "--device", "cpu", "--threads", "1"]
+        capfd.readouterr()
+        assert tool("label_my_images")([*DATA, *options, *cpu]) == 0
+        found = read_json(f"{output}/pseudo_labels.json")["annotations"]
+        return {(a["image_id"], a["category_id"], str(a["segmentation"])) for a in found}
+
+    first = masks()
+    assert {found[:2] for found in first} == {(0, 7), (1, 8), (2, 8)}
+    assert masks() == first
+    write_labels(1, 0, 0)  # every category_id is 15 - category_id
+    monkeypatch.setattr(label_my_images, "AN_HOUR", 0.0)
+    with pytest.raises(SystemExit) as stopped:
+        masks()
+    assert stopped.value.code == 2
+    assert "image_labels changed; give --overwrite to train anew" in capfd.readouterr().err
+    monkeypatch.setattr(label_my_images, "AN_HOUR", 3600.0)
+    second = masks()
+    assert "image_labels changed; trained anew" in capfd.readouterr().err
+    assert {found[:2] for found in second} == {(0, 8), (1, 7), (2, 7)}
+    assert second == masks("fresh")

@@ -160,6 +160,15 @@ class History:
             file.write(json.dumps({"iteration": iteration, **values}) + "\n")
 
 
+def seconds_trained(run: Path) -> float:
+    """Seconds that the updates of a run have taken so far, by its history; 0 without one."""
+    seconds, done = 0.0, 0
+    for entry in read_lines(run / "history.jsonl"):
+        seconds += entry.get("seconds", 0.0) * (entry["iteration"] - done)
+        done = entry["iteration"]
+    return seconds
+
+
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """The objects of a JSON-lines file; [] without the file. A last line cut short is left out."""
     if not path.is_file():

@@ -13,6 +13,7 @@ import joblib
 from lib.config import Config, load_config
 from lib.data.catalog import Dataset
 from lib.data.coco import CocoImages
+from lib.engine.runs import seconds_trained
 from lib.evaluation.coco_files import read_ground_truth
 from lib.evaluation.pseudo_labels import summarise
 from lib.files import read_json, write_json
@@ -23,6 +24,8 @@ from lib.provenance import changes, file_fingerprint
 
 logger = logging.getLogger(__name__)
 
+AN_HOUR = 3600.0
+"""Seconds; networks that took less, and take less, are trained anew unasked."""
 PASSES = 17
 """Over every image in the published training on VOC (45,000 updates of 4 of 10,582 images)."""
 FEWEST_UPDATES = 500
@@ -43,7 +46,7 @@ class Settings:
     device: str = "cpu"
     threads: int | None = None
     overwrite: bool = False
-    """Train anew what was trained with other data or settings, instead of stopping there."""
+    """Train anew what was trained with other data or settings, however long it takes."""
     only_plan: bool = False
     """Say how long it will take, and end."""
 
@@ -65,6 +68,7 @@ def label_images(dataset: Dataset, settings: Settings) -> None:
     seconds = plan(settings, config, dataset, coco)
     if settings.only_plan:
         return
+    longest = max(seconds["prm"] + seconds["train"], seconds_trained(settings.output))
     labels, gallery = settings.output / "pseudo_labels.json", settings.output / "gallery"
     threshold = ("--score-thresh", f"{settings.score_thresh}")
     chain = Chain(
@@ -76,7 +80,7 @@ def label_images(dataset: Dataset, settings: Settings) -> None:
         run=settings.output,
         device=settings.device,
         threads=settings.threads,
-        overwrite=settings.overwrite,
+        overwrite=settings.overwrite or longest < AN_HOUR,
         options={
             "pseudo_labels": (*threshold, "--output", str(labels)),
             "gallery": ("--pseudo-labels", str(labels), "--output", str(gallery)),

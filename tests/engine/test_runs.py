@@ -12,6 +12,7 @@ from lib.engine.runs import (
     newest_checkpoint,
     newest_run,
     read_lines,
+    seconds_trained,
     start_logging,
 )
 
@@ -96,3 +97,11 @@ def test_log_goes_to_terminal_and_file_once(tmp_path, capsys):
                 handler.close()
     assert (tmp_path / "a" / "log.txt").read_text().count("hello") == 1
     assert capsys.readouterr().err.count("hello") == 1
+
+
+def test_the_seconds_of_a_training_are_those_of_its_updates(tmp_path):
+    assert seconds_trained(tmp_path) == 0
+    history = History(tmp_path / "history.jsonl")
+    for iteration, seconds in ((10, 2.0), (20, 1.0), (25, 4.0)):
+        history.append(iteration, {"seconds": seconds, "total": 3.0})
+    assert seconds_trained(tmp_path) == 20 + 10 + 20

@@ -88,11 +88,16 @@ def test_from_a_folder_to_masks(photos):
     folders = sorted(path for path in photos.iterdir() if path.is_dir())
     image = next(folders[0].iterdir())
     image.rename(folders[1] / image.name)
+    history = (out / "history.jsonl").read_text()
+    long = json.dumps({"iteration": 3, "seconds": 1500.0})  # as if it had taken more than an hour
+    (out / "history.jsonl").write_text(long + "\n")
     other = drive(photos.parent, *arguments, iter_time="3")
     assert other.returncode == 2
     assert "image_labels changed; give --overwrite to train anew" in other.stderr
     assert [path.stat().st_mtime_ns for path in made] == before
-    anew = drive(photos.parent, *words, "--overwrite", *arguments[len(words) :], iter_time="3")
+    (out / "history.jsonl").write_text(history)
+    anew = drive(photos.parent, *arguments, iter_time="3")
+    assert "image_labels changed; trained anew" in anew.stderr
     assert anew.returncode == 0, anew.stderr
     assert all(path.stat().st_mtime_ns != time for path, time in zip(made, before, strict=True))
     labels = json.loads((out / "pseudo_labels.json").read_text())
