@@ -224,9 +224,11 @@ class RuntimeConfig(_Section):
     proposals_chunk: AtLeastOne | None = None
     """RoIAlign and MaskFuse's convolution take at most so many proposals at a time and, in
     training, are computed again for the gradient: less memory, more time. null: all at once."""
-    frozen_maps_mb: Count = 4000
-    """On a CPU, feature maps of a backbone that is frozen as a whole (the PRM's, CIM's) are kept in
-    this much memory, as float16, and computed once for every image, scale and flip."""
+    feature_cache_gb: Annotated[float, Field(ge=0)] | None = None
+    """In training, what the backbone has frozen in front is computed once for every image, scale
+    and flip, and its feature maps are kept in float16, at most so many gigabytes: in memory, or
+    under <data root>/features where that is short. 0: none. null: 4 for a backbone that is frozen
+    as a whole on a CPU, else 0."""
 
 
 class RunConfig(_Section):

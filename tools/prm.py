@@ -27,7 +27,6 @@ from lib.config import load_config
 from lib.data.coco import CocoImages
 from lib.engine.checkpoint import seed_everything
 from lib.engine.runs import describe_environment
-from lib.fast.frozen import remember_maps
 from lib.files import atomic_file
 from lib.prm.assign import (
     Rule,
@@ -46,6 +45,7 @@ from lib.prm.published import import_label_assign
 from lib.prm.train import (
     average_precisions,
     is_finished,
+    kept_features,
     prm_made_from,
     score_images,
     train_prm,
@@ -110,10 +110,9 @@ def train(args: Namespace) -> int:
 
     seed_everything(config.run.seed)
     net = build_prm(config.prm, coco.num_classes)
+    setting = config.runtime.feature_cache_gb
+    kept = kept_features(net, images, config.prm, setting, dataset.root, args.device)
     unfinished = output.with_suffix(".unfinished.pth")
-    net.to(args.device).train()
-    if config.runtime.frozen_maps_mb:
-        remember_maps([net.backbone], config.runtime.frozen_maps_mb * 1_000_000)
     train_prm(
         net,
         images,
@@ -124,10 +123,10 @@ def train(args: Namespace) -> int:
         args.device,
         config.input.num_workers,
         args.overwrite,
+        kept,
     )
-    scores = score_images(
-        net, images, config.prm.images_per_update, args.device, config.input.num_workers
-    )
+    settings = config.prm.images_per_update, args.device, config.input.num_workers
+    scores = score_images(net, images, *settings, kept)
     precisions = average_precisions(scores, images.image_labels.numpy())
     mean = float(np.nanmean(precisions))
     with atomic_file(output) as file:

@@ -23,6 +23,7 @@ from lib.data.coco import CocoImages
 from lib.engine.build import (
     build_trainer,
     initial_model,
+    kept_features,
     open_training_data,
     share_threads,
     training_made_from,
@@ -89,7 +90,8 @@ def run(args: Namespace, ranks: Ranks) -> int:
         model = initial_model(config, dataset, coco.num_classes, args.weights)
     else:
         model = build_model(config.model, coco.num_classes, pretrained=False)
-    trainer = build_trainer(config, model, ranks.device, lanes, ranks)
+    kept = kept_features(config, model, data, dataset.root, ranks)
+    trainer = build_trainer(config, model, ranks.device, lanes, ranks, kept)
     training.begin(trainer, state)
     samples = training.samples(data, trainer)
     announce(training, coco, args, trainer)

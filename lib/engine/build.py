@@ -28,8 +28,8 @@ from lib.engine.trainer import (
     Together,
     Trainer,
 )
+from lib.fast.feature_cache import FeatureCache, allowed_features, plan_features
 from lib.fast.folding import fold_batch_norms
-from lib.fast.frozen import remember_maps
 from lib.fast.mining import fast_miner
 from lib.fast.network import FastCIMNet, score_images
 from lib.fast.precision import bfloat16_speedup
@@ -135,14 +135,37 @@ def trained_model(
     return model.eval()
 
 
+def kept_features(
+    config: Config, model: CIMNet, data: CimDataset, root: Path, ranks: Ranks = ALONE
+) -> FeatureCache | None:
+    """A cache of what the backbone has frozen in front, if configured and of use for a training.
+
+    Args:
+        root: the data root.
+    """
+    scales, flips = config.input.train_scales, config.input.train_flips
+    images = [data.coco.images[index] for index in data.labelled()]
+    pixels = sum(r.height * r.width * (s / max(r.size)) ** 2 for r in images for s in scales)
+    looks = config.solver.max_iter * config.solver.images_per_update
+    uses = looks / max(len(images) * len(scales) * len(flips), 1)
+    limit = allowed_features(config.runtime.feature_cache_gb, model.Conv_Body, ranks.device)
+    return plan_features(model.Conv_Body, limit / ranks.count, pixels * len(flips), uses, root)
+
+
 def build_trainer(
-    config: Config, model: CIMNet, device: str, num_lanes: int = 1, ranks: Ranks = ALONE
+    config: Config,
+    model: CIMNet,
+    device: str,
+    num_lanes: int = 1,
+    ranks: Ranks = ALONE,
+    kept: FeatureCache | None = None,
 ) -> Trainer:
     """Builds a trainer that has made no update yet.
 
     Args:
         num_lanes: images that a single process works on at the same time.
         ranks: the processes that share the images of an update.
+        kept: see `kept_features`; made for this `model`.
 
     Raises:
         ValueError: the images of an update cannot be shared evenly, or the GPU lacks the precision.
@@ -151,16 +174,13 @@ def build_trainer(
     runtime = config.runtime
     check_precision(runtime, device)
     model.to(device, memory_format=_memory_format(runtime)).train()
-    model = FastCIMNet(model, getattr(torch, runtime.precision), runtime.proposals_chunk)
+    model = FastCIMNet(model, getattr(torch, runtime.precision), runtime.proposals_chunk, kept)
     criterion = CIMCriterion(fast_miner(config.mining, device))
     together = score_images if runtime.images_together else None
     backward = choose_backward(model, score_image, criterion, solver, num_lanes, ranks, together)
-    backbones = [net.Conv_Body for net in backward.models]
-    if runtime.compile:
-        for backbone in backbones:
-            backbone.compile(dynamic=True)
-    elif runtime.frozen_maps_mb:
-        remember_maps(backbones, runtime.frozen_maps_mb * 1_000_000)
+    if runtime.compile and kept is None:
+        for net in backward.models:
+            net.Conv_Body.compile(dynamic=True)
     return Trainer(
         model=model,
         backward=backward,

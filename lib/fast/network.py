@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from lib.fast.feature_cache import FeatureCache
 from lib.fast.mask_conv import masked_conv
 from lib.fast.roi_align import roi_align
 from lib.modeling.criterion import criterion_arguments
@@ -29,6 +30,7 @@ class FastCIMNet(CIMNet):
         proposals_chunk: RoIAlign and MaskFuse take at most this many proposals at a time. In
             training this holds for RoIAlign and the convolution, which the backward pass computes
             again. None takes all at once.
+        kept: feature maps of the frozen part of the backbone, for training.
     """
 
     def __init__(
@@ -36,11 +38,13 @@ class FastCIMNet(CIMNet):
         plain: CIMNet,
         precision: torch.dtype = torch.float32,
         proposals_chunk: int | None = None,
+        kept: FeatureCache | None = None,
     ) -> None:
         super().__init__(plain.Conv_Body, plain.Box_Head, plain.cls_iou_model)
         self.training = plain.training
         self.precision = precision
         self.proposals_chunk = proposals_chunk
+        self.kept = kept
 
     def forward(self, image: Tensor, boxes: Tensor, roi_masks: Tensor) -> Scores:
         """Scores the proposals of one image; arguments as for CIMNet."""
@@ -63,6 +67,8 @@ class FastCIMNet(CIMNet):
     def _feature_maps(self, images: Tensor) -> Tensor:
         """(B, 3, h, w) to (B, D, ~h/stride, ~w/stride)."""
         with self._reduced_precision(images.device):
+            if self.kept is not None:
+                return self.kept(self.Conv_Body, images)
             return self.Conv_Body(images)
 
     def _proposal_features(

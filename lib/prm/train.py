@@ -17,6 +17,7 @@ from tqdm import tqdm
 from lib.config import PRMConfig
 from lib.data.coco import ImageRecord
 from lib.data.transforms import Flip
+from lib.fast.feature_cache import FeatureCache, allowed_features, plan_features
 from lib.files import atomic_file
 from lib.prm.images import SquareImages, iterate_batches
 from lib.prm.network import PeakResponseNet
@@ -38,6 +39,7 @@ def train_prm(
     device: torch.device | str = "cpu",
     num_workers: int = 0,
     overwrite: bool = False,
+    kept: FeatureCache | None = None,
 ) -> None:
     """Trains `net` in place by multi-label soft-margin loss on its class scores.
 
@@ -49,6 +51,7 @@ def train_prm(
         images: each with at least one label.
         made_from: the record of the result, see lib/provenance.py.
         overwrite: begin anew where `state_file` was made from something else.
+        kept: see `kept_features`; made for this `net`.
 
     Raises:
         ValueError: there are no images, an image cannot be read, or `state_file` was made from
@@ -85,7 +88,7 @@ def train_prm(
                 for group, lr in zip(optimizer.param_groups, full_lr, strict=True):
                     group["lr"] = lr * _lr_factor(recipe.schedule, done)
                 loss = F.multilabel_soft_margin_loss(
-                    class_scores(net(batch.to(device))), labels[indices].to(device)
+                    class_scores(_response(net, batch.to(device), kept)), labels[indices].to(device)
                 )
                 _check(loss, epoch, [images.records[i].file_name for i in indices])
                 optimizer.zero_grad()
@@ -98,6 +101,34 @@ def train_prm(
             with atomic_file(state_file) as file:
                 state = {"model": net.state_dict(), "optimizer": optimizer.state_dict()}
                 torch.save({**state, "epoch": epoch + 1, "made_from": dict(made_from)}, file)
+
+
+def kept_features(
+    net: PeakResponseNet,
+    images: SquareImages,
+    recipe: PRMConfig,
+    setting: float | None,
+    root: Path,
+    device: torch.device | str = "cpu",
+) -> FeatureCache | None:
+    """A cache of what the backbone has frozen in front, if wanted and of use for a training.
+
+    Args:
+        setting: `runtime.feature_cache_gb`.
+        root: the data root.
+    """
+    net.train()
+    pixels = len(images) * images.size**2 * len(recipe.flips)
+    uses = recipe.epochs / len(recipe.flips)
+    limit = allowed_features(setting, net.backbone, device)
+    return plan_features(net.backbone, limit, pixels, uses, root)
+
+
+def _response(net: PeakResponseNet, images: Tensor, kept: FeatureCache | None) -> Tensor:
+    """`net(images)`"""
+    if kept is None:
+        return net(images)
+    return net.smoothed(net.classifier(kept(net.backbone, images)))
 
 
 def prm_made_from(
@@ -180,8 +211,12 @@ def score_images(
     batch_size: int,
     device: torch.device | str = "cpu",
     num_workers: int = 0,
+    kept: FeatureCache | None = None,
 ) -> np.ndarray:
     """Class scores of every image.
+
+    Args:
+        kept: as for `train_prm`.
 
     Returns:
         (N, C) float32.
@@ -192,7 +227,7 @@ def score_images(
     batches = [(chunk, ["none"] * len(chunk)) for chunk in chunks]
     with torch.no_grad():
         scores = [
-            class_scores(net(batch.to(device))).cpu()
+            class_scores(_response(net, batch.to(device), kept)).cpu()
             for batch in tqdm(
                 iterate_batches(images, batches, num_workers),
                 total=len(batches),

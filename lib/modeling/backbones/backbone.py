@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import Literal, NamedTuple
 from urllib.error import URLError
@@ -89,6 +90,42 @@ class Backbone(nn.Module):
     def feature_maps(self, images: Tensor) -> list[Tensor]:
         """The feature maps of all layers; `images` as in `forward`."""
         return list(self.compute(self._renormalise(images)))
+
+    def chain(self) -> Sequence[nn.Module]:
+        """Modules that lead from normalised images to the last map, one after another.
+
+        () where the network is no such chain.
+        """
+        return ()
+
+    def frozen_parts(self) -> list[nn.Module]:
+        """The first of `chain`, whose result training leaves as it is.
+
+        [self] where the whole network is frozen, [] where nothing is.
+        """
+        if _is_constant(self):
+            return [self]
+        frozen = list(takewhile(_is_constant, self.chain()))
+        return frozen if any(True for part in frozen for _ in part.parameters()) else []
+
+    def frozen_features(self, images: Tensor) -> Tensor:
+        """(B, ...) that the frozen parts make of `images`, see `forward`."""
+        frozen = self.frozen_parts()
+        if frozen == [self]:
+            return self(images)
+        features = self._renormalise(images)
+        for part in frozen:
+            features = part(features)
+        return features
+
+    def rest(self, features: Tensor) -> Tensor:
+        """The last map from `frozen_features`: together they are `forward`."""
+        frozen = self.frozen_parts()
+        if frozen == [self]:
+            return features
+        for part in self.chain()[len(frozen) :]:
+            features = part(features)
+        return features
 
     def _renormalise(self, images: Tensor) -> Tensor:
         """From ImageNet's mean and deviation to this backbone's."""
@@ -249,6 +286,13 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     if not tensors:
         raise ValueError(f"{path}: holds no tensors by name; expected a state dict")
     return tensors
+
+
+def _is_constant(part: nn.Module) -> bool:
+    """Whether training leaves it as it is: no parameter trains, no batch norm follows the batch."""
+    norms = (module for module in part.modules() if isinstance(module, nn.BatchNorm2d))
+    trains = any(parameter.requires_grad for parameter in part.parameters())
+    return not trains and not any(norm.training for norm in norms)
 
 
 def _of_backbone(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

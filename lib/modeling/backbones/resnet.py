@@ -88,6 +88,9 @@ class ResNet(Backbone):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
         self.train()
 
+    def chain(self) -> list[nn.Module]:
+        return [self.get_submodule(name) for name in (*self.stem, *self.parts)]
+
     def compute(self, images: Tensor) -> Iterator[Tensor]:
         features = images
         for name in self.stem:

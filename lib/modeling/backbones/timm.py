@@ -6,6 +6,7 @@ from a file.
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -85,7 +86,13 @@ class Timm(Backbone):
         """Tensors of the whole network that are not needed here: its classifier, later levels."""
         self._used = used
         self._freeze_levels(frozen)
+        self._chain = self._find_chain() if frozen else ()
+        """No list of modules: they would count twice."""
         self.train()
+
+    def chain(self) -> tuple[nn.Module, ...]:
+        """The frozen modules and what follows, where the network begins with a chain of them."""
+        return self._chain
 
     def compute(self, images: Tensor) -> Iterator[Tensor]:
         yield from self._maps(images, self._used)
@@ -141,6 +148,36 @@ class Timm(Backbone):
         for parameter, train in zip(parameters, trains, strict=True):
             parameter.requires_grad_(train)
 
+    @torch.no_grad()
+    def _find_chain(self) -> tuple[nn.Module, ...]:
+        """What `chain` gives: tried, for timm's networks do not say what they are made of."""
+        if self._multiple != 1:  # images are padded first
+            return ()
+        frozen, rest = [], copy.copy(self.net)
+        rest._modules = dict(rest._modules)
+        for name, child in self.net.named_children():
+            if not any(parameter.requires_grad for parameter in child.parameters()):
+                frozen.append(child)
+                rest._modules[name] = nn.Identity()
+                continue
+            if isinstance(child, nn.Sequential):
+                inner = list(child)
+                while not any(p.requires_grad for p in inner[0].parameters()):
+                    frozen.append(inner.pop(0))
+                passed = [nn.Identity() for _ in range(len(child) - len(inner))]
+                rest._modules[name] = nn.Sequential(*passed, *inner)
+            break
+        chain = (*frozen, _LastMap(rest, self._used[-1], self._plain))
+        image = features = torch.rand(1, 3, *_PROBE, generator=torch.Generator().manual_seed(0))
+        try:
+            for part in chain:
+                features = part(features)
+        except (AssertionError, AttributeError, RuntimeError, TypeError, ValueError):
+            return ()
+        expected = self._maps(image, self._used[-1:])[-1]
+        same = features.shape == expected.shape and torch.allclose(features, expected)
+        return chain if same else ()
+
     def use_batch_statistics(self) -> None:
         """Does nothing: the statistics come with the weights."""
 
@@ -172,6 +209,19 @@ class Timm(Backbone):
                 f"({_first_line(error)}); {remedy}set {self.section}.weights to a file with them, "
                 "or to `random`"
             ) from error
+
+
+class _LastMap(nn.Module):
+    """A level of one of timm's networks as a module."""
+
+    def __init__(self, net: nn.Module, level: int, norm: bool) -> None:
+        super().__init__()
+        self.net, self.level, self.norm = net, level, norm
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.net.forward_intermediates(
+            features, indices=[self.level], norm=self.norm, intermediates_only=True
+        )[-1]
 
 
 def _create(name: str, options: dict[str, Any]) -> nn.Module:

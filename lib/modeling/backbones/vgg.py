@@ -40,9 +40,12 @@ class VGG(Backbone):
                 nn.init.zeros_(module.bias)
         self.freeze((self.conv1, self.conv2))
 
+    def chain(self) -> list[nn.Module]:
+        return [self.conv1, self.conv2, self.conv3, self.conv4, self.conv5]
+
     def compute(self, images: Tensor) -> Iterator[Tensor]:
         features = images
-        for section in (self.conv1, self.conv2, self.conv3, self.conv4, self.conv5):
+        for section in self.chain():
             features = section(features)
             yield features
 
