@@ -16,6 +16,7 @@ from lib.engine.checkpoint import load_checkpoint
 from lib.engine.runs import read_lines
 from tests.processes import finished, launch, start, wait_for
 from tests.small_training import DATA, make_place, tool
+from tools.launch import cause
 
 FOUR_IMAGES = ["--set", "solver.images_per_update", "4", "run.checkpoint_period", "10"]
 TRAIN = ["--cfg", "small.yaml", *DATA]
@@ -249,8 +250,6 @@ def test_the_first_process_makes_a_data_set_ready_and_the_others_wait(place):
 
 
 def test_the_death_of_a_process_is_told_and_not_the_errors_that_follow():
-    cause = tool("launch").__globals__["cause"]
-
     def told(*failures):
         return cause({n: SimpleNamespace(exitcode=e, timestamp=t) for n, (e, t) in failures})[0]
 
