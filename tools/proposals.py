@@ -24,14 +24,13 @@ from lib.config import load_config
 from lib.data.coco import CocoImages
 from lib.data.images import read_image, read_record
 from lib.evaluation.coco_files import read_ground_truth
-from lib.evaluation.proposal_recall import find_objects
+from lib.evaluation.proposal_recall import find_objects, recall_table, table_text
 from lib.files import write_json
 from lib.proposals.baseline import felzenszwalb_segments
 from lib.proposals.check import check_store, check_text, compare_with_published, named_text
 from lib.proposals.generate import generate_proposals, generate_settings, make_all
 from lib.proposals.importing import import_all, imports_made_from
 from lib.proposals.readers import READERS
-from lib.proposals.recall import recall_table, table_text
 from lib.proposals.store import ProposalStore
 from lib.structures import ImageRecord
 from lib.visualization.panels import contact_sheet, mask_row, save_png

@@ -1,4 +1,4 @@
-"""Recall of stored proposals over a data set: the best proposal of every annotated object."""
+"""Recall of stored proposals over a data set, which bounds whatever is built on them."""
 
 from __future__ import annotations
 
@@ -9,14 +9,24 @@ from typing import Any
 import numpy as np
 
 from lib.parallel import for_each
-from lib.proposals.recall import best_overlaps
+from lib.proposals.overlaps import overlaps_with_masks
 from lib.proposals.rle import rle_to_mask
 from lib.proposals.store import ProposalStore
+from lib.structures import Regions
+
+SIZES = {
+    "all": (0, np.inf),
+    "small": (0, 32**2),
+    "medium": (32**2, 96**2),
+    "large": (96**2, np.inf),
+    "over 32x32": (32**2, np.inf),
+}
+"""Groups of objects by area in pixels, from the first number up to below the second (COCO's)."""
 
 
 @dataclass(frozen=True, eq=False)
 class FoundObjects:
-    """Objects of a data set, without crowds, and their best proposals."""
+    """The G objects of a data set, without crowds, and their best proposals."""
 
     best: np.ndarray
     """(len(counts), G) IoU of every object with the best of the first proposals."""
@@ -35,7 +45,7 @@ def find_objects(
     leave_out: Collection[str] = (),
     jobs: int = -1,
 ) -> FoundObjects:
-    """Finds the best proposal of every object, for `lib.proposals.recall.recall_table`.
+    """Finds the best proposal of every object.
 
     Args:
         ground_truth: from `lib.evaluation.coco_files.read_ground_truth`.
@@ -71,3 +81,61 @@ def _find_in_image(
     masks = np.stack([rle_to_mask(o["segmentation"]) for o in objects])
     areas = np.array([o["area"] for o in objects], np.float64)
     return best_overlaps(proposals.regions, masks, counts), areas, len(proposals)
+
+
+def best_overlaps(regions: Regions, masks: np.ndarray, counts: Sequence[int]) -> np.ndarray:
+    """IoU of every object of an image with the best of the first proposals.
+
+    Args:
+        regions: the proposals, best first.
+        masks: (G, H, W) bool, the objects; G may be 0.
+        counts: as for `find_objects`.
+
+    Returns:
+        (len(counts), G) float64.
+    """
+    iou = overlaps_with_masks(regions, masks)
+    return np.array([iou[:n].max(axis=0, initial=0) for n in counts], np.float64)
+
+
+def recall_table(
+    best: np.ndarray, areas: np.ndarray, counts: Sequence[int], thresholds: Sequence[float]
+) -> list[dict]:
+    """Recall and mean best IoU by number of proposals and size of object.
+
+    Args:
+        best, areas, counts: see `find_objects`.
+        thresholds: an object is found when its best IoU is at least this.
+
+    Returns:
+        For every count and every size of SIZES `proposals`, `size`, `objects` (their number),
+        `recall` by threshold as text, `mean_iou`; the last two are None without objects.
+    """
+    rows = []
+    for count, overlaps in zip(counts, best, strict=True):
+        for size, (low, high) in SIZES.items():
+            chosen = overlaps[(areas >= low) & (areas < high)]
+            found = {f"{t:g}": float((chosen >= t).mean()) for t in thresholds if len(chosen)}
+            rows.append(
+                {
+                    "proposals": int(count),
+                    "size": size,
+                    "objects": len(chosen),
+                    "recall": found or None,
+                    "mean_iou": float(chosen.mean()) if len(chosen) else None,
+                }
+            )
+    return rows
+
+
+def table_text(rows: Sequence[dict]) -> str:
+    """The rows of `recall_table` as a Markdown table."""
+    thresholds = next((list(row["recall"]) for row in rows if row["recall"]), [])
+    titles = ["proposals", "objects", "number", *(f"IoU >= {t}" for t in thresholds), "mean IoU"]
+    lines = ["| " + " | ".join(titles) + " |", "|" + "---|" * len(titles)]
+    for row in rows:
+        values = [*row["recall"].values(), row["mean_iou"]] if row["recall"] else []
+        numbers = [f"{v:.3f}" for v in values] or ["-"] * (len(thresholds) + 1)
+        cells = [str(row["proposals"]), row["size"], str(row["objects"]), *numbers]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)

@@ -5,12 +5,12 @@ import numpy as np
 import pytest
 import torch
 
+from lib.evaluation.proposal_recall import best_overlaps, recall_table, table_text
 from lib.proposals import _merge
 from lib.proposals import cells as cells_module
 from lib.proposals.cells import find_cells, tree
 from lib.proposals.generate import _candidates, generate_proposals
 from lib.proposals.overlaps import overlaps
-from lib.proposals.recall import best_overlaps, recall_table, table_text
 from lib.proposals.regions import encode, mask_areas
 
 WEIGHTS = {
