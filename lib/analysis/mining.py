@@ -13,7 +13,7 @@ from lib.config import Config
 from lib.data.loader import CimDataset, ReadImage
 from lib.modeling.criterion import score_image
 from lib.modeling.heads import CIMMiner, teachers
-from lib.structures import Instances, Sample, Scores
+from lib.structures import Clusters, Instances, Sample, Scores
 from lib.visualization.draw import draw_instances, enlarge
 from lib.visualization.panels import side_by_side
 
@@ -44,7 +44,8 @@ def mine_image(model: nn.Module, miner: CIMMiner, sample: Sample) -> Mined:
     scores, _, iou, containment, _ = score_image(model, sample, None)
     instances = None
     if len(scores.refine_cls_prob):
-        instances = miner.mine(*teachers(scores), sample.present, iou, containment)
+        clusters = Clusters(sample.cluster_id, sample.cluster_column)
+        instances = miner.mine(*teachers(scores), sample.present, iou, containment, clusters)
     return Mined(scores, iou, containment, instances)
 
 

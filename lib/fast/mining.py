@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lib.modeling.heads import CIMMiner
-from lib.structures import Instances, Targets
+from lib.structures import Clusters, Instances, Targets
 
 
 def fast_miner(miner: CIMMiner, device: torch.device | str) -> CIMMiner:
@@ -33,8 +33,9 @@ class FastCIMMiner(CIMMiner):
         iou: Tensor,
         containment: Tensor,
         generator: torch.Generator | None = None,
+        clusters: Clusters | None = None,
     ) -> Targets:
-        instances = self.mine(cls_prob, integrity_prob, present, iou, containment)
+        instances = self.mine(cls_prob, integrity_prob, present, iou, containment, clusters)
         if self.anti_noise:
             instances = anti_noise_sample(instances, cls_prob.shape[2] - 1, generator)
         return self.assign(instances, iou, containment)
@@ -47,7 +48,10 @@ class FastCIMMiner(CIMMiner):
         present: Tensor,
         iou: Tensor,
         containment: Tensor,
+        clusters: Clusters | None = None,
     ) -> Instances:
+        if self.labels == "clusters":
+            return super().mine(cls_prob, integrity_prob, present, iou, containment, clusters)
         num_stages, num_proposals, _ = cls_prob.shape
         if num_proposals == 0 or len(present) == 0:
             class_idx = present.new_full((num_stages, num_proposals), -1)

@@ -17,7 +17,7 @@ from lib.modeling.losses import (
     refine_integrity_loss,
 )
 from lib.proposals.overlaps import overlaps
-from lib.structures import Sample, Scores
+from lib.structures import Clusters, Sample, Scores
 
 
 def score_image(
@@ -76,7 +76,10 @@ class CIMCriterion:
         if not len(scores.refine_cls_prob):
             return losses
 
-        targets = self.miner(*teachers(scores), sample.present, iou, containment, generator)
+        clusters = Clusters(sample.cluster_id, sample.cluster_column)
+        targets = self.miner(
+            *teachers(scores), sample.present, iou, containment, generator, clusters
+        )
         refined = defaultdict(list)
         for stage, cls_prob in enumerate(scores.refine_cls_prob):
             integrity_prob = scores.refine_integrity_prob[stage]

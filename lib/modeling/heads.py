@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from lib.structures import Instances, Scores, Targets
+from lib.structures import Clusters, Instances, Scores, Targets
 
 
 class Heads(nn.Module):
@@ -79,8 +79,10 @@ class CIMMiner:
     This is the section `mining` of a configuration.
     """
 
-    labels: Literal["cim", "mist"] = "cim"
-    """`mist`: the seeds, ranked by score, are the instances themselves (ablation)."""
+    labels: Literal["cim", "mist", "clusters"] = "cim"
+    """`mist`: the seeds, ranked by score, are the instances themselves (ablation). `clusters`: the
+    instances are the members of the clusters that stand for them best, for clusters around whole
+    objects (`prm.clusters: foreground`)."""
     complete_by: Literal["integrity", "cls"] = "integrity"
     """Teacher's score that chooses among the proposals that contain a seed (`cls`: ablation)."""
     seed_fraction: float = 0.1
@@ -115,6 +117,7 @@ class CIMMiner:
         iou: Tensor,
         containment: Tensor,
         generator: torch.Generator | None = None,
+        clusters: Clusters | None = None,
     ) -> Targets:
         """Mines instances, samples among them against noise, and labels all proposals by them.
 
@@ -125,14 +128,15 @@ class CIMMiner:
             iou: (P, P).
             containment: (P, P), [i, j] = |i & j| / |j|.
             generator: draws the samples; not needed without `anti_noise`.
+            clusters: of the image, for `labels: clusters`.
 
         Returns:
             Targets without any label where P or N is 0.
 
         Raises:
-            ValueError: `anti_noise` without a generator.
+            ValueError: `anti_noise` without a generator, `labels: clusters` without clusters.
         """
-        instances = self.mine(cls_prob, integrity_prob, present, iou, containment)
+        instances = self.mine(cls_prob, integrity_prob, present, iou, containment, clusters)
         if self.anti_noise:
             instances = anti_noise_sample(instances, generator)
         return self.assign(instances, iou, containment)
@@ -145,8 +149,11 @@ class CIMMiner:
         present: Tensor,
         iou: Tensor,
         containment: Tensor,
+        clusters: Clusters | None = None,
     ) -> Instances:
         """Finds the complete instances of every stage and present class; arguments as above."""
+        if self.labels == "clusters":
+            return cluster_instances(cls_prob, iou, clusters)
         class_idx = present.new_full(cls_prob.shape[:2], -1)  # (S, P)
         weight = cls_prob.new_zeros(cls_prob.shape[:2])
         # [i, j]: i contains j and may be an instance.
@@ -232,6 +239,36 @@ def _complete(seeds: Tensor, integrity: Tensor, completes: Tensor) -> Tensor:
         return seeds
     highest, proposal = integrity[:, None].where(completes[:, seeds], -1).max(dim=0)  # (K,)
     return proposal[highest >= 0].unique()
+
+
+@torch.no_grad()
+def cluster_instances(cls_prob: Tensor, iou: Tensor, clusters: Clusters | None) -> Instances:
+    """Of every cluster, in every stage, the member that stands for it best.
+
+    That is the one with the highest sum of the teacher's class probability and the mean IoU with
+    all members. Its weight is the mean of their class probabilities.
+
+    Args:
+        cls_prob: (S, P, C+1), class probabilities of every stage's teacher.
+        iou: (P, P).
+
+    Raises:
+        ValueError: there are no clusters.
+    """
+    if clusters is None:
+        raise ValueError("mining.labels is `clusters`, got an image without clusters")
+    class_idx = torch.full_like(cls_prob[:, :, 0], -1, dtype=torch.int64)  # (S, P)
+    weight = torch.zeros_like(cls_prob[:, :, 0])
+    stages = torch.arange(len(cls_prob), device=cls_prob.device)
+    for k in clusters.number[clusters.column > 0].unique().tolist():
+        members = (clusters.number == k).nonzero()[:, 0]  # (M,)
+        column = clusters.column[members[0]]
+        confidence = cls_prob[:, members, column]  # (S, M)
+        typical = iou[members][:, members].mean(dim=1)  # (M,)
+        best = members[(confidence + typical).argmax(dim=1)]  # (S,)
+        class_idx[stages, best] = column - 1
+        weight[stages, best] = confidence.mean(dim=1)
+    return Instances(class_idx, weight)
 
 
 @torch.no_grad()

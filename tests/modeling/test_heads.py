@@ -4,7 +4,7 @@ import torch
 from benchmarks.slow_twins import LiteralMiner, pairwise_overlaps
 
 from lib.modeling.heads import CIMMiner, Heads, anti_noise_sample, teachers
-from lib.structures import Instances, Scores
+from lib.structures import Clusters, Instances, Scores
 from tests.modeling.cases import random_labels, random_masks, random_scores
 
 
@@ -324,3 +324,29 @@ def test_each_stage_learns_from_the_one_before():
     assert torch.equal(cls_prob, torch.stack([parts[0], *refine[0][:2]]))
     assert torch.equal(integrity, torch.stack([parts[1], *refine[1][:2]]))
     assert not cls_prob.requires_grad and not integrity.requires_grad
+
+
+def test_of_every_cluster_the_most_typical_and_confident_member_is_the_instance():
+    iou = torch.tensor([[1, 0.9, 0.6, 0, 0], [0.9, 1, 0.7, 0, 0], [0.6, 0.7, 1, 0, 0]])
+    iou = torch.cat([iou, torch.eye(5)[3:]])
+    clusters = Clusters(torch.tensor([1, 1, 1, 2, 3]), torch.tensor([2, 2, 2, 1, 0]))
+    cls_prob = torch.zeros(2, 5, 3)
+    cls_prob[0, :, 2] = 0.2  # all the same to the first teacher: the most typical one
+    cls_prob[1, :, 2] = torch.tensor([0.3, 0.3, 0.6, 0.9, 0.9])
+    cls_prob[:, 3, 1] = 0.5
+    found = CIMMiner(labels="clusters").mine(
+        cls_prob, cls_prob, torch.tensor([0, 1]), iou, iou, clusters
+    )
+    assert found.class_idx.tolist() == [[-1, 1, -1, 0, -1], [-1, -1, 1, 0, -1]]
+    expected = [[0, 0.2, 0, 0.5, 0], [0, 0, 0.4, 0.5, 0]]
+    assert torch.allclose(found.weight, torch.tensor(expected))
+
+
+def test_instances_of_clusters_need_clusters():
+    miner = CIMMiner(labels="clusters", anti_noise=False)
+    arguments = torch.zeros(1, 2, 2), torch.zeros(1, 2, 2), torch.tensor([0])
+    with pytest.raises(ValueError, match="without clusters"):
+        miner(*arguments, torch.eye(2), torch.eye(2))
+    none = Clusters(torch.zeros(2, dtype=torch.int64), torch.full((2,), -1))
+    targets = miner(*arguments, torch.eye(2), torch.eye(2), clusters=none)
+    assert (targets.column == -1).all()

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from lib.modeling.heads import CIMMiner
-from lib.structures import Instances, Targets
+from lib.structures import Clusters, Instances, Targets
 
 Found = dict[int, tuple[int, float]]
 """{proposal: (class, weight)} of the instances of one stage."""
@@ -46,7 +46,13 @@ class LiteralMiner(CIMMiner):
     """The miner in loops; takes and gives what `CIMMiner` does."""
 
     def mine(
-        self, cls_prob: Tensor, integrity: Tensor, present: Tensor, iou: Tensor, containment: Tensor
+        self,
+        cls_prob: Tensor,
+        integrity: Tensor,
+        present: Tensor,
+        iou: Tensor,
+        containment: Tensor,
+        clusters: Clusters | None = None,
     ) -> Instances:
         num_stages, num_proposals, _ = cls_prob.shape
         class_idx = np.full((num_stages, num_proposals), -1, np.int64)
