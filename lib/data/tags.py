@@ -367,7 +367,7 @@ def _from_bit_columns(
         if name in rows:
             raise ValueError(f"{path}:{number}: image {name} occurs for the second time")
         rows[name] = [_bit(row, column) or 0 for column, _ in columns]
-    logger.warning("%s: read as 0/1 for the %d classes %s", path, len(names), ", ".join(names))
+    logger.warning("%s: read as 0/1 for every class: %s", path, ", ".join(names))
     return _from_bits(rows, class_names or names, path)
 
 
@@ -400,7 +400,7 @@ def _splitter(
     alone |= {part for parts in pieces.values() for part in parts}
     for text in sorted(alone, key=lambda text: lines.get(text, 0)):
         words = text.split()
-        if len(words) > 1 and all(word in alone for word in words):
+        if len(words) > 1 and all(word in alone or word.isdecimal() for word in words):
             raise ValueError(
                 f"{path}:{lines.get(text, 0)}: is {text!r:.80} one label or the labels "
                 f"{', '.join(words)}? Separate several by | or give each a row; join the words of "

@@ -5,6 +5,8 @@ import re
 import cv2
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from lib.data.tags import (
     read_coco_tags,
@@ -196,6 +198,7 @@ def test_several_labels_in_a_cell(tmp_path, caplog, cells, expected):
     [
         (["dog", "bear, brown", "bear, black"], ":3: is 'bear, brown' one label or several?"),
         (["dog", "cat", "cat dog"], ":4: is 'cat dog' one label or the labels cat, dog?"),
+        (["5", "0", "16 27"], ":4: is '16 27' one label or the labels 16, 27?"),
     ],
 )
 def test_cells_that_may_be_one_label_or_several_are_asked_back(tmp_path, cells, message):
@@ -233,6 +236,34 @@ def test_zeros_and_ones_for_every_class(tmp_path):
         read_text_tags(write(tmp_path, "a.jpg 0 1\nb.jpg 1 0\n"))
     with pytest.raises(ValueError, match=r"list\.txt:2: a class id occurs twice"):
         read_text_tags(write(tmp_path, "a.jpg 4\nb.jpg 3 3\n"))
+
+
+CELLS = st.text(max_size=4) | st.sampled_from(
+    ["a.jpg", "b.jpg", "cat", "dog", "cat,dog", "cat|dog", "['a','b']", "[1,", "[[]]", "0", "1", "-1"]
+    + ["0.5", "", "file", "label", "image", "id", '"', '""', "é", "\0", "\u2028", "sep=;", "cat dog"]
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.lists(st.lists(CELLS, max_size=4), max_size=5),
+    st.sampled_from(",;\t| "),
+    st.sampled_from(["\n", "\r\n", "\r"]),
+    st.sampled_from(["utf-8", "utf-8-sig", "utf-16", "cp1252"]),
+)
+def test_every_list_ends_in_labels_or_an_error_that_names_it(
+    tmp_path_factory, cells, mark, line_end, encoding
+):
+    text = line_end.join(mark.join(row) for row in cells).encode(encoding, "replace")
+    for suffix in (".csv", ".txt", ".npy"):
+        path = tmp_path_factory.getbasetemp() / f"fuzz{suffix}"
+        path.write_bytes(text if suffix != ".npy" else b"\x93NUMPY\1\0" + text)
+        try:
+            tags = read_tags(path)
+        except ValueError as error:
+            assert str(path) in str(error)
+        else:
+            assert all(0 <= c < len(tags.class_names) for own in tags.labels.values() for c in own)
 
 
 def test_dictionaries_of_vectors(tmp_path):
