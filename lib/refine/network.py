@@ -25,14 +25,12 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 from torchvision.ops.poolers import initLevelMapper
 
 from lib.config import RefineModelConfig, RefineTestConfig
-from lib.modeling.backbones import Backbone, Layer, build_backbone
+from lib.modeling.backbones import Backbone, build_backbone
 
 _BOX_SIZE, _MASK_SIZE = 7, 14
 """Side of a pooled region, in cells, for the box head and the mask head."""
 _MULTIPLE = 32
 """The sides of an image are padded to a multiple of this."""
-_FINEST = 4
-"""Stride of the finest level of a pyramid."""
 
 
 class Pyramid(nn.Module):
@@ -53,8 +51,8 @@ class Pyramid(nn.Module):
         super().__init__()
         self.body = body
         layers = body.layers
-        last = [n for n in range(len(layers)) if layers[n].stride not in _strides(layers[n + 1 :])]
-        self.levels = [n for n in last if layers[n].stride >= _FINEST] or last[-1:]
+        last = sorted({layer.stride: n for n, layer in enumerate(layers)}.values())
+        self.levels = [n for n in last if layers[n].stride >= 4] or last[-1:]
         strides = [layers[n].stride for n in self.levels]
         if any(2 * fine != coarse for fine, coarse in pairwise(strides)):
             raise ValueError(
@@ -129,10 +127,6 @@ def build_mask_rcnn(
     return model
 
 
-def _strides(layers: Sequence[Layer]) -> list[int]:
-    return [layer.stride for layer in layers]
-
-
 def _roi_pool(strides: list[int], size: int) -> MultiScaleRoIAlign:
     """RoIAlign from the pyramid level that suits a region's size."""
     pool = MultiScaleRoIAlign([str(n) for n in range(len(strides))], size, sampling_ratio=2)
@@ -147,7 +141,7 @@ class PaddedBatch(nn.Module):
     """Pads images to a batch; torchvision's transform would scale and normalise them again.
 
     Args:
-        strides: padded sides are multiples of these and of 32.
+        strides: padded sides are multiples of these, and of 32 if all of them divide 32.
     """
 
     def __init__(self, strides: Sequence[int] = ()) -> None:
