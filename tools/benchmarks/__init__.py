@@ -27,6 +27,9 @@ def in_file(name: str) -> Callable[[Conditions], Iterator[Row]]:
 
 BENCHMARKS = {
     "evaluation": Benchmark(in_file("evaluation"), "Time the evaluation of a large result file."),
+    "frozen": Benchmark(
+        in_file("frozen"), "Time training with the features of frozen layers kept."
+    ),
     "inference": Benchmark(in_file("inference"), "Time testing, as configured and plainly."),
     "loader": Benchmark(in_file("loader"), "Time reading, beside the training that waits for it."),
     "memory": Benchmark(in_file("memory"), "Measure the peak memory of an update."),
