@@ -19,17 +19,10 @@ from lib.engine.checkpoint import load_checkpoint, load_model
 from lib.engine.distributed import ALONE, Ranks
 from lib.engine.inference import Detector
 from lib.engine.solver import build_optimizer
-from lib.engine.trainer import (
-    AmongRanks,
-    Criterion,
-    Forward,
-    OneByOne,
-    SideBySide,
-    Together,
-    Trainer,
-)
+from lib.engine.trainer import Criterion, Forward, OneByOne, Together, Trainer
 from lib.fast.feature_cache import FeatureCache, allowed_features, plan_features
 from lib.fast.folding import fold_batch_norms
+from lib.fast.lanes import SideBySide
 from lib.fast.mining import fast_miner
 from lib.fast.network import FastCIMNet, score_images
 from lib.fast.precision import bfloat16_speedup
@@ -219,7 +212,7 @@ def choose_backward(
     num_lanes: int = 1,
     ranks: Ranks = ALONE,
     together: Callable[..., list[tuple[Any, ...]]] | None = None,
-) -> OneByOne | SideBySide | Together | AmongRanks:
+) -> OneByOne | SideBySide | Together:
     """Chooses how an update is computed on this hardware.
 
     Args:
@@ -229,14 +222,12 @@ def choose_backward(
     Raises:
         ValueError: the images of an update cannot be shared evenly among the ranks.
     """
-    if ranks.count > 1:
-        return AmongRanks(model, forward, criterion, solver.images_per_update, ranks)
-    if together is not None:
+    if ranks.count == 1 and together is not None:
         return Together(model, together, criterion)
     num_lanes = min(num_lanes, solver.images_per_update)
-    if num_lanes > 1:
+    if ranks.count == 1 and num_lanes > 1:
         return SideBySide(model, forward, criterion, num_lanes)
-    return OneByOne(model, forward, criterion)
+    return OneByOne(model, forward, criterion, solver.images_per_update, ranks)
 
 
 def build_detector(

@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import resource
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Self
 
 import torch
 
@@ -21,8 +22,9 @@ _ROWS = 25
 """Operations in the table."""
 
 
-class Profile:
-    """Traces a few updates of each rank; `step` is called after every update.
+@contextmanager
+def tracing(folder: Path, ranks: Ranks, wanted: bool = True) -> Iterator[Callable[[], None]]:
+    """Traces a few updates of each rank; gives a function to call after every update.
 
     Writes `trace_rank<N>.json`, for chrome://tracing or ui.perfetto.dev, and
     `operations_rank<N>.txt`, the operations that took most time.
@@ -30,48 +32,31 @@ class Profile:
     Args:
         wanted: False does nothing.
     """
+    if not wanted:
+        yield lambda: None
+        return
+    # Private, but the only way to trace all threads, which work on images of their own.
+    from torch._C._profiler import _ExperimentalConfig
+    from torch.profiler import ProfilerActivity, profile, schedule
 
-    def __init__(self, folder: Path, ranks: Ranks, wanted: bool) -> None:
-        self.folder = folder
-        self.rank = ranks.rank
-        self.on_gpu = torch.device(ranks.device).type == "cuda"
-        self._profiler = None
-        if wanted:
-            # Private, but the only way to trace all threads, which work on images of their own.
-            from torch._C._profiler import _ExperimentalConfig
-            from torch.profiler import ProfilerActivity, profile, schedule
+    on_gpu = torch.device(ranks.device).type == "cuda"
 
-            activities = [ProfilerActivity.CPU]
-            if self.on_gpu:
-                activities.append(ProfilerActivity.CUDA)
-            self._profiler = profile(
-                activities=activities,
-                schedule=schedule(wait=SKIPPED, warmup=WARM_UP, active=TRACED, repeat=1),
-                on_trace_ready=self._write,
-                experimental_config=_ExperimentalConfig(profile_all_threads=True),
-            )
-
-    def step(self) -> None:
-        if self._profiler is not None:
-            self._profiler.step()
-
-    def _write(self, profiler: torch.profiler.profile) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        trace = self.folder / f"trace_rank{self.rank}.json"
+    def write(profiler: profile) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        trace = folder / f"trace_rank{ranks.rank}.json"
         profiler.export_chrome_trace(str(trace))
-        by = f"self_{'device' if self.on_gpu else 'cpu'}_time_total"
+        by = f"self_{'device' if on_gpu else 'cpu'}_time_total"
         table = profiler.key_averages().table(sort_by=by, row_limit=_ROWS)
-        trace.with_name(f"operations_rank{self.rank}.txt").write_text(table)
+        trace.with_name(f"operations_rank{ranks.rank}.txt").write_text(table)
         logger.info("profile of %d updates: %s", TRACED, trace)
 
-    def __enter__(self) -> Self:
-        if self._profiler is not None:
-            self._profiler.__enter__()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self._profiler is not None:
-            self._profiler.__exit__(*error)
+    with profile(
+        activities=[ProfilerActivity.CPU, *[ProfilerActivity.CUDA] * on_gpu],
+        schedule=schedule(wait=SKIPPED, warmup=WARM_UP, active=TRACED, repeat=1),
+        on_trace_ready=write,
+        experimental_config=_ExperimentalConfig(profile_all_threads=True),
+    ) as profiler:
+        yield profiler.step
 
 
 def peak_memory(device: torch.device = CPU) -> int:

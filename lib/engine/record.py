@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import time
-from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
+from statistics import fmean
 from typing import Self
 
 import cv2
@@ -17,8 +18,8 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tqdm import tqdm
 
 from lib.engine.profile import CPU, peak_memory
-from lib.engine.runs import History
-from lib.files import atomic_file
+from lib.engine.runs import read_lines
+from lib.files import atomic_file, write_text
 
 Numbers = Mapping[str, float]
 
@@ -43,24 +44,29 @@ class Record:
         device: torch.device = CPU,
     ) -> None:
         self.run = run
-        self.history = History(run / "history.jsonl", start)
+        self.history = run / "history.jsonl"
+        kept = [entry for entry in read_lines(self.history) if entry["iteration"] <= start]
+        write_text(self.history, "".join(json.dumps(entry) + "\n" for entry in kept))
         self.board = Board(run / "tensorboard", purge_step=start + 1)
         self.bar = tqdm(total=max_iter, initial=start, desc="training", unit="update")
         self.bar_shows = bar_shows
         self.device = device
-        self.averages = Averages()
+        self.updates: list[Numbers] = []
+        """Numbers of the updates since the last line of the history."""
 
     def add(self, values: Numbers) -> None:
         """Adds the numbers of one update to the means."""
-        self.averages.add(values)
+        self.updates.append(values)
         self.bar.update()
 
     def write(self, iteration: int, images_per_update: int) -> None:
         """Writes the means since the last call, under `iteration`."""
-        means = self.averages.take()
+        means = {name: fmean(one[name] for one in self.updates) for name in self.updates[0]}
+        self.updates.clear()
         means["images_per_s"] = images_per_update / means["seconds"]
         means["memory_gb"] = peak_memory(self.device) / 2**30
-        self.history.append(iteration, means)
+        with self.history.open("a") as file:
+            file.write(json.dumps({"iteration": iteration, **means}) + "\n")
         for name, value in means.items():
             self.board.add(summary.scalar(f"train/{name}", value), iteration)
         self.bar.set_postfix({n: f"{means[n]:.3g}" for n in self.bar_shows if n in means})
@@ -107,21 +113,3 @@ class Board:
 
     def close(self) -> None:
         self._file.close()
-
-
-class Averages:
-    """Running means of numbers by name, emptied when read."""
-
-    def __init__(self) -> None:
-        self.sums: dict[str, float] = defaultdict(float)
-        self.count = 0
-
-    def add(self, values: Numbers) -> None:
-        self.count += 1
-        for name, value in values.items():
-            self.sums[name] += value
-
-    def take(self) -> dict[str, float]:
-        means = {name: total / self.count for name, total in self.sums.items()}
-        self.__init__()
-        return means

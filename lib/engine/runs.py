@@ -13,7 +13,6 @@ import platform
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -23,7 +22,6 @@ import torch
 from tqdm import tqdm
 
 from lib.engine.checkpoint import checkpoint_folder, list_checkpoints
-from lib.files import write_text
 
 _PACKAGES = ("torch", "torchvision", "numpy", "scipy", "opencv-python-headless", "pycocotools")
 
@@ -142,22 +140,6 @@ def _git_state() -> dict[str, Any] | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return {"commit": commit.strip(), "changed": changes.splitlines()}
-
-
-class History:
-    """Averaged numbers of a run over its iterations, one JSON object a line, for curves.
-
-    Opened at `start`, it forgets what an interrupted run wrote after that iteration.
-    """
-
-    def __init__(self, path: Path, start: int = 0) -> None:
-        self.path = path
-        kept = [entry for entry in read_lines(path) if entry["iteration"] <= start]
-        write_text(path, "".join(json.dumps(entry) + "\n" for entry in kept))
-
-    def append(self, iteration: int, values: Mapping[str, float]) -> None:
-        with self.path.open("a") as file:
-            file.write(json.dumps({"iteration": iteration, **values}) + "\n")
 
 
 def seconds_trained(run: Path) -> float:

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from lib.engine.checkpoint import random_state, set_random_state
 from lib.engine.distributed import ALONE, Ranks, summing_model
 from lib.engine.solver import lay_out_momentum, learning_rate, set_learning_rate
-from lib.fast.lanes import Lanes
 from lib.structures import TrainingSample
 
 if TYPE_CHECKING:
@@ -31,8 +30,8 @@ Criterion = Callable[..., Losses]
 """Gives the unweighted losses of an image."""
 Images = Iterator[tuple[Any, torch.Generator]]
 """The images of an update, on the device, each with the generator that draws for it."""
-Weigh = Callable[[Losses], Losses]
-"""Adds `total`, the weighted sum."""
+Weigh = Callable[[Losses], tuple[Tensor, Losses]]
+"""See `Trainer.weigh`."""
 _Item = TypeVar("_Item")
 
 
@@ -120,15 +119,18 @@ class Trainer:
         set_learning_rate(self.optimizer, rate)
         self.optimizer.step()
         self.iteration += 1
-        means = {name: sum(one[name] for one in losses) / len(losses) for name in losses[0]}
-        seconds = time.perf_counter() - begun
-        of_update = {"grad_norm": told_norm, "data_wait": waited, "seconds": seconds}
-        return {**means, "lr": rate, **of_update}
+        return {
+            **{name: sum(one[name] for one in losses) / len(losses) for name in losses[0]},
+            "lr": rate,
+            "grad_norm": told_norm,
+            "data_wait": waited,
+            "seconds": time.perf_counter() - begun,
+        }
 
-    def weigh(self, losses: Losses) -> Losses:
-        """The losses of an image, and their weighted sum as `total`."""
+    def weigh(self, losses: Losses) -> tuple[Tensor, Losses]:
+        """The weighted sum of an image's losses, and the values of all, with the sum as `total`."""
         total = sum(self.loss_weights[name] * value for name, value in losses.items())
-        return {**losses, "total": total}
+        return total, {n: value.detach() for n, value in {**losses, "total": total}.items()}
 
     def generator(self, place: int) -> torch.Generator:
         """Draws for the image at `place` of the stream."""
@@ -149,16 +151,17 @@ class Trainer:
         rows = [numbers[n : n + len(losses[0])] for n in range(0, len(numbers), len(losses[0]))]
         told = [dict(zip(losses[0], row, strict=True)) for row in rows]
         told = in_order(self.ranks.gather(told))
-        fault = next((n for n, one in enumerate(told) if not _all_finite(one)), None)
-        if fault is None and math.isfinite(norm):
+        finite = [all(map(math.isfinite, one.values())) for one in told]
+        if all(finite) and math.isfinite(norm):
             return told, norm
         # All images of the update are gathered, so that it can be replayed.
         samples = in_order(self.ranks.gather([sample.to("cpu") for sample in samples]))
         update = f"update {self.iteration + 1}"
-        if fault is None:
+        if all(finite):
             images = ", ".join(sample.file_name for sample in samples)
             text = f"{update}, images {images}: the losses are finite but their gradient is not"
         else:
+            fault = finite.index(False)
             values = ", ".join(f"{name} {value:g}" for name, value in told[fault].items())
             text = f"{update}, image {samples[fault].file_name}: a loss is not finite ({values})"
         raise NonFiniteLossError(text, samples, told)
@@ -187,86 +190,10 @@ def in_order(of_ranks: Sequence[Sequence[_Item]]) -> list[_Item]:
     return [item for together in zip(*of_ranks, strict=True) for item in together]
 
 
-def _all_finite(values: Numbers) -> bool:
-    return all(map(math.isfinite, values.values()))
-
-
 class OneByOne:
-    """Adds up the gradients of an update's images one after the other."""
+    """Adds up the gradients of an update's images one after the other.
 
-    def __init__(self, model: nn.Module, forward: Forward, criterion: Criterion) -> None:
-        self.models = [model]
-        self.forward = forward
-        self.criterion = criterion
-
-    def __call__(self, images: Images, weigh: Weigh) -> list[Losses]:
-        found = []
-        for sample, generator in images:
-            losses = weigh(self.criterion(*self.forward(self.models[0], sample, generator)))
-            losses["total"].backward()
-            found.append(detached(losses))
-        return found
-
-
-class SideBySide:
-    """Works on several images at a time, on the cores of a CPU; only sums are rounded otherwise."""
-
-    def __init__(
-        self, model: nn.Module, forward: Forward, criterion: Criterion, count: int
-    ) -> None:
-        self.lanes = Lanes(model, count)
-        self.models = self.lanes.models
-        self.forward = forward
-        self.criterion = criterion
-
-    def __call__(self, images: Images, weigh: Weigh) -> list[Losses]:
-        self.lanes.drop_gradients()
-        try:
-            pending = [
-                self.lanes.submit(number, self._backward, weigh, *image)
-                for number, image in enumerate(images)
-            ]
-        finally:
-            self.lanes.finish()
-        found = [future.result() for future in pending]
-        self.lanes.gather_gradients()
-        return found
-
-    def _backward(
-        self, model: nn.Module, weigh: Weigh, sample: Any, generator: torch.Generator
-    ) -> Losses:
-        losses = weigh(self.criterion(*self.forward(model, sample, generator)))
-        losses["total"].backward()
-        return detached(losses)
-
-
-class Together:
-    """Makes one pass over all images of an update: wide weights are read once.
-
-    Args:
-        forward: (model, samples, generators) -> the criterion's arguments for every image.
-    """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        forward: Callable[..., list[tuple[Any, ...]]],
-        criterion: Criterion,
-    ) -> None:
-        self.models = [model]
-        self.forward = forward
-        self.criterion = criterion
-
-    def __call__(self, images: Images, weigh: Weigh) -> list[Losses]:
-        samples, generators = zip(*images, strict=True)
-        outputs = self.forward(self.models[0], samples, generators)
-        found = [weigh(self.criterion(*of_image)) for of_image in outputs]
-        torch.stack([losses["total"] for losses in found]).sum().backward()
-        return list(map(detached, found))
-
-
-class AmongRanks:
-    """Adds up this rank's gradients one by one, and those of all ranks with the last image.
+    Among several ranks, the gradients of all are summed with the last image.
 
     Raises:
         ValueError: the images of an update cannot be shared evenly.
@@ -277,8 +204,8 @@ class AmongRanks:
         model: nn.Module,
         forward: Forward,
         criterion: Criterion,
-        images_per_update: int,
-        ranks: Ranks,
+        images_per_update: int = 1,
+        ranks: Ranks = ALONE,
     ) -> None:
         if images_per_update % ranks.count:
             raise ValueError(
@@ -287,21 +214,36 @@ class AmongRanks:
                 "images_per_update, of the section solver or refine.solver"
             )
         self.models = [model]
-        self.forward = forward
-        self.criterion = criterion
-        self._summing = summing_model(model, ranks)
+        self.forward, self.criterion = forward, criterion
+        self._summing = summing_model(model, ranks) if ranks.count > 1 else None
         self._last = images_per_update // ranks.count - 1
 
     def __call__(self, images: Images, weigh: Weigh) -> list[Losses]:
-        found = []
+        found, model = [], self._summing or self.models[0]
         for number, (sample, generator) in enumerate(images):
-            with nullcontext() if number == self._last else self._summing.no_sync():
-                losses = weigh(self.criterion(*self.forward(self._summing, sample, generator)))
-                losses["total"].backward()
-            found.append(detached(losses))
+            apart = self._summing is not None and number != self._last
+            with model.no_sync() if apart else nullcontext():
+                total, values = weigh(self.criterion(*self.forward(model, sample, generator)))
+                total.backward()
+            found.append(values)
         return found
 
 
-def detached(losses: Losses) -> Losses:
-    """The values without their graph."""
-    return {name: value.detach() for name, value in losses.items()}
+class Together:
+    """Makes one pass over all images of an update: wide weights are read once.
+
+    Args:
+        forward: (model, samples, generators) -> the criterion's arguments for every image.
+    """
+
+    def __init__(
+        self, model: nn.Module, forward: Callable[..., list[tuple]], criterion: Criterion
+    ) -> None:
+        self.models = [model]
+        self.forward, self.criterion = forward, criterion
+
+    def __call__(self, images: Images, weigh: Weigh) -> list[Losses]:
+        outputs = self.forward(self.models[0], *zip(*images, strict=True))
+        totals, found = zip(*(weigh(self.criterion(*output)) for output in outputs), strict=True)
+        torch.stack(totals).sum().backward()
+        return list(found)

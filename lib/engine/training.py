@@ -24,7 +24,7 @@ from lib.config import Config, RefineConfig, RunConfig, save_config
 from lib.data.loader import ImageDataset, train_loader
 from lib.engine.checkpoint import MADE_FROM, find_resumable, list_checkpoints, save_checkpoint
 from lib.engine.distributed import Ranks
-from lib.engine.profile import Profile
+from lib.engine.profile import tracing
 from lib.engine.record import Record
 from lib.engine.runs import (
     checkpoint_folder,
@@ -61,7 +61,7 @@ def train(
         settings: the periods of all that is written.
         about: further entries of the checkpoints, tensors and plain values.
         picture: draws what the model does, (H, W, 3) uint8 RGB.
-        profile: also writes profile/, see Profile.
+        profile: also writes profile/, see `tracing`.
 
     Returns:
         The signal that ended it, None when it reached `max_iter`.
@@ -77,7 +77,7 @@ def train(
             record = Record(run, trainer.iteration, max_iter, shown, trainer.device)
             stack.enter_context(record)
         stop = stack.enter_context(StopSignals(second_ends=ranks.count == 1))
-        profiler = stack.enter_context(Profile(run / "profile", ranks, profile))
+        profiled = stack.enter_context(tracing(run / "profile", ranks, profile))
         while trainer.iteration < max_iter:
             try:
                 values = trainer.update(samples)
@@ -102,7 +102,7 @@ def train(
                         checkpoint_folder(run), content, settings.keep_checkpoints
                     )
                     logger.info("update %d: saved %s", done, path)
-            profiler.step()
+            profiled()
             if last:
                 ranks.wait()  # for the checkpoint: torchrun may kill all when the first one leaves
             if stopped_by is not None:

@@ -9,45 +9,61 @@ update.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
-class Lanes:
-    """A model and, for every further lane, a replica of it that shares its weights.
+class SideBySide:
+    """Works on several images at a time, on the cores of a CPU; only sums are rounded otherwise.
 
     Which lane an image takes depends on its number alone, and gradients are added lane by lane,
-    so that the result does not depend on which is faster. With one lane there is no thread.
+    so that the result does not depend on which is faster.
 
     Args:
-        count: lanes, 1 or more.
+        forward, criterion: as for OneByOne, in whose place this stands.
+        count: lanes. The first works on `model`, the others on replicas that share its weights.
     """
 
-    def __init__(self, model: nn.Module, count: int = 1) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        forward: Callable[..., tuple[Any, ...]],
+        criterion: Callable[..., dict[str, Tensor]],
+        count: int,
+    ) -> None:
         self.models = [model, *(_replica(model) for _ in range(count - 1))]
+        self.forward, self.criterion = forward, criterion
         self._parameters = [list(m.parameters()) for m in self.models]
-        self._threads = [ThreadPoolExecutor(1) for _ in range(count)] if count > 1 else []
-        self._futures: list[Future] = []
+        self._threads = [ThreadPoolExecutor(1) for _ in self.models]
 
-    def submit(self, number: int, function: Callable[..., Any], *arguments: Any) -> Future:
-        """Calls `function(model, *arguments)` on the lane of image `number`."""
-        lane = number % len(self.models)
-        if self._threads:
-            future = self._threads[lane].submit(function, self.models[lane], *arguments)
-            self._futures.append(future)
-            return future
-        future = Future()
-        future.set_result(function(self.models[lane], *arguments))
-        return future
+    def __call__(
+        self, images: Iterable[tuple[Any, torch.Generator]], weigh: Callable[..., Any]
+    ) -> list[dict[str, Tensor]]:
+        def backward(model: nn.Module, sample: Any, generator: torch.Generator) -> dict:
+            total, values = weigh(self.criterion(*self.forward(model, sample, generator)))
+            total.backward()
+            return values
 
-    def finish(self) -> None:
-        """Waits for all lanes, also when one has failed."""
-        wait(self._futures)
-        self._futures.clear()
+        for parameter in (p for of_lane in self._parameters for p in of_lane):
+            parameter.grad = None
+        found = self.map(backward, images)
+        self.gather_gradients()
+        return found
+
+    def map(self, function: Callable[..., Any], items: Iterable[tuple[Any, ...]]) -> list[Any]:
+        """`function(model, *item)` of every item; waits for all lanes, also when one has failed."""
+        pending = []
+        try:
+            for number, item in enumerate(items):
+                lane = number % len(self.models)
+                pending.append(self._threads[lane].submit(function, self.models[lane], *item))
+        finally:
+            wait(pending)
+        return [future.result() for future in pending]
 
     def gather_gradients(self) -> None:
         """Adds the gradients of all lanes into the model's; those of the replicas are gone then."""
@@ -64,11 +80,6 @@ class Lanes:
                 theirs.grad = None
             if sums:
                 torch._foreach_add_(sums, terms)
-
-    def drop_gradients(self) -> None:
-        for parameters in self._parameters:
-            for parameter in parameters:
-                parameter.grad = None
 
 
 def _replica(model: nn.Module) -> nn.Module:

@@ -10,8 +10,8 @@ from tensorboardX import summary
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from lib.engine.distributed import ALONE
-from lib.engine.profile import SKIPPED, TRACED, WARM_UP, Profile, peak_memory
-from lib.engine.record import Averages, Board, Record
+from lib.engine.profile import SKIPPED, TRACED, WARM_UP, peak_memory, tracing
+from lib.engine.record import Board, Record
 from lib.engine.runs import read_lines
 
 
@@ -76,6 +76,21 @@ def test_a_resumed_record_takes_back_what_came_later(tmp_path):
     assert SessionLog.START == 1
 
 
+def test_history_forgets_what_comes_after_the_start(tmp_path):
+    path = tmp_path / "history.jsonl"
+    path.write_text("".join(f'{{"iteration": {n}, "total": {n / 10}}}\n' for n in (10, 20, 30)))
+    with path.open("a") as file:
+        file.write('{"iteration": 40, "to')
+    with Record(tmp_path, 20, 90, ()) as record:
+        record.add({"total": 0.5, "seconds": 1.0})
+        record.write(25, 1)
+    assert [(e["iteration"], e["total"]) for e in read_lines(path)] == [
+        (10, 1.0),
+        (20, 2.0),
+        (25, 0.5),
+    ]
+
+
 def test_a_full_disk_is_an_error_and_not_a_hang(tmp_path):
     board = Board(tmp_path, purge_step=1)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -88,30 +103,21 @@ def test_a_full_disk_is_an_error_and_not_a_hang(tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_averages_are_emptied_when_read():
-    averages = Averages()
-    averages.add({"a": 1.0})
-    averages.add({"a": 2.0})
-    assert averages.take() == {"a": 1.5}
-    averages.add({"a": 7.0})
-    assert averages.take() == {"a": 7.0}
-
-
 def test_peak_memory_counts_bytes():
     assert 50e6 < peak_memory() < 1e12
 
 
 def test_profile_of_a_few_updates(tmp_path):
-    with Profile(tmp_path / "profile", ALONE, wanted=True) as profiler:
+    with tracing(tmp_path / "profile", ALONE, wanted=True) as updated:
         for _ in range(SKIPPED + WARM_UP + TRACED + 2):
             torch.ones(4, 4) @ torch.ones(4, 4)
-            profiler.step()
+            updated()
     trace = json.loads((tmp_path / "profile" / "trace_rank0.json").read_text())
     assert sum(e.get("name") == "aten::matmul" for e in trace["traceEvents"]) == TRACED
     assert "aten::matmul" in (tmp_path / "profile" / "operations_rank0.txt").read_text()
 
 
 def test_no_profile_unless_wanted(tmp_path):
-    with Profile(tmp_path / "profile", ALONE, wanted=False) as profiler:
-        profiler.step()
+    with tracing(tmp_path / "profile", ALONE, wanted=False) as updated:
+        updated()
     assert not list(tmp_path.iterdir())

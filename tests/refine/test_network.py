@@ -8,7 +8,7 @@ from torchvision.models.detection import maskrcnn_resnet50_fpn
 from torchvision.ops import box_iou
 
 from lib.config import RefineModelConfig, RefineTestConfig, load_config
-from lib.fast.lanes import Lanes
+from lib.fast.lanes import SideBySide
 from lib.modeling.backbones import build_backbone
 from lib.refine.network import BalancedSampler, PaddedBatch, build_mask_rcnn
 from lib.refine.training import LOSSES, mask_rcnn_losses
@@ -141,7 +141,7 @@ def test_draws_follow_from_the_generator_alone():
 
 def test_draws_of_several_threads_do_not_mix():
     """Each lane of the Trainer has a replica of the model, and with it a sampler of its own."""
-    lanes = Lanes(small().train(), 2)
+    lanes = SideBySide(small().train(), None, None, 2)
     wait = threading.Barrier(2)
 
     def together(model, seed):
@@ -149,9 +149,7 @@ def test_draws_of_several_threads_do_not_mix():
         values = mask_rcnn_losses(model, sample(), torch.Generator().manual_seed(seed))
         return [value.item() for value in values.values()]
 
-    futures = [lanes.submit(n, together, 3) for n in (0, 1)]
-    lanes.finish()
-    one, other = (future.result() for future in futures)
+    one, other = lanes.map(together, [(3,), (3,)])
     assert one == other
 
 

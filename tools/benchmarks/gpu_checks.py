@@ -28,7 +28,7 @@ from benchmarks.report import Conditions, Row
 from benchmarks.timing import time_together
 from lib.engine.checkpoint import load_checkpoint, save_checkpoint
 from lib.engine.distributed import Ranks, summing_model
-from lib.engine.profile import SKIPPED, TRACED, WARM_UP, Profile
+from lib.engine.profile import SKIPPED, TRACED, WARM_UP, tracing
 from lib.engine.solver import build_optimizer
 from lib.engine.trainer import OneByOne, Together, Trainer
 from lib.fast.mining import fast_miner
@@ -254,10 +254,10 @@ def trace(conditions: Conditions) -> Iterator[Row]:
     trainer = make_trainer(conditions, torch.bfloat16)
     samples = cycle([draw_sample(96, 20)])
     with tempfile.TemporaryDirectory() as folder:
-        with Profile(Path(folder), Ranks(device=str(conditions.device)), True) as profiler:
+        with tracing(Path(folder), Ranks(device=str(conditions.device))) as updated:
             for _ in range(SKIPPED + WARM_UP + TRACED + 1):
                 trainer.update(samples)
-                profiler.step()
+                updated()
         events = json.loads((Path(folder) / "trace_rank0.json").read_text())["traceEvents"]
         table = (Path(folder) / "operations_rank0.txt").read_text()
     kind = "kernel" if conditions.device.type == "cuda" else "cpu_op"
