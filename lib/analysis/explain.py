@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 
 from lib.analysis.inspection import Inspection
-from lib.proposals import rle
+from lib.proposals.rle import masks_of
 from lib.visualization.draw import (
     draw_clusters,
     draw_instances,
@@ -177,10 +177,9 @@ def _detections(seen: Inspection, class_names: Sequence[str], score_thresh: floa
 def _truth(
     seen: Inspection, class_names: Sequence[str], truth: Sequence[Mapping[str, Any]]
 ) -> Panel:
-    masks = [rle.rle_to_mask(entry["segmentation"]) for entry in truth]
     picture = draw_instances(
         seen.image,
-        np.array(masks, dtype=bool).reshape(-1, *seen.record.size),
+        masks_of(truth, seen.record.size),
         [entry["class_idx"] for entry in truth],
         None,
         class_names,

@@ -30,7 +30,7 @@ from lib.evaluation.coco_files import by_image
 from lib.evaluation.detections import select_detections, to_coco_results
 from lib.modeling.heads import CIMMiner, anti_noise_sample
 from lib.modeling.scoring import proposal_scores
-from lib.proposals.rle import rle_to_mask
+from lib.proposals.rle import masks_of
 from lib.structures import Detections, Instances, Scores
 
 Measures = dict[str, float | None]
@@ -67,9 +67,8 @@ def known_images(data: CimDataset, ground_truth: dict[str, Any], name: str) -> l
         read = data.read(index)
         if len(read.proposals):
             of_image = objects.get(record.image_id, [])
-            masks = [rle_to_mask(o["segmentation"]) for o in of_image]
             class_idx = np.array([class_of[o["category_id"]] for o in of_image], np.int64)
-            masks = np.array(masks, bool).reshape(len(masks), *record.size)
+            masks = masks_of(of_image, record.size)
             known.append(
                 KnownImage(read, quality.compare(read.proposals.regions, masks, class_idx))
             )

@@ -10,7 +10,7 @@ import numpy as np
 
 from lib.parallel import for_each
 from lib.proposals.overlaps import overlaps_with_masks
-from lib.proposals.rle import rle_to_mask
+from lib.proposals.rle import masks_of
 from lib.proposals.store import ProposalStore
 from lib.structures import Regions
 
@@ -78,7 +78,7 @@ def _find_in_image(
     counts: Sequence[int],
 ) -> tuple[np.ndarray, np.ndarray, int]:
     proposals = store.load(image["file_name"], (image["height"], image["width"]))
-    masks = np.stack([rle_to_mask(o["segmentation"]) for o in objects])
+    masks = masks_of(objects, proposals.regions.size)
     areas = np.array([o["area"] for o in objects], np.float64)
     return best_overlaps(proposals.regions, masks, counts), areas, len(proposals)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import hotcoco.mask
@@ -55,6 +56,12 @@ def mask_to_rle(mask: np.ndarray) -> dict[str, Any]:
 def rle_to_mask(rle: dict[str, Any]) -> np.ndarray:
     """(H, W) bool mask of a compressed RLE."""
     return coco_mask.decode(rle).astype(bool)
+
+
+def masks_of(entries: Sequence[Mapping[str, Any]], size: tuple[int, int]) -> np.ndarray:
+    """(N, *size) bool masks of N results or annotations with compressed RLE; N may be 0."""
+    masks = [rle_to_mask(entry["segmentation"]) for entry in entries]
+    return np.array(masks, bool).reshape(-1, *size)
 
 
 class NoMask(ValueError):

@@ -24,7 +24,7 @@ from lib.data.transforms import (
 )
 from lib.evaluation.coco_files import by_image
 from lib.files import read_json
-from lib.proposals import rle
+from lib.proposals.rle import masks_of
 from lib.structures import InstanceSample
 
 
@@ -72,11 +72,10 @@ class InstanceDataset(ImageDataset):
 
     def _read(self, record: ImageRecord) -> ReadInstances:
         entries = self.instances.get(record.image_id, ())
-        masks = [rle.rle_to_mask(entry["segmentation"]) for entry in entries]
         return ReadInstances(
             record,
             read_image(self.image_dir / record.file_name, record.size),
-            np.array(masks, np.uint8).reshape(-1, *record.size),
+            masks_of(entries, record.size).astype(np.uint8),
             np.array([self._class_of[entry["category_id"]] for entry in entries], np.int64),
         )
 

@@ -11,12 +11,9 @@ from tqdm import tqdm
 
 from lib.data.coco import CocoImages, ImageRecord
 from lib.data.images import read_record
-from lib.proposals import rle
+from lib.proposals.rle import masks_of
 from lib.visualization.draw import draw_instances
 from lib.visualization.panels import contact_sheet, save_png, side_by_side
-
-Entries = Mapping[int, list[dict[str, Any]]]
-"""COCO results or annotations by image id."""
 
 
 def draw_pictures(
@@ -24,7 +21,7 @@ def draw_pictures(
     records: Sequence[ImageRecord],
     images: Path,
     coco: CocoImages,
-    layers: Sequence[tuple[str, Entries]],
+    layers: Sequence[tuple[str, Mapping[int, list[dict[str, Any]]]]],
     suffix: str = "",
     color_by: str = "class",
     on_sheet: int = 12,
@@ -33,7 +30,7 @@ def draw_pictures(
 
     Args:
         images: the folder of the images.
-        layers: (title, instances by image id).
+        layers: (title, entries as from `coco_files.by_image`).
         on_sheet: pictures on `<folder>/overview.png`, which is written for two or more.
 
     Returns:
@@ -61,11 +58,10 @@ def draw_pictures(
 def _draw(
     image: np.ndarray, entries: list[dict[str, Any]], coco: CocoImages, color_by: str
 ) -> np.ndarray:
-    masks = [rle.rle_to_mask(entry["segmentation"]) for entry in entries]
     scores = [entry["score"] for entry in entries]
     return draw_instances(
         image,
-        np.array(masks, dtype=bool).reshape(-1, *image.shape[:2]),
+        masks_of(entries, image.shape[:2]),
         [coco.category_ids.index(entry["category_id"]) for entry in entries],
         None if None in scores else scores,
         coco.class_names,
