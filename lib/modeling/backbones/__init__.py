@@ -30,7 +30,7 @@ def build_backbone(
 
     Args:
         name: a key of BACKBONES.
-        args: options of that backbone's constructor.
+        args: options of its constructor.
         section: of the configuration, which errors refer to.
         use: who asks; published networks differ in layers and names.
 
@@ -43,9 +43,8 @@ def build_backbone(
             f"{section}.backbone: no backbone {name!r}; {near}there are {', '.join(BACKBONES)}"
         )
     kind = BACKBONES[name]
-    form = {"use": use} if kind.has_forms else {}
     try:
-        backbone = kind(**{**(args or {}), **form})
+        backbone = kind(**{**(args or {}), **({"use": use} if kind.has_forms else {})})
     except (TypeError, ValueError) as error:
         raise ValueError(f"{section}.backbone_args do not fit {name}: {error}") from error
     backbone.section = section

@@ -1,9 +1,9 @@
-"""The interface of a backbone to CIM, the PRM and the pyramid of Mask R-CNN; its weights."""
+"""Interface of a backbone to CIM, the PRM and the pyramid of Mask R-CNN; loading its weights."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import takewhile
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -22,7 +22,11 @@ Use = Literal["cim", "prm", "pyramid"]
 """Who asks for a backbone."""
 
 _PREFIXES = ("Conv_Body.", "backbone.body.", "0.features.")
-"""In front of a backbone's names in checkpoints of CIM, Mask R-CNN and the PRM."""
+"""Of a backbone's names in checkpoints of CIM, Mask R-CNN and the PRM."""
+
+
+_COUNTER = "num_batches_tracked"
+"""Part of a batch norm that weights need not have."""
 
 
 class Layer(NamedTuple):
@@ -37,8 +41,8 @@ class Backbone(nn.Module):
     """A network from images (B, 3, h, w) to feature maps, the finest first.
 
     CIM and the PRM take the last map, a pyramid the last one of every stride. A backbone defines
-    `compute`; one with pretrained weights also `imagenet_weights` and, if its names differ from
-    theirs, `own_name`.
+    `compute`; one with pretrained weights also `imagenet_weights` and, where these have other
+    names, `own_name`.
 
     Args:
         layers: its feature maps, in the order of `compute`.
@@ -135,22 +139,19 @@ class Backbone(nn.Module):
             return images
         if images.device not in self._factors:  # no buffers: they would lose digits in bfloat16
             with torch.inference_mode(False):
-                made = torch.tensor(factors, device=images.device).T[
-                    ..., None, None
-                ]  # (2, 3, 1, 1)
-            self._factors[images.device] = made
-        scale, shift = self._factors[images.device]
+                self._factors[images.device] = torch.tensor(factors, device=images.device)
+        scale, shift = self._factors[images.device].T[..., None, None]  # (3, 1, 1) each
         return images * scale + shift
 
     def own_name(self, name: str) -> str | None:
         """Name in this backbone of a tensor of its pretrained weights; None if it has no place.
 
-        This backbone's own names come back unchanged.
+        The backbone's own names come back unchanged.
         """
         return name
 
     def imagenet_weights(self) -> Mapping[str, Tensor]:
-        """The usual ImageNet weights in their own names.
+        """The usual ImageNet weights, under their own names.
 
         Raises:
             ValueError: there are none for this backbone.
@@ -162,7 +163,7 @@ class Backbone(nn.Module):
         )
 
     def start_from(self, weights: str) -> None:
-        """Loads what the configuration names.
+        """Loads the weights that the configuration names.
 
         Args:
             weights: `imagenet`, `random`, or the path of a checkpoint file.
@@ -174,19 +175,13 @@ class Backbone(nn.Module):
         if weights == "imagenet":
             self.load_weights(self.imagenet_weights(), "ImageNet weights")
         elif weights != "random":
-            if not Path(weights).is_file():
-                raise FileNotFoundError(
-                    f"{weights}: no such checkpoint ({self.section}.weights); docs/INSTALL.md says "
-                    "where weights come from"
-                )
-            self.load_weights(read_state_dict(weights), weights)
+            self.load_weights(read_state_dict(weights, f"{self.section}.weights"), weights)
 
     def load_weights(self, weights: Mapping[str, Tensor], source: str = "weights") -> None:
         """Copies every tensor of this backbone from a state dict.
 
-        Accepts this backbone's own names, those of its pretrained weights, and either as they
-        stand in a checkpoint of CIM, the PRM or Mask R-CNN. Layers and heads that this backbone
-        does not have are ignored.
+        Takes the backbone's own names, those of its pretrained weights, and either as they stand
+        in a checkpoint of CIM, the PRM or Mask R-CNN. Other layers and heads are ignored.
 
         Raises:
             ValueError: a tensor is missing, has another shape, or belongs to a larger network.
@@ -194,17 +189,17 @@ class Backbone(nn.Module):
         mine = self.state_dict()
         found, surplus = {}, []
         for name, tensor in _of_backbone(weights).items():
-            own = self.own_name(name)
+            own = self.own_name(name) or ""
+            part, _, rest = own.partition(".")
             if own in mine:
                 found[own] = tensor
-            elif own is not None and self._has_part_of(own):
+            elif rest and part in self._modules and not own.endswith(_COUNTER):
                 surplus.append(name)
-        optional = {name for name in mine if name.endswith("num_batches_tracked")}
-        missing = [name for name in mine if name not in found and name not in optional]
+        missing = [name for name in mine if name not in found and not name.endswith(_COUNTER)]
         wrong = [
-            f"{name} {tuple(found[name].shape)} instead of {tuple(mine[name].shape)}"
-            for name in found
-            if found[name].shape != mine[name].shape
+            f"{name} {tuple(tensor.shape)} instead of {tuple(mine[name].shape)}"
+            for name, tensor in found.items()
+            if tensor.shape != mine[name].shape
         ]
         if missing or wrong or surplus:
             raise ValueError(
@@ -216,21 +211,11 @@ class Backbone(nn.Module):
         self.load_state_dict(mine | found)
         logger.info("backbone: %d tensors from %s", len(found), source)
 
-    def _has_part_of(self, name: str) -> bool:
-        """Whether the first part of a dotted name is one of this backbone's."""
-        part, _, rest = name.partition(".")
-        return bool(rest) and part in self._modules and not name.endswith("num_batches_tracked")
-
-    def freeze(self, parts: Iterable[nn.Module]) -> None:
-        """Takes the parameters of these parts out of training."""
-        for part in parts:
-            part.requires_grad_(False)
-
     def use_batch_statistics(self) -> None:
-        """Lets batch norms follow the batch in training mode: the PRM trains on batches.
+        """Lets batch norms follow the batch in training mode, for the PRM, which trains on batches.
 
-        By default they use their running statistics in training mode too (one image per forward
-        is too few to estimate any); their affine parameters train unless a part is frozen.
+        By default they keep to their running statistics (one image is too few to estimate any);
+        their affine parameters train unless a part is frozen.
         """
         self.frozen_bn = False
 
@@ -257,8 +242,11 @@ class Backbone(nn.Module):
             ) from error
 
 
-def read_state_dict(path: str | Path) -> dict[str, Tensor]:
+def read_state_dict(path: str | Path, setting: str = "model.weights") -> dict[str, Tensor]:
     """Reads the tensors of a checkpoint file, also where they lie under `model` or `state_dict`.
+
+    Args:
+        setting: the key of the configuration that names the file, for errors.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -268,7 +256,7 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise FileNotFoundError(
             f"{path}: no such checkpoint; docs/INSTALL.md says where the weights come from, and "
-            "model.weights which they are"
+            f"{setting} which they are"
         )
     try:
         if path.suffix == ".safetensors":
@@ -280,9 +268,8 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     for key in ("model", "state_dict"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
-    tensors = {}
-    if isinstance(content, dict):
-        tensors = {name: value for name, value in content.items() if isinstance(value, Tensor)}
+    named = content.items() if isinstance(content, dict) else ()
+    tensors = {name: value for name, value in named if isinstance(value, Tensor)}
     if not tensors:
         raise ValueError(f"{path}: holds no tensors by name; expected a state dict")
     return tensors
@@ -299,9 +286,9 @@ def _of_backbone(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The backbone's tensors of a state dict that may be that of a whole network."""
     weights = {name.removeprefix("module."): tensor for name, tensor in weights.items()}
     for prefix in _PREFIXES:
-        if any(name.startswith(prefix) for name in weights):
-            parts = weights.items()
-            return {n.removeprefix(prefix): t for n, t in parts if n.startswith(prefix)}
+        inside = [name for name in weights if name.startswith(prefix)]
+        if inside:
+            return {name.removeprefix(prefix): weights[name] for name in inside}
     return weights
 
 

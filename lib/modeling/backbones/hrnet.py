@@ -8,6 +8,9 @@ brings all four to stride 32 and 2048 channels.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import reduce
+from itertools import pairwise
+from operator import add
 
 import torch
 from torch import Tensor, nn
@@ -24,9 +27,8 @@ class HRNet(Backbone):
     """Stem, four stages, and the head that merges the branches; by default HRNet-W48 as published.
 
     # PARITY: stem, stages 1 and 2 and the first transition run without gradient, although the
-    # batch norms of the stem and the first transition count as trainable, and so does the
-    # `classifier` of ImageNet's classes, which takes no part at all. An optimiser that is given
-    # them never sees a gradient.
+    # batch norms of the stem and the first transition count as trainable, as does `classifier`
+    # (of ImageNet's classes), which takes no part at all. They never get a gradient.
 
     Args:
         width: channels of the first branch; the others have 2, 4 and 8 times as many.
@@ -43,9 +45,8 @@ class HRNet(Backbone):
         self.bn1 = nn.BatchNorm2d(64)
         self.conv2 = _conv3x3(64, 64, stride=2)
         self.bn2 = nn.BatchNorm2d(64)
-        self.layer1 = nn.Sequential(
-            _bottleneck(64, 64), *(Bottleneck(256, 64) for _ in range(blocks - 1))
-        )
+        more = [Bottleneck(256, 64) for _ in range(blocks - 1)]
+        self.layer1 = nn.Sequential(_bottleneck(64, 64), *more)
         self.transition1 = _transition([256], widths[:2])
         self.stage2 = _stage(widths[:2], depths[0], blocks)
         self.transition2 = _transition(widths[:2], widths[:3])
@@ -54,12 +55,10 @@ class HRNet(Backbone):
         self.stage4 = _stage(widths, depths[2], blocks)
         heads = (32, 64, 128, 256)
         self.incre_modules = nn.ModuleList(
-            nn.Sequential(_bottleneck(channels, head))
-            for channels, head in zip(widths, heads, strict=True)
+            nn.Sequential(_bottleneck(w, head)) for w, head in zip(widths, heads, strict=True)
         )
         self.downsamp_modules = nn.ModuleList(
-            _unit(4 * below, 4 * above, stride=2, bias=True)
-            for below, above in zip(heads[:-1], heads[1:], strict=True)
+            _unit(4 * below, 4 * above, stride=2, bias=True) for below, above in pairwise(heads)
         )
         self.final_layer = nn.Sequential(
             nn.Conv2d(1024, 2048, kernel_size=1), nn.BatchNorm2d(2048), nn.ReLU(inplace=True)
@@ -68,7 +67,8 @@ class HRNet(Backbone):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-        self.freeze((self.conv1, self.conv2, self.layer1, self.stage2))
+        for frozen in (self.conv1, self.conv2, self.layer1, self.stage2):
+            frozen.requires_grad_(False)
         self.train()
 
     def compute(self, images: Tensor) -> Iterator[Tensor]:
@@ -110,8 +110,7 @@ class ResolutionModule(nn.Module):
     def __init__(self, widths: Sequence[int], blocks: int) -> None:
         super().__init__()
         self.branches = nn.ModuleList(
-            nn.Sequential(*(BasicBlock(channels, channels) for _ in range(blocks)))
-            for channels in widths
+            nn.Sequential(*(BasicBlock(w, w) for _ in range(blocks))) for w in widths
         )
         self.fuse_layers = nn.ModuleList(
             nn.ModuleList(_exchange(widths, source, target) for source in range(len(widths)))
@@ -120,13 +119,10 @@ class ResolutionModule(nn.Module):
 
     def forward(self, branches: list[Tensor]) -> list[Tensor]:
         branches = [blocks(maps) for blocks, maps in zip(self.branches, branches, strict=True)]
-        fused = []
-        for layers in self.fuse_layers:
-            total = layers[0](branches[0])
-            for layer, maps in zip(layers[1:], branches[1:], strict=True):
-                total = total + layer(maps)
-            fused.append(functional.relu(total))
-        return fused
+        return [
+            functional.relu(reduce(add, (f(m) for f, m in zip(layers, branches, strict=True))))
+            for layers in self.fuse_layers
+        ]
 
 
 def _conv3x3(channels: int, width: int, stride: int = 1, bias: bool = False) -> nn.Conv2d:

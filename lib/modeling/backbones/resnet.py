@@ -93,11 +93,10 @@ class ResNet(Backbone):
 
     def compute(self, images: Tensor) -> Iterator[Tensor]:
         features = images
-        for name in self.stem:
+        for name in (*self.stem, *self.parts):
             features = self.get_submodule(name)(features)
-        for name in self.parts:
-            features = self.get_submodule(name)(features)
-            yield features
+            if name in self.parts:
+                yield features
 
     def own_name(self, name: str) -> str | None:
         """Translates the names of CIM, the PRM and torchvision into this backbone's."""
@@ -133,17 +132,15 @@ class ResNet50(ResNet):
             norm=FrozenBatchNorm2d if use == "pyramid" else nn.BatchNorm2d,
         )
         if use != "prm":
-            self.freeze(self.get_submodule(name) for name in (*self.stem, self.parts[0]))
+            for name in (*self.stem, self.parts[0]):
+                self.get_submodule(name).requires_grad_(False)
 
     def imagenet_weights(self) -> Mapping[str, Tensor]:
         return self.download(ResNet50_Weights.IMAGENET1K_V1)
 
 
 class ResNet18(ResNet):
-    """A small backbone for CPUs: a whole ResNet-18 or a narrower, shorter or finer one.
-
-    All of it trains.
-    """
+    """A small backbone for CPUs that trains as a whole: ResNet-18, or a narrower or shorter one."""
 
     def __init__(
         self,
@@ -156,20 +153,17 @@ class ResNet18(ResNet):
         self.usual = (tuple(widths), tuple(depths)) == ((64, 128, 256, 512), (2, 2, 2, 2))
 
     def imagenet_weights(self) -> Mapping[str, Tensor]:
-        if not self.usual:
-            return super().imagenet_weights()
-        return self.download(ResNet18_Weights.IMAGENET1K_V1)
+        if self.usual:
+            return self.download(ResNet18_Weights.IMAGENET1K_V1)
+        return super().imagenet_weights()
 
 
 def _layer(
     block: Block, depth: int, channels: int, width: int, stride: int, norm: Norm
 ) -> nn.Sequential:
-    shortcut = None
-    if stride != 1 or channels != width * block.expansion:
-        shortcut = nn.Sequential(
-            nn.Conv2d(channels, width * block.expansion, kernel_size=1, stride=stride, bias=False),
-            norm(width * block.expansion),
-        )
+    out, shortcut = width * block.expansion, None
+    if stride != 1 or channels != out:
+        conv = nn.Conv2d(channels, out, kernel_size=1, stride=stride, bias=False)
+        shortcut = nn.Sequential(conv, norm(out))
     first = block(channels, width, stride, shortcut, norm_layer=norm)
-    rest = [block(width * block.expansion, width, norm_layer=norm) for _ in range(depth - 1)]
-    return nn.Sequential(first, *rest)
+    return nn.Sequential(first, *(block(out, width, norm_layer=norm) for _ in range(depth - 1)))

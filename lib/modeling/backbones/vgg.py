@@ -28,17 +28,17 @@ class VGG(Backbone):
             raise ValueError(f"a VGG needs {len(DEPTHS)} widths, got {tuple(widths)}")
         strides = (2, 4, 8, 8, 8)
         super().__init__([Layer(w, s) for w, s in zip(widths, strides, strict=True)])
-        inputs = (3, *widths[:-1])
-        self.conv1 = _section(inputs[0], widths[0], DEPTHS[0], pool=True)
-        self.conv2 = _section(inputs[1], widths[1], DEPTHS[1], pool=True)
-        self.conv3 = _section(inputs[2], widths[2], DEPTHS[2], pool=True)
-        self.conv4 = _section(inputs[3], widths[3], DEPTHS[3])
-        self.conv5 = _section(inputs[4], widths[4], DEPTHS[4], dilation=2)
+        self.conv1 = _section(3, widths[0], DEPTHS[0], pool=True)
+        self.conv2 = _section(widths[0], widths[1], DEPTHS[1], pool=True)
+        self.conv3 = _section(widths[1], widths[2], DEPTHS[2], pool=True)
+        self.conv4 = _section(widths[2], widths[3], DEPTHS[3])
+        self.conv5 = _section(widths[3], widths[4], DEPTHS[4], dilation=2)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
                 nn.init.zeros_(module.bias)
-        self.freeze((self.conv1, self.conv2))
+        for frozen in (self.conv1, self.conv2):
+            frozen.requires_grad_(False)
 
     def chain(self) -> list[nn.Module]:
         return [self.conv1, self.conv2, self.conv3, self.conv4, self.conv5]
@@ -76,15 +76,10 @@ def _section(
     return nn.Sequential(*layers)
 
 
-def _positions() -> dict[int, str]:
-    """Where the convolution at an index of torchvision's `features` lies in conv1..conv5."""
-    position, index = {}, 0
-    for section, depth in enumerate(DEPTHS, start=1):
-        for number in range(depth):
-            position[index] = f"conv{section}.{2 * number}"
-            index += 2  # the convolution and its ReLU
-        index += 1  # the pooling
-    return position
-
-
-_POSITION = _positions()
+_INDICES = ((0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28))
+_POSITION = {
+    index: f"conv{section}.{2 * number}"
+    for section, indices in enumerate(_INDICES, start=1)
+    for number, index in enumerate(indices)
+}
+"""Name of the convolution at an index of torchvision's `features`."""
