@@ -23,8 +23,6 @@ Use = Literal["cim", "prm", "pyramid"]
 
 _PREFIXES = ("Conv_Body.", "backbone.body.", "0.features.")
 """Of a backbone's names in checkpoints of CIM, Mask R-CNN and the PRM."""
-
-
 _COUNTER = "num_batches_tracked"
 """Part of a batch norm that weights need not have."""
 
