@@ -127,10 +127,12 @@ class ImageIndex:
             return [whole]
         written = PurePosixPath(_key(whole))
         inside = self._inside(written)
-        for table, stem in ((self._by_name, False), (self._by_stem, True)):
-            found = self._ends_alike(table.get(written.name, []), inside or written, stem)
+        for table in (self._by_name, self._by_stem):
+            found = self._ends_alike(table.get(written.name, []), inside or written)
             if inside is not None:
                 found = [f for f in found if len(PurePosixPath(f).parts) == len(inside.parts)]
+            if len(found) == 1 and inside is None:
+                self._note_folders(PurePosixPath(whole), found[0])
             if found:
                 return found
         if whole.isdecimal() and len(whole) < 30:  # an image id: VOC's and COCO's are the names
@@ -146,7 +148,7 @@ class ImageIndex:
                     return path.relative_to(root)
         return None
 
-    def _ends_alike(self, files: list[str], written: PurePosixPath, stem: bool) -> list[str]:
+    def _ends_alike(self, files: list[str], written: PurePosixPath) -> list[str]:
         """Files whose path ends like `written`, or the other way round; the longest common end."""
         best: dict[int, list[str]] = defaultdict(list)
         for file in files:
@@ -159,12 +161,13 @@ class ImageIndex:
         if len(found) > 1:  # one file by two ways is one
             real = {os.path.realpath(self.folder / file): file for file in reversed(found)}
             found = sorted(real.values())
-        if len(found) == 1:
-            more = written.parts[: -len(PurePosixPath(found[0]).parts)]
-            roots = [PurePosixPath(root).parts for root in self._roots]
-            if more and not any(root[-len(more) :] == more for root in roots):
-                self.unknown_folders.add(str(PurePosixPath(*more)))
         return found
+
+    def _note_folders(self, written: PurePosixPath, file: str) -> None:
+        more = written.parts[: -len(PurePosixPath(file).parts)]
+        roots = [PurePosixPath(root).parts for root in self._roots]
+        if more and not any(root[-len(more) :] == tuple(map(_key, more)) for root in roots):
+            self.unknown_folders.add(str(PurePosixPath(*more)))
 
 
 def _key(name: str) -> str:
