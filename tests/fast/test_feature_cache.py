@@ -34,7 +34,7 @@ def backbone(kind: str):
     torch.manual_seed(0)
     if kind == "resnet, stem":
         net = build_backbone("resnet18", RESNET)
-        net.freeze([net.res1])
+        net.res1.requires_grad_(False)
     else:
         net = build_backbone("timm", {**LITE, "frozen": {"all": 5, "some": 3}[kind]})
     for module in net.modules():  # so that features neither vanish nor explode
@@ -313,6 +313,6 @@ def test_published_backbones_are_split_where_they_are_frozen(tmp_path):
         assert len(net.frozen_parts()) == count, name
     # The batch norms of the PRM follow the batch: nothing to keep, though no parameter trains.
     net = PeakResponseNet(2, PRMConfig(backbone="resnet18", backbone_args=RESNET))
-    net.backbone.freeze([net.backbone.res1])
+    net.backbone.res1.requires_grad_(False)
     images = make_images(tmp_path)
     assert kept_features(net, images, PRMConfig(flips=("none",)), 1, tmp_path) is None
