@@ -74,8 +74,8 @@ def select_detections(
 
     proposal_idx, class_idx = proposal_idx[kept], class_idx[kept]
     return Detections(
-        proposal_idx=proposal_idx.astype(np.int64),
-        class_idx=class_idx.astype(np.int64),
+        proposal_idx=proposal_idx,
+        class_idx=class_idx,
         scores=scores[proposal_idx, class_idx].astype(np.float32),
     )
 

@@ -15,7 +15,7 @@ GOLDEN = Path(__file__).parent.parent / "golden" / "model" / "vgg16_tta.npz"
 
 
 def slow_detections(scores, boxes, score_thresh, nms_thresh, limit):
-    """SPEC 7 as it reads: class by class, pair by pair."""
+    """docs/specification.md#inference word by word: class by class, pair by pair."""
     found = []
     for c in range(scores.shape[1]):
         left = [p for p in range(len(scores)) if scores[p, c] > score_thresh]

@@ -1,5 +1,5 @@
 "use strict";
-// What the scripts in data/ bring, and asking for them: overview, chunk-<n>, details-<n>.
+// Loads the scripts in data/: overview, chunk-<n>, details-<n>.
 
 const Gallery = { overview: null };
 
@@ -20,7 +20,7 @@ const Gallery = { overview: null };
     if (request) request.resolve(content);
   };
 
-  // The content of a data file if it is here already, else undefined.
+  // The content of a data file if it is loaded, else undefined.
   Gallery.peek = (name) => {
     const content = ready.get(name);
     if (content !== undefined) {
@@ -48,7 +48,7 @@ const Gallery = { overview: null };
     script.onerror = failed;
     script.onload = () => {
       script.remove();
-      failed(); // a whole file has answered by now
+      failed(); // a complete file has called galleryData by now
     };
     document.head.append(script);
     return request.promise;

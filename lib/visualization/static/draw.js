@@ -47,11 +47,11 @@
     context.lineJoin = "round";
     context.setLineDash([]);
     context.lineWidth = width + 1.6 * unit;
-    context.strokeStyle = "rgba(10, 10, 10, 0.8)"; // seen on light ground, the line on dark
+    context.strokeStyle = "rgba(10, 10, 10, 0.8)"; // visible on light ground, the line on dark
     context.stroke(path);
     context.lineWidth = width;
     if (look.dash) {
-      // The truth in white dashes on the colour, not to be taken for a result.
+      // White dashes on the colour tell the ground truth from results.
       context.strokeStyle = color;
       context.stroke(path);
       context.setLineDash([5 * unit, 5 * unit]);
@@ -62,8 +62,8 @@
     context.globalAlpha = 1;
   }
 
-  // Draws items in the coordinates of the image; the context's transform leads to the canvas.
-  // `scale` is canvas pixels for a pixel of the image, `ratio` canvas pixels for a CSS pixel.
+  // Draws items in image coordinates; the context's transform maps them to the canvas.
+  // `scale` is canvas pixels per image pixel, `ratio` canvas pixels per CSS pixel.
   Gallery.drawItems = (context, items, { scale, ratio, chosen }) => {
     const unit = ratio / scale;
     for (const item of items) {
@@ -100,7 +100,7 @@
     }
   }
 
-  // Names and scores beside the items, none over another, best first. In CSS pixels.
+  // Names and scores beside the items without overlap, best first. In CSS pixels.
   Gallery.drawCaptions = (context, items, { toView, size }) => {
     const taken = [];
     context.font = "600 12px system-ui, sans-serif";
@@ -143,7 +143,7 @@
     return 0.299 * red + 0.587 * green + 0.114 * blue < 128;
   }
 
-  // The topmost item at a place of the image.
+  // The topmost item at a point of the image.
   Gallery.itemAt = (context, items, x, y) =>
     [...items].reverse().find((item) => !item.map && context.isPointInPath(pathOf(item.outlines), x, y, "evenodd"));
 })();

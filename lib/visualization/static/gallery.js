@@ -1,5 +1,5 @@
 "use strict";
-// What is shown: layers, filters, order. Starts the page.
+// State of the page: layers, filters, order. Starts it.
 
 (() => {
   const { overview, element } = Gallery;
@@ -23,7 +23,7 @@
   const percent = (value) => `${(100 * value).toFixed(0)}`;
   const collator = new Intl.Collator(undefined, { numeric: true });
 
-  // What is said of an image beside its name.
+  // The note beside an image's name.
   Gallery.numbersOf = (image) => {
     const told = [];
     if (image.ap !== null) told.push(`AP ${percent(image.ap)}`, `${image.found}/${image.objects} found`);
@@ -55,7 +55,7 @@
     return map;
   }
 
-  // A promise of what the layers that are on show of an image, in the order of drawing.
+  // A promise of an image's items in the enabled layers, in drawing order.
   Gallery.itemsOf = async (number, { maps: whenLoaded } = {}) => {
     const on = layers.filter((layer) => state.layers.has(layer.id));
     const wanted = [];
@@ -259,7 +259,7 @@
     setClasses(true);
   }
 
-  // Runs a function when nothing has called it for a moment.
+  // Runs a function once calls have paused for a moment.
   function calmly(run) {
     let timer = 0;
     return () => {
@@ -350,7 +350,7 @@
       try {
         return localStorage.getItem("cim-gallery-theme");
       } catch {
-        return null; // some browsers give no storage to files
+        return null; // some browsers deny storage to local files
       }
     })();
     if (stored === "light" || stored === "dark") root.dataset.theme = stored;
@@ -360,7 +360,7 @@
       try {
         localStorage.setItem("cim-gallery-theme", root.dataset.theme);
       } catch {
-        // it lasts as long as the page then
+        // kept until the page is closed
       }
     });
   }

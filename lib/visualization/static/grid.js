@@ -1,5 +1,5 @@
 "use strict";
-// Thumbnails of the images that are shown. Only what is in sight exists as elements.
+// Thumbnails of the filtered images. Only those in sight exist as elements.
 
 (() => {
   const GAP = 12;
@@ -11,7 +11,7 @@
   let columns = 1;
   let tileWidth = 200;
   let rowHeight = 200;
-  let active = 0; // place that the keyboard is at
+  let active = 0; // place of the keyboard focus
   let timer = 0;
 
   const { element } = Gallery;
@@ -26,10 +26,10 @@
     layOut();
   };
 
-  // Draws again what is in sight, after a change of layers or filters.
+  // Redraws what is in sight after a change of layers or filters.
   Gallery.redrawGrid = () => tiles.forEach(overlay);
 
-  // Makes an image of the order the current one and brings it into sight.
+  // Makes an image the current one and scrolls to it.
   Gallery.goTo = (place, { focus = true } = {}) => {
     if (!order.length) return;
     active = Math.max(0, Math.min(place, order.length - 1));
@@ -70,7 +70,7 @@
       if (!tiles.has(place)) {
         const tile = makeTile(place);
         tiles.set(place, tile);
-        // In reading order, for those who read the page by its elements.
+        // In reading order, for screen readers.
         const after = [...grid.children].find((other) => Number(other.dataset.place) > place);
         grid.insertBefore(tile, after || null);
       }
@@ -80,7 +80,7 @@
       tile.setAttribute("aria-selected", place === active);
     }
     clearTimeout(timer);
-    timer = setTimeout(Gallery.redrawGrid, 60); // no outlines for what only rushes by
+    timer = setTimeout(Gallery.redrawGrid, 60); // no outlines while scrolling fast
   }
 
   function makeTile(place) {
@@ -113,7 +113,7 @@
     return tile;
   }
 
-  // Draws the layers over a thumbnail when their outlines are there.
+  // Draws the layers over a thumbnail once their outlines are loaded.
   async function overlay(tile, place) {
     const number = order[place];
     const canvas = tile.querySelector("canvas");
@@ -121,7 +121,7 @@
     try {
       items = await Gallery.itemsOf(number);
     } catch {
-      return; // the reason is on the page already
+      return; // already reported on the page
     }
     if (!tile.isConnected) return;
     const image = Gallery.overview.images[number];

@@ -1,5 +1,5 @@
 "use strict";
-// One image, large: zoom, move, what is on it.
+// One large image: zoom, move, list of its items.
 
 (() => {
   const viewer = document.getElementById("viewer");
@@ -14,7 +14,7 @@
   let picture = null; // the <img>, not in the page
   let items = [];
   let chosen = null; // pointed at
-  let view = { scale: 1, x: 0, y: 0 }; // CSS pixels for a pixel of the image, and its corner
+  let view = { scale: 1, x: 0, y: 0 }; // CSS pixels per image pixel, and the corner
   let fitted = true;
   let scheduled = false;
 
@@ -50,7 +50,7 @@
     }
   }
 
-  // Takes the items of the layers that are on and lists them.
+  // Lists the items of the enabled layers.
   async function fill() {
     const number = order[place];
     let found;
@@ -182,7 +182,7 @@
     canvas.height = Math.round(height * ratio);
     const { scale, x, y } = view;
     context.setTransform(scale * ratio, 0, 0, scale * ratio, x * ratio, y * ratio);
-    // Single pixels are what one wants to see when they are large.
+    // When zoomed in far, show sharp pixels.
     context.imageSmoothingEnabled = scale < 8;
     context.imageSmoothingQuality = "high";
     const image = current();
