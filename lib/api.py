@@ -26,7 +26,7 @@ from lib.data.loader import CimDataset, ReadImage, no_clusters
 from lib.data.transforms import mask_boxes
 from lib.engine.build import build_detector
 from lib.engine.checkpoint import CheckpointError, load_checkpoint, load_model
-from lib.engine.runs import checkpoint_at, newest_checkpoint
+from lib.engine.runs import find_checkpoint
 from lib.modeling.model_builder import CIMNet, build_model
 from lib.proposals.regions import mask_areas, proposals_from_masks, proposals_from_regions
 from lib.structures import Proposals, Regions
@@ -120,7 +120,7 @@ class CIM:
         """
         path = checkpoint = Path(path)
         if path.is_dir():
-            checkpoint = newest_checkpoint(path) if step is None else checkpoint_at(path, step)
+            checkpoint = find_checkpoint(path, step)
         elif step is not None:
             raise ValueError(f"{path}: step goes with the folder of a run")
         state = load_checkpoint(checkpoint)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import os
 import signal
 import sys
 from argparse import SUPPRESS, Namespace
@@ -33,6 +34,10 @@ EXIT_CODES = (
     "Exit codes: 0 done; 1 a part failed or a loss is not finite; 2 bad input; 130 after Ctrl-C, "
     "143 after SIGTERM. Run the same command again to resume."
 )
+
+
+IN_CHAIN = "CIM_IN_CHAIN"
+"""Set in the environment of the tools that a chain of steps runs."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +94,12 @@ def run_tool(
 def say_error(error: object) -> None:
     """Writes one line to the terminal and, once a run has one, to its log."""
     logger.error("error: %s", error)
+
+
+def say_next(command: str) -> None:
+    """Names the tool to run next, unless a chain runs this one and goes on by itself."""
+    if IN_CHAIN not in os.environ:
+        logger.info("next: python %s", command)
 
 
 def report_failures(failures: dict[str, str], total: int) -> int:
@@ -166,6 +177,13 @@ def add_parallel_arguments(
         help="processes of this machine, or the workers of a dask cluster (docs/cluster.md)",
     )
     group.add_argument("--scheduler", metavar="ADDRESS", help="of dask, such as tcp://host:8786")
+
+
+def jobs_from_args(args: Namespace, images: int, few: int) -> int:
+    """--jobs, where it has no default: one process for fewer than `few` images."""
+    if args.jobs is not None:
+        return args.jobs
+    return 1 if images < few else -1
 
 
 def add_dataset_arguments(
@@ -251,21 +269,18 @@ def add_result_arguments(parser: Parser, what: str = "COCO result file") -> None
     group = parser.add_argument_group("results", "a file, or what the newest run has")
     either = group.add_mutually_exclusive_group()
     either.add_argument("--detections", type=Path, metavar="FILE", help=f"any {what}")
-    _add_run(either, "a run folder")
-    _add_outputs(group)
+    add_run_arguments(group, "a run folder", either)
 
 
-def add_run_arguments(parser: Parser, help: str = "default: the newest run") -> None:
-    """Adds the options that `run_from_args` reads."""
-    _add_run(parser, help)
-    _add_outputs(parser)
+def add_run_arguments(
+    parser: Parser, help: str = "default: the newest run", either: Parser | None = None
+) -> None:
+    """Adds the options that `run_from_args` reads.
 
-
-def _add_run(parser: Parser, help: str) -> None:
-    parser.add_argument("--run", type=Path, metavar="DIR", help=help)
-
-
-def _add_outputs(parser: Parser) -> None:
+    Args:
+        either: takes --run, beside options that exclude it.
+    """
+    (either or parser).add_argument("--run", type=Path, metavar="DIR", help=help)
     parser.add_argument(
         "--outputs", type=Path, default=Path("Outputs"), metavar="DIR", help="where runs lie"
     )

@@ -19,25 +19,25 @@ from benchmarks.gpu_checks import CHECKS
 from benchmarks.report import cores, describe_machine, machine_text, table_text, write_numbers
 from benchmarks.timing import processor_time
 
-from lib.command_line import SUPPRESS, Command, Namespace, Parser, add_device_arguments, run_tool
+from lib import command_line as cli
 from lib.engine.distributed import make_current
 from lib.files import write_json
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     commands = {
-        name: Command(measure, measure_options, help=benchmark.help)
+        name: cli.Command(measure, measure_options, help=benchmark.help)
         for name, benchmark in BENCHMARKS.items()
     }
-    return run_tool(__doc__, {**commands, "gpu": Command(gpu, gpu_options)}, argv)
+    return cli.run_tool(__doc__, {**commands, "gpu": cli.Command(gpu, gpu_options)}, argv)
 
 
-def measure_options(parser: Parser) -> None:
+def measure_options(parser: cli.Parser) -> None:
     parser.add_argument("--check", action="store_true", help="exit code 1 where a goal is missed")
     parser.add_argument(
         "--json", type=Path, metavar="FILE", help="also write the numbers to this file"
     )
-    add_device_arguments(parser)
+    cli.add_device_arguments(parser)
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="default: 0")
     parser.add_argument(
         "--quick", action="store_true", help="small sizes and few repeats, to see that it runs"
@@ -50,7 +50,7 @@ def measure_options(parser: Parser) -> None:
     )
 
 
-def measure(args: Namespace) -> int:
+def measure(args: cli.Namespace) -> int:
     if args.processor_time and (args.device != "cpu" or args.threads not in (None, 1)):
         raise ValueError("--processor-time goes with --device cpu and one thread")
     default = 1 if args.processor_time else cores()
@@ -66,7 +66,7 @@ def measure(args: Namespace) -> int:
         torch.set_num_threads(before)
 
 
-def print_numbers(args: Namespace) -> int:
+def print_numbers(args: cli.Namespace) -> int:
     conditions = Conditions(torch.device(args.device), args.seed, args.quick)
     make_current(conditions.device)
     machine = describe_machine()
@@ -83,7 +83,7 @@ def print_numbers(args: Namespace) -> int:
     return 1 if missed and args.check else 0
 
 
-def gpu_options(parser: Parser) -> None:
+def gpu_options(parser: cli.Parser) -> None:
     parser.add_argument("names", metavar="NAME", nargs="*", help=f"of {', '.join(CHECKS)}")
     parser.add_argument("--device", default="cuda")
     parser.add_argument(
@@ -97,10 +97,10 @@ def gpu_options(parser: Parser) -> None:
         "--minutes", type=float, default=6.0, metavar="N", help="for all checks (default: 6)"
     )
     parser.add_argument("--quick", action="store_true", help="small sizes, as always on the CPU")
-    parser.add_argument("--within", action="store_true", help=SUPPRESS)
+    parser.add_argument("--within", action="store_true", help=cli.SUPPRESS)
 
 
-def gpu(args: Namespace) -> int:
+def gpu(args: cli.Namespace) -> int:
     """Run what a first run on a GPU has to show: one line for each check, all numbers in a file.
 
     Every check is a process of its own with a time limit, and the next one runs after a failure

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from lib.command_line import Command, Namespace, Parser, report_failures, run_tool
+from lib import command_line as cli
 from lib.data.shapes import NUM_IMAGES, make_shapes
 from lib.data.voc import (
     Prepared,
@@ -20,11 +20,11 @@ from lib.data.voc import (
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    commands = {"shapes": Command(shapes, shapes_options), "voc": Command(voc, voc_options)}
-    return run_tool(__doc__, commands, argv)
+    commands = {"shapes": cli.Command(shapes, shapes_options), "voc": cli.Command(voc, voc_options)}
+    return cli.run_tool(__doc__, commands, argv)
 
 
-def shapes_options(parser: Parser) -> None:
+def shapes_options(parser: cli.Parser) -> None:
     parser.add_argument(
         "--root",
         type=Path,
@@ -39,13 +39,13 @@ def shapes_options(parser: Parser) -> None:
         )
 
 
-def shapes(args: Namespace) -> None:
+def shapes(args: cli.Namespace) -> None:
     """Draw the embedded data set: small images of shapes, with annotations as COCO json."""
     made = make_shapes(args.root, args.seed, {s: getattr(args, s) for s in NUM_IMAGES})
     print(f"{args.root}/shapes: {'made' if made else 'complete already, nothing to do'}")
 
 
-def voc_options(parser: Parser) -> None:
+def voc_options(parser: cli.Parser) -> None:
     parser.add_argument(
         "--voc",
         type=Path,
@@ -79,7 +79,7 @@ def voc_options(parser: Parser) -> None:
     parser.add_argument("--jobs", type=int, default=-1, help="processes (default: one per core)")
 
 
-def voc(args: Namespace) -> int:
+def voc(args: cli.Namespace) -> int:
     """Turn a VOC2012 devkit and an SBD folder into voc_2012_trainaug.json and voc_2012_val.json."""
     output = args.output or find_voc(args.voc) / "annotations"
     with_trainaug = args.sbd is not None or args.labels is not None
@@ -101,7 +101,7 @@ def voc(args: Namespace) -> int:
 def write(split: str, prepared: Prepared, path: Path) -> int:
     print(write_split(split, prepared, path))
     images = len(prepared.json["images"]) + len(prepared.missing)
-    return report_failures(prepared.missing, images)
+    return cli.report_failures(prepared.missing, images)
 
 
 if __name__ == "__main__":

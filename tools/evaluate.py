@@ -6,17 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from lib.command_line import (
-    Command,
-    Namespace,
-    Parser,
-    add_config_arguments,
-    add_dataset_arguments,
-    add_result_arguments,
-    dataset_from_args,
-    detections_from_args,
-    run_tool,
-)
+from lib import command_line as cli
 from lib.config import load_config
 from lib.engine.runs import run_of
 from lib.evaluation.coco_eval import EVALUATORS, evaluate_segm, format_metrics
@@ -24,21 +14,21 @@ from lib.files import write_json
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return run_tool(__doc__, Command(evaluate, options), argv)
+    return cli.run_tool(__doc__, cli.Command(evaluate, options), argv)
 
 
-def options(parser: Parser) -> None:
-    add_config_arguments(parser, help="gives test.iou_thresholds (default: the run's)")
+def options(parser: cli.Parser) -> None:
+    cli.add_config_arguments(parser, help="gives test.iou_thresholds (default: the run's)")
     parser.add_argument("--coco", action="store_true", help="also AP at IoU 0.5:0.95 and by size")
     parser.add_argument("--per-class", action="store_true", help="a row for every class")
     parser.add_argument("--evaluator", choices=EVALUATORS, default=EVALUATORS[0])
-    add_result_arguments(parser)
-    add_dataset_arguments(parser, needs_images=False)
+    cli.add_result_arguments(parser)
+    cli.add_dataset_arguments(parser, needs_images=False)
 
 
-def evaluate(args: Namespace) -> None:
-    dataset = dataset_from_args(args)
-    detections = detections_from_args(args, dataset.name)
+def evaluate(args: cli.Namespace) -> None:
+    dataset = cli.dataset_from_args(args)
+    detections = cli.detections_from_args(args, dataset.name)
     config = load_config(args.cfg or config_of(detections), args.set)
 
     print(f"{detections} against {dataset.json}")

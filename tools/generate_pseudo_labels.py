@@ -12,16 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from lib.command_line import (
-    Command,
-    Namespace,
-    Parser,
-    add_dataset_arguments,
-    add_result_arguments,
-    dataset_from_args,
-    detections_from_args,
-    run_tool,
-)
+from lib import command_line as cli
 from lib.data.coco import read_coco
 from lib.engine.inference import check_detections
 from lib.engine.runs import run_of
@@ -36,10 +27,10 @@ from lib.files import read_json, write_json, write_text
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return run_tool(__doc__, Command(generate, options), argv)
+    return cli.run_tool(__doc__, cli.Command(generate, options), argv)
 
 
-def options(parser: Parser) -> None:
+def options(parser: cli.Parser) -> None:
     parser.add_argument(
         "--score-thresh", type=float, default=0.3, help="drops what is below (default: 0.3)"
     )
@@ -67,13 +58,13 @@ def options(parser: Parser) -> None:
     parser.add_argument(
         "--output", type=Path, metavar="FILE", help="default: <run>/pseudo_labels/<data set>.json"
     )
-    add_result_arguments(parser)
-    add_dataset_arguments(parser, needs_images=False)
+    cli.add_result_arguments(parser)
+    cli.add_dataset_arguments(parser, needs_images=False)
 
 
-def generate(args: Namespace) -> None:
-    dataset = dataset_from_args(args)
-    detections = detections_from_args(args, dataset.name, image_labels=True)
+def generate(args: cli.Namespace) -> None:
+    dataset = cli.dataset_from_args(args)
+    detections = cli.detections_from_args(args, dataset.name, image_labels=True)
     run = run_of(detections)
     if args.output:
         target = args.output

@@ -13,28 +13,18 @@ from pathlib import Path
 
 import torch
 
-from lib.command_line import (
-    Command,
-    Namespace,
-    Parser,
-    add_config_arguments,
-    add_dataset_arguments,
-    add_device_arguments,
-    add_train_overwrite,
-    dataset_from_args,
-    run_tool,
-)
+from lib import command_line as cli
 from lib.pipeline.label_my_images import Settings, label_images
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return run_tool(__doc__, Command(label, options), argv)
+    return cli.run_tool(__doc__, cli.Command(label, options), argv)
 
 
-def options(parser: Parser) -> None:
-    add_dataset_arguments(parser)
+def options(parser: cli.Parser) -> None:
+    cli.add_dataset_arguments(parser)
     parser.set_defaults(data_root=None)
     parser.add_argument(
         "--output",
@@ -42,7 +32,7 @@ def options(parser: Parser) -> None:
         metavar="DIR",
         help="takes all that is made, unless --data-root says otherwise (default: Outputs/<name>)",
     )
-    add_config_arguments(
+    cli.add_config_arguments(
         parser, help="default: configs/custom.yaml on a GPU, configs/custom_small.yaml on a CPU"
     )
     parser.add_argument(
@@ -52,11 +42,11 @@ def options(parser: Parser) -> None:
         "--score-thresh", type=float, default=0.3, metavar="X", help="drops masks scored below"
     )
     parser.add_argument("--plan", action="store_true", help="say how long it will take, and end")
-    add_train_overwrite(parser)
-    add_device_arguments(parser)
+    cli.add_train_overwrite(parser)
+    cli.add_device_arguments(parser)
 
 
-def label(args: Namespace) -> None:
+def label(args: cli.Namespace) -> None:
     if args.output is None:
         source = args.name or (args.images.resolve().name if args.images else args.dataset)
         args.output = Path("Outputs") / (source or "own")
@@ -81,7 +71,7 @@ def label(args: Namespace) -> None:
         overwrite=args.overwrite,
         only_plan=args.plan,
     )
-    label_images(dataset_from_args(args), settings)
+    label_images(cli.dataset_from_args(args), settings)
 
 
 if __name__ == "__main__":

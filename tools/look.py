@@ -9,31 +9,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from lib import command_line as cli
 from lib.analysis.details import detail_layers, inspect_worst
 from lib.analysis.explain import explain as explain_figure
 from lib.analysis.inspection import Inspector, make_proposals, open_inspector, read_picture
-from lib.command_line import (
-    Command,
-    Namespace,
-    Parser,
-    add_dataset_arguments,
-    add_device_arguments,
-    add_parallel_arguments,
-    add_result_arguments,
-    add_run_arguments,
-    dataset_from_args,
-    detections_from_args,
-    report_failures,
-    run_from_args,
-    run_tool,
-)
 from lib.config import Config, load_config
 from lib.data.catalog import Dataset
 from lib.data.coco import CocoImages, ImageRecord, read_coco
 from lib.data.images import read_record
 from lib.data.loader import ReadImage, no_clusters
 from lib.engine.checkpoint import checkpoint_folder, list_checkpoints
-from lib.engine.runs import newest_run, results_of_run, run_of
+from lib.engine.runs import results_of_run, run_of
 from lib.evaluation.coco_files import by_image, read_ground_truth
 from lib.files import read_json, write_json
 from lib.prm.assign import samples_made_from
@@ -52,14 +38,14 @@ FEW = 400
 
 def main(argv: Sequence[str] | None = None) -> int:
     commands = {
-        "pictures": Command(pictures, pictures_options),
-        "gallery": Command(gallery, gallery_options),
-        "explain": Command(explain, explain_options),
+        "pictures": cli.Command(pictures, pictures_options),
+        "gallery": cli.Command(gallery, gallery_options),
+        "explain": cli.Command(explain, explain_options),
     }
-    return run_tool(__doc__, commands, argv)
+    return cli.run_tool(__doc__, commands, argv)
 
 
-def pictures_options(parser: Parser) -> None:
+def pictures_options(parser: cli.Parser) -> None:
     what = parser.add_argument_group("what to draw", "detections, unless another is named")
     either = what.add_mutually_exclusive_group()
     either.add_argument("--pseudo-labels", action="store_true", help="those of the run")
@@ -77,13 +63,13 @@ def pictures_options(parser: Parser) -> None:
     what.add_argument(
         "--sheet", type=int, default=12, metavar="N", help="pictures on overview.png (default: 12)"
     )
-    add_result_arguments(parser, "COCO result or annotation file")
-    add_dataset_arguments(parser)
+    cli.add_result_arguments(parser, "COCO result or annotation file")
+    cli.add_dataset_arguments(parser)
 
 
-def pictures(args: Namespace) -> None:
+def pictures(args: cli.Namespace) -> None:
     """Draw detections, pseudo labels or annotations over their images, one PNG file each."""
-    dataset = dataset_from_args(args)
+    dataset = cli.dataset_from_args(args)
     coco = CocoImages(dataset.json, require_annotations=False)
     chosen = coco.find(args.image) if args.image else range(len(coco))
     records = [coco.images[number] for number in chosen[: args.limit]]
@@ -103,31 +89,31 @@ def pictures(args: Namespace) -> None:
     print(f"{len(records)} pictures with {instances} instances{limit} in {folder}")
 
 
-def picture_source(args: Namespace, dataset: Dataset) -> tuple[str, Path]:
+def picture_source(args: cli.Namespace, dataset: Dataset) -> tuple[str, Path]:
     """The kind of instances to draw, and the file they are read from."""
     if args.ground_truth:
         return "ground_truth", dataset.json
     if args.pseudo_labels:
         if args.detections:
             return "pseudo_labels", args.detections
-        return "pseudo_labels", run_from_args(args) / "pseudo_labels" / f"{dataset.name}.json"
-    return "detections", detections_from_args(args, dataset.name)
+        return "pseudo_labels", cli.run_from_args(args) / "pseudo_labels" / f"{dataset.name}.json"
+    return "detections", cli.detections_from_args(args, dataset.name)
 
 
-def picture_folder(args: Namespace, dataset: Dataset) -> Path:
+def picture_folder(args: cli.Namespace, dataset: Dataset) -> Path:
     """A folder in the run that is drawn, or beside a file that is of no run."""
     if args.detections:
         base = run_of(args.detections) or args.detections.parent
     elif args.ground_truth and not args.run:
         base = args.outputs
     else:
-        base = run_from_args(args)
+        base = cli.run_from_args(args)
     return base / "visual" / dataset.name
 
 
-def gallery_options(parser: Parser) -> None:
+def gallery_options(parser: cli.Parser) -> None:
     results = parser.add_argument_group("results", "what a run has, or any COCO files")
-    add_run_arguments(results)
+    cli.add_run_arguments(results)
     results.add_argument("--detections", type=Path, metavar="FILE", help="COCO results")
     results.add_argument("--pseudo-labels", type=Path, metavar="FILE", help="a COCO json")
     results.add_argument(
@@ -156,29 +142,26 @@ def gallery_options(parser: Parser) -> None:
         "--iou", type=float, default=0.5, help="from which a detection hits (default: 0.5)"
     )
     parser.add_argument("--output", type=Path, metavar="DIR", help="default: in the run's gallery/")
-    add_parallel_arguments(parser, None, "one per core if it pays")
-    add_device_arguments(parser, threads=False)
-    add_dataset_arguments(parser)
+    cli.add_parallel_arguments(parser, None, "one per core if it pays")
+    cli.add_device_arguments(parser, threads=False)
+    cli.add_dataset_arguments(parser)
 
 
-def gallery(args: Namespace) -> int:
+def gallery(args: cli.Namespace) -> int:
     """Make a gallery of results: a folder whose index.html opens in any browser, without a server.
 
     It shows the images of a data set with detections, pseudo labels and true masks, the worst
     images first, filters and zoom, the curves of the run, and, of some images, what the method
     sees on them: proposals, response maps, clusters and mined instances.
     """
-    dataset = dataset_from_args(args)
+    dataset = cli.dataset_from_args(args)
     run = gallery_run(args)
     results = result_files(args, run, dataset)
     config = Config()
     if run is not None and (run / "config.yaml").is_file():
         config = load_config(run / "config.yaml")
     coco = CocoImages(dataset.json, require_annotations=False)
-    if args.output is not None:
-        folder = args.output
-    else:
-        folder = (run or args.outputs) / "gallery" / dataset.name
+    folder = args.output or (run or args.outputs) / "gallery" / dataset.name
     made_from = gallery_made_from(args, dataset, coco, run, results)
     told = folder / "made_from.json"
     made = told.is_file() and (folder / "index.html").is_file()
@@ -198,17 +181,21 @@ def gallery(args: Namespace) -> int:
     shown = pictures[: args.limit]
     details = inspect_worst(shown, args.details, run, dataset, coco, args.prm, args.device)
     page = replace(page, layers={**page.layers, **detail_layers(details)})
-    jobs = args.jobs if args.jobs is not None else (1 if len(shown) < FEW else -1)
+    jobs = cli.jobs_from_args(args, len(shown), FEW)
     told.unlink(missing_ok=True)
     failures = write_gallery(folder, page, shown, details, jobs)
     if not failures:
         write_json(told, made_from, indent=2)
     print(f"{len(shown) - len(failures)} images; open {folder / 'index.html'} in a browser")
-    return report_failures(failures, len(shown))
+    return cli.report_failures(failures, len(shown))
 
 
 def gallery_made_from(
-    args: Namespace, dataset: Dataset, coco: CocoImages, run: Path | None, results: dict[str, Path]
+    args: cli.Namespace,
+    dataset: Dataset,
+    coco: CocoImages,
+    run: Path | None,
+    results: dict[str, Path],
 ) -> dict[str, Any]:
     """The record of a gallery, see lib/provenance.py."""
     files = {"json": dataset.json, "prm": args.prm or dataset.prm, **results}
@@ -223,14 +210,14 @@ def gallery_made_from(
     }
 
 
-def gallery_run(args: Namespace) -> Path | None:
+def gallery_run(args: cli.Namespace) -> Path | None:
     """The run that is named, or the newest; None where files are named and there is no run."""
     if args.run is None and (args.detections or args.pseudo_labels or args.ground_truth):
         return None
-    return run_from_args(args)
+    return cli.run_from_args(args)
 
 
-def result_files(args: Namespace, run: Path | None, dataset: Dataset) -> dict[str, Path]:
+def result_files(args: cli.Namespace, run: Path | None, dataset: Dataset) -> dict[str, Path]:
     """Files by layer: those that are named, and else what the run has on this data set."""
     named = {"detections": args.detections, "pseudo_labels": args.pseudo_labels}
     files = {name: path for name, path in named.items() if path is not None}
@@ -243,7 +230,7 @@ def result_files(args: Namespace, run: Path | None, dataset: Dataset) -> dict[st
     return files
 
 
-def explain_options(parser: Parser) -> None:
+def explain_options(parser: cli.Parser) -> None:
     parser.add_argument("image", metavar="IMAGE", help="a name or id in the data set, or a file")
     parser.add_argument(
         "--present",
@@ -251,7 +238,7 @@ def explain_options(parser: Parser) -> None:
         metavar="CLASS",
         help="IMAGE is a file of no data set, and these classes are in it",
     )
-    add_run_arguments(parser)
+    cli.add_run_arguments(parser)
     parser.add_argument(
         "--score-thresh", type=float, default=0.3, help="of detections (default: 0.3)"
     )
@@ -261,17 +248,17 @@ def explain_options(parser: Parser) -> None:
     parser.add_argument(
         "--output", type=Path, metavar="FILE", help="a PNG file, default: <run>/explain/<image>.png"
     )
-    add_device_arguments(parser, threads=False)
-    add_dataset_arguments(parser)
+    cli.add_device_arguments(parser, threads=False)
+    cli.add_dataset_arguments(parser)
 
 
-def explain(args: Namespace) -> None:
+def explain(args: cli.Namespace) -> None:
     """Show what the method sees in one image, step by step, as one figure.
 
     The image is one of a data set, by file name or id, or any picture, with --present naming the
     classes that are in it.
     """
-    folder = args.run if args.run is not None else newest_run(args.outputs)
+    folder = cli.run_from_args(args)
     truth = None
     if args.present is not None:
         if args.dataset or args.json or args.labels:
@@ -279,7 +266,7 @@ def explain(args: Namespace) -> None:
         inspector = open_inspector(folder, args.data_root, None, args.prm, args.device)
         read = read_picture(Path(args.image), args.present, inspector)
     else:
-        dataset = dataset_from_args(args)
+        dataset = cli.dataset_from_args(args)
         coco = CocoImages(dataset.json)
         record = coco.images[coco.find([args.image])[0]]
         samples_made_from(dataset, [record], with_missing=True)  # proposals of this image?
@@ -293,9 +280,7 @@ def explain(args: Namespace) -> None:
         logger.warning("no PRM in %s: peaks and clusters are left out", args.data_root)
     seen = inspector(read, with_peak_maps=True, with_detections=True)
     figure = explain_figure(seen, inspector.class_names, truth, args.score_thresh, args.columns)
-    target = args.output
-    if target is None:
-        target = folder / "explain" / f"{Path(read.record.file_name).stem}.png"
+    target = args.output or folder / "explain" / f"{Path(read.record.file_name).stem}.png"
     save_png(target, figure)
     print(f"written: {target}")
 

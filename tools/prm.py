@@ -10,21 +10,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from lib.command_line import (
-    Command,
-    Namespace,
-    Parser,
-    add_config_arguments,
-    add_dataset_arguments,
-    add_device_arguments,
-    add_parallel_arguments,
-    add_train_overwrite,
-    dataset_from_args,
-    report_failures,
-    run_tool,
-)
+from lib import command_line as cli
 from lib.config import load_config
-from lib.data.coco import CocoImages
+from lib.data.coco import CocoImages, ImageRecord
 from lib.engine.checkpoint import seed_everything
 from lib.engine.runs import describe_environment
 from lib.files import atomic_file
@@ -60,41 +48,39 @@ FEW = 1000
 
 def main(argv: Sequence[str] | None = None) -> int:
     commands = {
-        "train": Command(train, train_options),
-        "clusters": Command(clusters, clusters_options),
-        "import": Command(import_, import_options),
+        "train": cli.Command(train, train_options),
+        "clusters": cli.Command(clusters, clusters_options),
+        "import": cli.Command(import_, import_options),
     }
-    return run_tool(__doc__, commands, argv)
+    return cli.run_tool(__doc__, commands, argv)
 
 
-def train_options(parser: Parser) -> None:
-    add_config_arguments(parser)
-    add_dataset_arguments(parser)
+def train_options(parser: cli.Parser) -> None:
+    cli.add_config_arguments(parser)
+    cli.add_dataset_arguments(parser)
     parser.add_argument(
         "--output", type=Path, metavar="FILE", help="where to write it (default: --prm)"
     )
-    add_train_overwrite(parser)
+    cli.add_train_overwrite(parser)
     parser.add_argument(
         "--if-needed",
         action="store_true",
         help="do nothing where all clusters were imported and CIM does not start from the PRM",
     )
-    add_device_arguments(parser)
+    cli.add_device_arguments(parser)
 
 
-def train(args: Namespace) -> int:
+def train(args: cli.Namespace) -> int:
     """Train the peak response network of a data set on its image-level labels."""
     if args.threads is not None:
         torch.set_num_threads(args.threads)
     config = load_config(args.cfg, args.set)
-    dataset = dataset_from_args(args)
+    dataset = cli.dataset_from_args(args)
     output = args.output or dataset.prm
     coco = CocoImages(dataset.json)
     coco.check_files(dataset.images)
     coco.warn_of_labels()
-    labelled = [record for record in coco.images if record.image_labels.any()]
-    if coco.without_labels:
-        logger.info("%s: %d images without labels are skipped", coco.path, coco.without_labels)
+    labelled = labelled_images(coco)
     content = dataset.fingerprints(record.file_name for record in labelled)
     if args.if_needed and config.model.weights != "prm":
         store = ClusterStore(dataset.clusters)
@@ -145,9 +131,9 @@ def train(args: Namespace) -> int:
     return 0
 
 
-def clusters_options(parser: Parser) -> None:
-    add_config_arguments(parser)
-    add_dataset_arguments(parser)
+def clusters_options(parser: cli.Parser) -> None:
+    cli.add_config_arguments(parser)
+    cli.add_dataset_arguments(parser)
     parser.add_argument(
         "--points",
         metavar="FOLDER",
@@ -156,22 +142,20 @@ def clusters_options(parser: Parser) -> None:
     parser.add_argument(
         "--overwrite", action="store_true", help="make all again, imported ones too"
     )
-    add_parallel_arguments(parser, None, "one per core if it pays")
-    add_device_arguments(parser, threads=False)
+    cli.add_parallel_arguments(parser, None, "one per core if it pays")
+    cli.add_device_arguments(parser, threads=False)
 
 
-def clusters(args: Namespace) -> int:
+def clusters(args: cli.Namespace) -> int:
     """Group the proposals of every image around the peaks of its PRM (AGPL), or around points.
 
     Imported clusters are kept, unless points are given.
     """
     settings = load_config(args.cfg, args.set).prm
-    dataset = dataset_from_args(args)
+    dataset = cli.dataset_from_args(args)
     coco = CocoImages(dataset.json)
     store = ClusterStore(dataset.clusters)
-    labelled = [record for record in coco.images if record.image_labels.any()]
-    if coco.without_labels:
-        logger.info("%s: %d images without labels are skipped", coco.path, coco.without_labels)
+    labelled = labelled_images(coco)
     samples = samples_made_from(dataset, labelled, with_missing=True)
     if args.points is None and not args.overwrite:
         imported = store.imported(samples, dataset.memory)
@@ -205,7 +189,7 @@ def clusters(args: Namespace) -> int:
             rule, evidence = foreground_rule(net, labelled, records, dataset.images, proposals)
     else:
         evidence = iter(())
-    jobs = args.jobs if args.jobs is not None else (1 if len(records) < FEW else -1)
+    jobs = cli.jobs_from_args(args, len(records), FEW)
     outcomes, failures = assign_clusters(records, evidence, made_from, proposals, store, jobs, rule)
 
     if outcomes:
@@ -217,20 +201,20 @@ def clusters(args: Namespace) -> int:
         )
     if not failures:
         print(f"{dataset.clusters}: clusters of {len(labelled)} images")
-    return report_failures(failures, len(labelled))
+    return cli.report_failures(failures, len(labelled))
 
 
-def import_options(parser: Parser) -> None:
+def import_options(parser: cli.Parser) -> None:
     parser.add_argument("--source", type=Path, required=True, metavar="FILE", help="the pickle")
-    add_dataset_arguments(parser, needs_images=False)
-    add_parallel_arguments(parser)
+    cli.add_dataset_arguments(parser, needs_images=False)
+    cli.add_parallel_arguments(parser)
 
 
-def import_(args: Namespace) -> int:
+def import_(args: cli.Namespace) -> int:
     """Import the published label_assign/*.pkl (cluster numbers of proposals) as clusters."""
-    dataset = dataset_from_args(args)
+    dataset = cli.dataset_from_args(args)
     coco = CocoImages(dataset.json)
-    images = [i for i in coco.images if i.image_labels.any()]  # training skips the others
+    images = labelled_images(coco)
     unused, failures = import_label_assign(
         args.source,
         images,
@@ -245,7 +229,14 @@ def import_(args: Namespace) -> int:
         print(
             f"{args.source} has {unused} more images, which {dataset.json} has not or not labelled"
         )
-    return report_failures(failures, len(images))
+    return cli.report_failures(failures, len(images))
+
+
+def labelled_images(coco: CocoImages) -> list[ImageRecord]:
+    """The images that training sees; says how many others there are."""
+    if coco.without_labels:
+        logger.info("%s: %d images without labels are skipped", coco.path, coco.without_labels)
+    return [record for record in coco.images if record.image_labels.any()]
 
 
 if __name__ == "__main__":

@@ -9,17 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lib.command_line import (
-    Command,
-    Namespace,
-    Parser,
-    add_config_arguments,
-    add_dataset_arguments,
-    add_parallel_arguments,
-    dataset_from_args,
-    report_failures,
-    run_tool,
-)
+from lib import command_line as cli
 from lib.config import load_config
 from lib.data.coco import CocoImages
 from lib.data.images import read_image, read_record
@@ -41,28 +31,28 @@ ALL = 2**31
 
 def main(argv: Sequence[str] | None = None) -> int:
     commands = {
-        "make": Command(make, make_options),
-        "import": Command(import_, import_options),
-        "check": Command(check, check_options),
-        "recall": Command(recall, recall_options),
-        "show": Command(show, show_options),
-        "baseline": Command(baseline, baseline_options),
+        "make": cli.Command(make, make_options),
+        "import": cli.Command(import_, import_options),
+        "check": cli.Command(check, check_options),
+        "recall": cli.Command(recall, recall_options),
+        "show": cli.Command(show, show_options),
+        "baseline": cli.Command(baseline, baseline_options),
     }
-    return run_tool(__doc__, commands, argv)
+    return cli.run_tool(__doc__, commands, argv)
 
 
-def make_options(parser: Parser) -> None:
-    add_config_arguments(parser, help="its section `proposals` is used")
-    add_dataset_arguments(parser)
+def make_options(parser: cli.Parser) -> None:
+    cli.add_config_arguments(parser, help="its section `proposals` is used")
+    cli.add_dataset_arguments(parser)
     add_overwrite(parser)
-    add_parallel_arguments(parser)
+    cli.add_parallel_arguments(parser)
 
 
-def make(args: Namespace) -> int:
+def make(args: cli.Namespace) -> int:
     """Make the proposals of the images of a data set that have none, or not up to date ones."""
     settings = load_config(args.cfg, args.set).proposals
     made_with = generate_settings(settings.max_proposals, settings.options)
-    dataset = dataset_from_args(args)
+    dataset = cli.dataset_from_args(args)
     images = CocoImages(dataset.json, require_annotations=False).images
     store = ProposalStore(dataset.proposals)
     content = dataset.fingerprints(image.file_name for image in images)
@@ -78,10 +68,10 @@ def make(args: Namespace) -> int:
     read = partial(read_record, folder=dataset.images)
     counts, failures = make_all(store, todo, read, generate, made_from, args.jobs)
     print(f"{store.folder}: {sum(counts.values())} proposals of {len(counts)} images stored")
-    return report_failures(failures, len(todo))
+    return cli.report_failures(failures, len(todo))
 
 
-def import_options(parser: Parser) -> None:
+def import_options(parser: cli.Parser) -> None:
     parser.add_argument("--format", required=True, choices=sorted(READERS))
     parser.add_argument(
         "--source",
@@ -90,7 +80,7 @@ def import_options(parser: Parser) -> None:
         metavar="PATH",
         help="the folder (pickle: the file) to import",
     )
-    add_dataset_arguments(parser, needs_images=False)
+    cli.add_dataset_arguments(parser, needs_images=False)
     parser.add_argument(
         "--drop-empty", action="store_true", help="leave empty masks out (otherwise an error)"
     )
@@ -98,12 +88,12 @@ def import_options(parser: Parser) -> None:
         "--drop-duplicates", action="store_true", help="leave masks equal to an earlier one out"
     )
     add_overwrite(parser)
-    add_parallel_arguments(parser)
+    cli.add_parallel_arguments(parser)
 
 
-def import_(args: Namespace) -> int:
+def import_(args: cli.Namespace) -> int:
     """Import proposals made elsewhere (COB, Segment Anything, PNG, npz, pickles)."""
-    dataset = dataset_from_args(args)
+    dataset = cli.dataset_from_args(args)
     images = CocoImages(dataset.json, require_annotations=False).images
     store = ProposalStore(dataset.proposals)
     reader = READERS[args.format](args.source)
@@ -126,23 +116,23 @@ def import_(args: Namespace) -> int:
         f"{store.folder}: {total.stored} proposals of {len(todo) - len(failures)} images stored; "
         f"left out: {total.empty} empty masks, {total.duplicates} duplicates"
     )
-    return report_failures(failures, len(todo))
+    return cli.report_failures(failures, len(todo))
 
 
-def check_options(parser: Parser) -> None:
-    add_dataset_arguments(parser, needs_images=False)
+def check_options(parser: cli.Parser) -> None:
+    cli.add_dataset_arguments(parser, needs_images=False)
     parser.add_argument(
         "--published",
         type=Path,
         metavar="FILE",
         help="a published cob/*.pkl: are these its proposals, in its order?",
     )
-    add_parallel_arguments(parser)
+    cli.add_parallel_arguments(parser)
 
 
-def check(args: Namespace) -> int:
+def check(args: cli.Namespace) -> int:
     """Report what the stored proposals of a data set are, and what is wrong with them."""
-    dataset = dataset_from_args(args)
+    dataset = cli.dataset_from_args(args)
     images = CocoImages(dataset.json, require_annotations=False).images
     store = ProposalStore(dataset.proposals)
     found = check_store(store, images, args.jobs)
@@ -158,7 +148,7 @@ def check(args: Namespace) -> int:
 
 
 def print_best_recall(
-    json: Path, store: ProposalStore, unusable: set[str], args: Namespace
+    json: Path, store: ProposalStore, unusable: set[str], args: cli.Namespace
 ) -> None:
     """The best that these proposals allow, where the json has masks to tell by."""
     truth = read_ground_truth(json, need_masks=False)
@@ -174,8 +164,8 @@ def print_best_recall(
             print(f"recall of {row['objects']} objects ({row['size']}): {parts}")
 
 
-def recall_options(parser: Parser) -> None:
-    add_dataset_arguments(parser, needs_images=False)
+def recall_options(parser: cli.Parser) -> None:
+    cli.add_dataset_arguments(parser, needs_images=False)
     parser.add_argument(
         "--counts",
         type=int,
@@ -195,17 +185,17 @@ def recall_options(parser: Parser) -> None:
     parser.add_argument(
         "--output", type=Path, metavar="FILE", help="also write the numbers as JSON"
     )
-    add_parallel_arguments(parser)
+    cli.add_parallel_arguments(parser)
 
 
-def recall(args: Namespace) -> int:
+def recall(args: cli.Namespace) -> int:
     """Print the share of objects with a good proposal, by size and number of proposals.
 
     The masks of the annotations (without crowds) are used for this report and for nothing else.
     """
     if min(args.counts) < 1:
         raise ValueError(f"--counts has {min(args.counts)}, expected at least 1")
-    dataset = dataset_from_args(args)
+    dataset = cli.dataset_from_args(args)
     store = ProposalStore(dataset.proposals)
     found = find_objects(store, read_ground_truth(dataset.json), args.counts, jobs=args.jobs)
     num_used, num_failed = len(found.num_proposals), len(found.failures)
@@ -219,10 +209,10 @@ def recall(args: Namespace) -> int:
         if args.output:
             content = {"images": num_used, "mean_proposals": mean, "rows": rows}
             write_json(args.output, content, indent=2)
-    return report_failures(found.failures, num_used + num_failed)
+    return cli.report_failures(found.failures, num_used + num_failed)
 
 
-def show_options(parser: Parser) -> None:
+def show_options(parser: cli.Parser) -> None:
     parser.add_argument("images", type=Path, nargs="+", metavar="IMAGE")
     parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="a PNG file")
     parser.add_argument(
@@ -231,10 +221,10 @@ def show_options(parser: Parser) -> None:
     parser.add_argument(
         "--width", type=int, default=160, metavar="PX", help="of each tile (default: 160)"
     )
-    add_config_arguments(parser, help="its section `proposals` is used")
+    cli.add_config_arguments(parser, help="its section `proposals` is used")
 
 
-def show(args: Namespace) -> None:
+def show(args: cli.Namespace) -> None:
     """Make the proposals of some images and draw the first of each, one row an image."""
     settings = load_config(args.cfg, args.set).proposals
     generate_settings(settings.max_proposals, settings.options)  # checks them
@@ -246,20 +236,20 @@ def show(args: Namespace) -> None:
     save_png(args.output, contact_sheet(tiles, args.count + 1, args.width))
 
 
-def baseline_options(parser: Parser) -> None:
-    add_dataset_arguments(parser)
+def baseline_options(parser: cli.Parser) -> None:
+    cli.add_dataset_arguments(parser)
     parser.add_argument(
         "--max-proposals", type=int, default=1000, metavar="N", help="default: 1000"
     )
-    add_parallel_arguments(parser)
+    cli.add_parallel_arguments(parser)
 
 
-def baseline(args: Namespace) -> int:
+def baseline(args: cli.Namespace) -> int:
     """Make proposals by a library alone, to compare with: felzenszwalb segments at five scales.
 
     docs/proposals.md has their recall beside that of `make`.
     """
-    dataset = dataset_from_args(args)
+    dataset = cli.dataset_from_args(args)
     if args.proposals is None:
         raise ValueError("give --proposals DIR, so that no better proposals are overwritten")
     images = CocoImages(dataset.json, require_annotations=False).images
@@ -270,10 +260,10 @@ def baseline(args: Namespace) -> int:
     made_from = {name: {"image": image, "settings": settings} for name, image in content.items()}
     store = ProposalStore(dataset.proposals)
     _, failures = make_all(store, images, read, generate, made_from, args.jobs)
-    return report_failures(failures, len(images))
+    return cli.report_failures(failures, len(images))
 
 
-def add_overwrite(parser: Parser) -> None:
+def add_overwrite(parser: cli.Parser) -> None:
     parser.add_argument(
         "--overwrite",
         action="store_true",

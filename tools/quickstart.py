@@ -11,24 +11,17 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from lib.command_line import (
-    Command,
-    Namespace,
-    Parser,
-    add_config_arguments,
-    add_train_overwrite,
-    run_tool,
-)
+from lib import command_line as cli
 from lib.pipeline.quickstart import quickstart
 
 CONFIG = Path(__file__).resolve().parents[1] / "configs" / "resnet18_shapes.yaml"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return run_tool(__doc__, Command(run, options), argv)
+    return cli.run_tool(__doc__, cli.Command(run, options), argv)
 
 
-def options(parser: Parser) -> None:
+def options(parser: cli.Parser) -> None:
     parser.add_argument(
         "--output",
         type=Path,
@@ -39,7 +32,7 @@ def options(parser: Parser) -> None:
     parser.add_argument(
         "--data-root", type=Path, default=Path("data"), metavar="DIR", help="default: %(default)s"
     )
-    add_config_arguments(parser, CONFIG, "default: configs/resnet18_shapes.yaml")
+    cli.add_config_arguments(parser, CONFIG, "default: configs/resnet18_shapes.yaml")
     parser.add_argument(
         "--images",
         nargs=2,
@@ -48,10 +41,10 @@ def options(parser: Parser) -> None:
         metavar=("TRAIN", "TEST"),
         help="how many (default: 400 200)",
     )
-    add_train_overwrite(parser)
+    cli.add_train_overwrite(parser)
 
 
-def run(args: Namespace) -> None:
+def run(args: cli.Namespace) -> None:
     text = quickstart(args.output, args.data_root, args.cfg, args.images, args.set, args.overwrite)
     print(text)
 

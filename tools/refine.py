@@ -6,27 +6,15 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from lib.command_line import (
-    Command,
-    Namespace,
-    Parser,
-    add_config_arguments,
-    add_dataset_arguments,
-    add_device_arguments,
-    add_run_arguments,
-    add_train_overwrite,
-    dataset_from_args,
-    run_tool,
-)
+from lib import command_line as cli
 from lib.config import load_config
 from lib.data.coco import CocoImages
 from lib.engine.build import KEEP_IN_MEMORY, build_refine_trainer, images_ahead, share_threads
 from lib.engine.checkpoint import CheckpointError, load_checkpoint, load_model, seed_everything
 from lib.engine.distributed import Ranks
 from lib.engine.inference import detect_dataset
-from lib.engine.runs import checkpoint_at, newest_checkpoint, newest_run
+from lib.engine.runs import find_checkpoint, newest_run
 from lib.engine.training import TrainingRun, train
 from lib.provenance import fingerprint
 from lib.refine.data import InstanceDataset, open_pseudo_labels
@@ -39,46 +27,48 @@ logger = logging.getLogger("refine")
 
 def main(argv: Sequence[str] | None = None) -> int:
     commands = {
-        "train": Command(train_mask_rcnn, train_options, distributed=True),
-        "test": Command(test_mask_rcnn, test_options, distributed=True),
+        "train": cli.Command(train_mask_rcnn, train_options, distributed=True),
+        "test": cli.Command(test_mask_rcnn, test_options, distributed=True),
     }
-    return run_tool(__doc__, commands, argv)
+    return cli.run_tool(__doc__, commands, argv)
 
 
-def train_options(parser: Parser) -> None:
-    add_run_arguments(parser, "run of CIM; default: the newest")
+def train_options(parser: cli.Parser) -> None:
+    cli.add_run_arguments(parser, "run of CIM; default: the newest")
     parser.add_argument(
         "--pseudo-labels", type=Path, metavar="FILE", help="default: those of the run"
     )
-    add_config_arguments(parser, help="default: the run's config.yaml")
-    add_dataset_arguments(parser)
+    cli.add_config_arguments(parser, help="default: the run's config.yaml")
+    cli.add_dataset_arguments(parser)
     parser.add_argument(
         "--output",
         type=Path,
         metavar="DIR",
         help="default: <run>/mask_rcnn; resumes one with checkpoints",
     )
-    add_train_overwrite(parser)
-    add_device_arguments(parser)
+    cli.add_train_overwrite(parser)
+    cli.add_device_arguments(parser)
 
 
-def train_mask_rcnn(args: Namespace, ranks: Ranks) -> int:
+def train_mask_rcnn(args: cli.Namespace, ranks: Ranks) -> int:
     """Train a Mask R-CNN on the pseudo labels of a CIM run (CIM+), or resume its training.
 
     The pseudo labels come from tools/generate_pseudo_labels.py; annotated masks are never looked
     at.
     """
-    cim = ranks.from_first(args.run if args.run is not None else newest_run(args.outputs))
+    cim = ranks.from_first(cli.run_from_args(args))
     config = load_config(args.cfg or cim / "config.yaml", args.set)
     refine = config.refine
-    dataset = dataset_from_args(args, ranks)
+    dataset = cli.dataset_from_args(args, ranks)
     labels = args.pseudo_labels or cim / "pseudo_labels" / f"{dataset.name}.json"
     if not labels.is_file():
         raise FileNotFoundError(
             f"{labels}: no such pseudo labels; make them with scripts/generate_msrcnn_label.sh"
         )
     data = open_pseudo_labels(labels, dataset.images, refine.score_thresh, KEEP_IN_MEMORY)
-    cim_weights = cim_network(cim) if refine.model.weights == "cim" else None
+    cim_weights = None
+    if refine.model.weights == "cim":
+        cim_weights = load_checkpoint(find_checkpoint(cim))["model"]
     training = TrainingRun(
         folder=args.output or cim / "mask_rcnn",
         config=config,
@@ -113,31 +103,28 @@ def train_mask_rcnn(args: Namespace, ranks: Ranks) -> int:
     )
     max_iter = refine.solver.max_iter
     stopped_by = train(trainer, samples, training.folder, max_iter, config.run, training.about)
-    return training.end(trainer, stopped_by, next_tool="tools/refine.py test")
+    code = training.end(trainer, stopped_by)
+    if code == 0:
+        cli.say_next(f"tools/refine.py test --run {training.folder} on the data set to test on")
+    return code
 
 
-def cim_network(run: Path) -> dict[str, Any]:
-    return load_checkpoint(newest_checkpoint(run))["model"]
-
-
-def test_options(parser: Parser) -> None:
-    add_run_arguments(parser, "default: mask_rcnn in the newest run")
+def test_options(parser: cli.Parser) -> None:
+    cli.add_run_arguments(parser, "default: mask_rcnn in the newest run")
     parser.add_argument("--step", type=int, metavar="N", help="default: the newest checkpoint")
-    add_config_arguments(parser, help="default: the run's config.yaml")
-    add_dataset_arguments(parser)
+    cli.add_config_arguments(parser, help="default: the run's config.yaml")
+    cli.add_dataset_arguments(parser)
     parser.add_argument(
         "--output", type=Path, metavar="FILE", help="default: <run>/test/<data set>/detections.json"
     )
-    add_device_arguments(parser)
+    cli.add_device_arguments(parser)
 
 
-def test_mask_rcnn(args: Namespace, ranks: Ranks) -> None:
+def test_mask_rcnn(args: cli.Namespace, ranks: Ranks) -> None:
     """Run a trained Mask R-CNN over a data set and write the detections, as test_net does."""
-    dataset = dataset_from_args(args, ranks)
+    dataset = cli.dataset_from_args(args, ranks)
     folder = args.run if args.run is not None else newest_run(args.outputs) / "mask_rcnn"
-    checkpoint = newest_checkpoint(folder)
-    if args.step is not None:
-        checkpoint = checkpoint_at(folder, args.step)
+    checkpoint = find_checkpoint(folder, args.step)
     config = load_config(args.cfg or folder / "config.yaml", args.set)
     refine = config.refine
     output = args.output or folder / "test" / dataset.name / "detections.json"
@@ -171,7 +158,7 @@ def test_mask_rcnn(args: Namespace, ranks: Ranks) -> None:
         ranks,
     )
     logger.info("%s: %s", "written" if done else "complete already, nothing to do", output)
-    logger.info("next: python tools/evaluate.py --detections %s on the same data set", output)
+    cli.say_next(f"tools/evaluate.py --detections {output} on the same data set")
 
 
 if __name__ == "__main__":

@@ -7,21 +7,21 @@ import os
 import sys
 from collections.abc import Sequence
 
-from lib.command_line import Command, Namespace, Parser, run_tool
+from lib import command_line as cli
 from lib.pipeline.drivers import VARIABLES, driver_steps
 from lib.pipeline.runner import run_steps
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return run_tool(__doc__, Command(run, options), argv)
+    return cli.run_tool(__doc__, cli.Command(run, options), argv)
 
 
-def options(parser: Parser) -> None:
+def options(parser: cli.Parser) -> None:
     parser.add_argument("driver", choices=VARIABLES)
     parser.add_argument("words", nargs="...", help="see the script")
 
 
-def run(args: Namespace) -> None:
+def run(args: cli.Namespace) -> None:
     run_steps(driver_steps(args.driver, os.environ, args.words))
 
 

@@ -10,8 +10,10 @@ from pathlib import Path
 
 import torch
 
+from lib import command_line as cli
 from lib.analysis.ablation import PLUS, VARIANTS
 from lib.analysis.instances import (
+    KnownImage,
     Rows,
     analyse_checkpoint,
     analyse_clusters,
@@ -20,21 +22,12 @@ from lib.analysis.instances import (
 )
 from lib.analysis.replay import Replayed, load_failed_update, not_finite, replay_update
 from lib.analysis.steps import analyse_steps
-from lib.command_line import (
-    Command,
-    Namespace,
-    Parser,
-    add_config_arguments,
-    add_dataset_arguments,
-    add_device_arguments,
-    dataset_from_args,
-    run_tool,
-)
 from lib.config import config_from, load_config
 from lib.data.coco import CocoImages
+from lib.data.loader import CimDataset
 from lib.engine.build import open_test_data, open_training_data
 from lib.engine.checkpoint import list_checkpoints
-from lib.engine.runs import checkpoint_folder, newest_checkpoint
+from lib.engine.runs import checkpoint_folder, find_checkpoint
 from lib.files import read_json, write_json
 from lib.pipeline.ablation import Ablation
 
@@ -55,15 +48,15 @@ HEADS = ("ap50", "ap75", "ap50 by cls", "ap75 by cls", "good", "tight", "coverag
 
 def main(argv: Sequence[str] | None = None) -> int:
     commands = {
-        "ablation": Command(ablation, ablation_options),
-        "instances": Command(instances, instances_options),
-        "steps": Command(steps, steps_options),
-        "replay": Command(replay, replay_options),
+        "ablation": cli.Command(ablation, ablation_options),
+        "instances": cli.Command(instances, instances_options),
+        "steps": cli.Command(steps, steps_options),
+        "replay": cli.Command(replay, replay_options),
     }
-    return run_tool(__doc__, commands, argv)
+    return cli.run_tool(__doc__, commands, argv)
 
 
-def ablation_options(parser: Parser) -> None:
+def ablation_options(parser: cli.Parser) -> None:
     names = [*VARIANTS, PLUS]
     parser.add_argument("--variants", nargs="+", choices=names, default=names)
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
@@ -79,7 +72,7 @@ def ablation_options(parser: Parser) -> None:
     parser.add_argument(
         "--images", nargs=2, type=int, metavar="N", help="to train with and to score (default: all)"
     )
-    add_config_arguments(
+    cli.add_config_arguments(
         parser, CONFIGS / "resnet18_shapes.yaml", "default: configs/resnet18_shapes.yaml"
     )
     parser.add_argument("--data-root", type=Path, default=Path("data"))
@@ -87,7 +80,7 @@ def ablation_options(parser: Parser) -> None:
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="trainings at a time")
 
 
-def ablation(args: Namespace) -> None:
+def ablation(args: cli.Namespace) -> None:
     """Compare variants of the method on the embedded data set, several seeds each.
 
     A seed stands for the whole chain: PRM, clusters and CIM are trained anew with it; the variants
@@ -99,15 +92,15 @@ def ablation(args: Namespace) -> None:
     print(Ablation(**chosen).compare())
 
 
-def instances_options(parser: Parser) -> None:
+def instances_options(parser: cli.Parser) -> None:
     parser.add_argument("runs", nargs="+", type=Path, help="run folders: the seeds of one variant")
     parser.add_argument("--last", action="store_true", help="only the last checkpoint of each run")
     parser.add_argument("--output", type=Path, metavar="FILE", help="a JSON file for the numbers")
-    add_device_arguments(parser)
-    add_dataset_arguments(parser, default="shapes_val")
+    cli.add_device_arguments(parser)
+    cli.add_dataset_arguments(parser, default="shapes_val")
 
 
-def instances(args: Namespace) -> None:
+def instances(args: cli.Namespace) -> None:
     """Compare mined instances and detections with the truth: what do stages learn from, and what?
 
     For every checkpoint of the given runs: the instances that each stage is taught are mined on a
@@ -117,22 +110,19 @@ def instances(args: Namespace) -> None:
     """
     if args.threads is not None:
         torch.set_num_threads(args.threads)
-    dataset = dataset_from_args(args)
+    dataset = cli.dataset_from_args(args)
     coco = CocoImages(dataset.json)
     if args.clusters is None:
         data = open_test_data(dataset, coco)
     else:
         data = open_training_data(dataset, coco, with_clusters=True)
-    images = known_images(data, read_json(dataset.json), str(dataset.json))
-    if not images:
-        raise ValueError(f"{dataset.json}: no image with proposals to look at")
-
+    images = images_with_truth(data)
     truth = read_json(dataset.json)
     taught: dict[str, Rows] = {}
     heads: dict[str, Rows] = {}
     for run in args.runs:
         config = load_config(run / "config.yaml")
-        newest = newest_checkpoint(run)
+        newest = find_checkpoint(run)
         taught[str(run)], heads[str(run)] = {}, {}
         if args.clusters is not None:
             taught[str(run)]["before"] = {"clusters": analyse_clusters(images)}
@@ -151,23 +141,21 @@ def instances(args: Namespace) -> None:
     print("\n\n".join(f"{title}\n\n{text}" for title, text in tables.items() if text))
 
 
-def steps_options(parser: Parser) -> None:
+def steps_options(parser: cli.Parser) -> None:
     parser.add_argument("--output", type=Path, metavar="FILE", help="a JSON file for the numbers")
-    add_dataset_arguments(parser)
+    cli.add_dataset_arguments(parser)
 
 
-def steps(args: Namespace) -> None:
+def steps(args: cli.Namespace) -> None:
     """Say how good proposals, PRM and clusters are, beside true masks: which step loses objects?
 
     For any data set whose json has masks, after its clusters are made. A proposal is good for an
     object from IoU 0.5 on, tight from 0.75 on; docs/photographs.md has figures to compare with.
     """
-    dataset = dataset_from_args(args)
+    dataset = cli.dataset_from_args(args)
     coco = CocoImages(dataset.json)
     data = open_training_data(dataset, coco, with_clusters=True)
-    images = known_images(data, read_json(dataset.json), str(dataset.json))
-    if not images:
-        raise ValueError(f"{dataset.json}: no image with proposals to look at")
+    images = images_with_truth(data)
     measures = analyse_steps(images, dataset.prm if dataset.prm.is_file() else None)
     if args.output:
         write_json(args.output, measures, indent=1)
@@ -177,15 +165,23 @@ def steps(args: Namespace) -> None:
         print(f"{name:<36} {text:>6}")
 
 
-def replay_options(parser: Parser) -> None:
+def images_with_truth(data: CimDataset) -> list[KnownImage]:
+    path = data.coco.path
+    images = known_images(data, read_json(path), str(path))
+    if not images:
+        raise ValueError(f"{path}: no image with proposals to look at")
+    return images
+
+
+def replay_options(parser: cli.Parser) -> None:
     parser.add_argument("file", type=Path, help="failed_update.pt of a run")
     parser.add_argument(
         "--set", nargs="*", default=[], metavar="KEY VALUE", help="changes of its configuration"
     )
-    add_device_arguments(parser, threads=False)
+    cli.add_device_arguments(parser, threads=False)
 
 
-def replay(args: Namespace) -> None:
+def replay(args: cli.Namespace) -> None:
     """Compute a training's failed update again and say where the first NaN or infinity came up.
 
     The file is failed_update.pt of a run that ended so: the weights before the update and its

@@ -7,17 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from lib.command_line import (
-    Command,
-    Namespace,
-    Parser,
-    add_config_arguments,
-    add_dataset_arguments,
-    add_device_arguments,
-    add_run_arguments,
-    dataset_from_args,
-    run_tool,
-)
+from lib import command_line as cli
 from lib.config import load_config
 from lib.data.coco import CocoImages
 from lib.engine.build import (
@@ -30,24 +20,24 @@ from lib.engine.build import (
 from lib.engine.checkpoint import load_checkpoint
 from lib.engine.distributed import Ranks
 from lib.engine.inference import detect_dataset
-from lib.engine.runs import checkpoint_at, newest_checkpoint, newest_run
+from lib.engine.runs import find_checkpoint
 from lib.evaluation.coco_files import read_ground_truth
 
 logger = logging.getLogger("test_net")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return run_tool(__doc__, Command(test, options, distributed=True), argv)
+    return cli.run_tool(__doc__, cli.Command(test, options, distributed=True), argv)
 
 
-def options(parser: Parser) -> None:
-    add_run_arguments(parser, "default: the newest with weights")
+def options(parser: cli.Parser) -> None:
+    cli.add_run_arguments(parser, "default: the newest with weights")
     parser.add_argument("--step", type=int, metavar="N", help="default: the newest checkpoint")
     parser.add_argument(
         "--weights", type=Path, metavar="FILE", help="a checkpoint file instead of a run's"
     )
-    add_config_arguments(parser, help="default: the run's config.yaml")
-    add_dataset_arguments(parser)
+    cli.add_config_arguments(parser, help="default: the run's config.yaml")
+    cli.add_dataset_arguments(parser)
     parser.add_argument(
         "--tta",
         choices=["config", "none"],
@@ -66,12 +56,12 @@ def options(parser: Parser) -> None:
         metavar="FILE",
         help="default: <run>/test/<data set>/detections[_image_labels].json",
     )
-    add_device_arguments(parser)
+    cli.add_device_arguments(parser)
 
 
-def test(args: Namespace, ranks: Ranks) -> None:
-    dataset = dataset_from_args(args, ranks)
-    folder, checkpoint = find_checkpoint(args)
+def test(args: cli.Namespace, ranks: Ranks) -> None:
+    dataset = cli.dataset_from_args(args, ranks)
+    folder, checkpoint = run_and_checkpoint(args)
     config = load_config(args.cfg or folder / "config.yaml", args.set)
     output = args.output
     if output is None:
@@ -97,14 +87,14 @@ def test(args: Namespace, ranks: Ranks) -> None:
     done = detect_dataset(detector, data, output, made_from, of_images, ahead, ranks)
     logger.info("%s: %s", "written" if done else "complete already, nothing to do", output)
     if coco.without_labels == len(coco):
-        logger.info("next: python tools/export.py submission --detections %s for test-dev", output)
+        cli.say_next(f"tools/export.py submission --detections {output} for test-dev")
     elif not args.image_labels:
-        logger.info("next: python tools/evaluate.py --detections %s on the same data set", output)
+        cli.say_next(f"tools/evaluate.py --detections {output} on the same data set")
     else:
-        logger.info("next: python tools/generate_pseudo_labels.py --detections %s", output)
+        cli.say_next(f"tools/generate_pseudo_labels.py --detections {output}")
 
 
-def find_checkpoint(args: Namespace) -> tuple[Path, Path]:
+def run_and_checkpoint(args: cli.Namespace) -> tuple[Path, Path]:
     """The run folder and the checkpoint that a command line names."""
     if args.weights is not None:
         if args.step is not None or args.run is not None:
@@ -112,10 +102,8 @@ def find_checkpoint(args: Namespace) -> tuple[Path, Path]:
         if args.cfg is None or args.output is None:
             raise ValueError("--weights needs --cfg, what it was trained with, and --output")
         return args.weights.parent, args.weights
-    folder = args.run if args.run is not None else newest_run(args.outputs)
-    if args.step is not None:
-        return folder, checkpoint_at(folder, args.step)
-    return folder, newest_checkpoint(folder)
+    folder = cli.run_from_args(args)
+    return folder, find_checkpoint(folder, args.step)
 
 
 if __name__ == "__main__":

@@ -6,18 +6,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from lib import command_line as cli
 from lib.analysis.mining import mining_view
-from lib.command_line import (
-    Command,
-    Namespace,
-    Parser,
-    add_config_arguments,
-    add_dataset_arguments,
-    add_device_arguments,
-    add_train_overwrite,
-    dataset_from_args,
-    run_tool,
-)
 from lib.config import load_config
 from lib.data.coco import CocoImages
 from lib.engine.build import (
@@ -37,12 +27,12 @@ from lib.modeling.model_builder import build_model
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return run_tool(__doc__, Command(run, options, distributed=True), argv)
+    return cli.run_tool(__doc__, cli.Command(run, options, distributed=True), argv)
 
 
-def options(parser: Parser) -> None:
-    add_config_arguments(parser)
-    add_dataset_arguments(parser)
+def options(parser: cli.Parser) -> None:
+    cli.add_config_arguments(parser)
+    cli.add_dataset_arguments(parser)
     parser.add_argument(
         "--output", type=Path, metavar="DIR", help="default: Outputs/<cfg>/<date and time>"
     )
@@ -52,7 +42,7 @@ def options(parser: Parser) -> None:
         help="resume --output, or the newest run of --cfg; an --output with checkpoints is always "
         "resumed",
     )
-    add_train_overwrite(parser)
+    cli.add_train_overwrite(parser)
     parser.add_argument(
         "--weights", type=Path, metavar="FILE", help="start from the whole network in a checkpoint"
     )
@@ -61,12 +51,12 @@ def options(parser: Parser) -> None:
         action="store_true",
         help="also write a trace of a few updates by torch's profiler to <output>/profile",
     )
-    add_device_arguments(parser)
+    cli.add_device_arguments(parser)
 
 
-def run(args: Namespace, ranks: Ranks) -> int:
+def run(args: cli.Namespace, ranks: Ranks) -> int:
     config = load_config(args.cfg, args.set)
-    dataset = dataset_from_args(args, ranks)
+    dataset = cli.dataset_from_args(args, ranks)
     coco = CocoImages(dataset.json)
     data = open_training_data(dataset, coco, config.loss.pcl != 0, ranks)
     made_from = training_made_from(config, dataset, data, args.weights) if ranks.is_first else None
@@ -94,7 +84,7 @@ def run(args: Namespace, ranks: Ranks) -> int:
     trainer = build_trainer(config, model, ranks.device, lanes, ranks, kept)
     training.begin(trainer, state)
     samples = training.samples(data, trainer)
-    announce(training, coco, args, trainer)
+    announce(training, coco, args.weights, trainer)
     draws = ranks.is_first and config.run.image_period > 0 and config.model.num_stages > 0
     stopped_by = train(
         trainer,
@@ -106,24 +96,30 @@ def run(args: Namespace, ranks: Ranks) -> int:
         picture=mining_view(config, data, ranks.device) if draws else None,
         profile=args.profile,
     )
-    return training.end(trainer, stopped_by, next_tool="tools/test_net.py")
+    code = training.end(trainer, stopped_by)
+    if code == 0:
+        cli.say_next(f"tools/test_net.py --run {training.folder} on the data set to test on")
+    return code
 
 
-def run_folder(args: Namespace) -> Path:
+def run_folder(args: cli.Namespace) -> Path:
     if args.output is not None:
         return args.output
     stem = args.cfg.stem if args.cfg else "default"
     return newest_run(Path("Outputs") / stem) if args.resume else new_run(Path("Outputs"), stem)
 
 
-def announce(training: TrainingRun, coco: CocoImages, args: Namespace, trainer: Trainer) -> None:
-    config, images = training.config, training.train_size
+def announce(
+    training: TrainingRun, coco: CocoImages, weights: Path | None, trainer: Trainer
+) -> None:
+    model, count = training.config.model, training.train_size
+    backbone = model.backbone_args["name"] if model.backbone == "timm" else model.backbone
     classes = ", ".join(coco.class_names[:6]) + (", ..." if coco.class_names[6:] else "")
     training.announce(
-        f"{coco.path}, {images} images, {coco.num_classes} classes: {classes}",
-        f"{config.model.backbone}, {config.model.num_stages} refinement stages on "
-        f"{config.mining.labels.upper()} labels",
-        args.weights or config.model.weights,
+        f"{coco.path}, {count} images, {coco.num_classes} classes: {classes}",
+        f"{backbone}, {model.num_stages} refinement stages on "
+        f"{training.config.mining.labels.upper()} labels",
+        weights or model.weights,
         trainer,
     )
 

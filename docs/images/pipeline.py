@@ -29,7 +29,7 @@ from lib.data.loader import CimDataset
 from lib.engine.build import trained_model
 from lib.engine.checkpoint import load_checkpoint
 from lib.engine.inference import read_passes
-from lib.engine.runs import newest_checkpoint
+from lib.engine.runs import find_checkpoint
 from lib.evaluation.detections import select_detections
 from lib.fast.network import FastCIMNet
 from lib.modeling.heads import teachers
@@ -97,7 +97,7 @@ def pictures(run: Path, root: Path, name: str) -> tuple[dict[str, np.ndarray], l
         image, response, select_peaks(find_peaks(response), record.image_labels, config.prm)
     )
 
-    checkpoint = newest_checkpoint(run)
+    checkpoint = find_checkpoint(run)
     model = trained_model(config, load_checkpoint(checkpoint), checkpoint, coco.class_names)
     read, passes = read_passes(data, index, config.test.scales, config.test.flips)
     with torch.no_grad():

@@ -19,7 +19,7 @@ from lib.data.transforms import normalise
 from lib.engine.build import build_detector, trained_model
 from lib.engine.checkpoint import load_checkpoint
 from lib.engine.inference import Detector
-from lib.engine.runs import newest_checkpoint
+from lib.engine.runs import find_checkpoint
 from lib.prm.clusters import agpl_clusters
 from lib.prm.network import PeakResponseNet, build_prm, load_prm
 from lib.prm.peaks import Peaks, find_peaks, peak_response_maps, select_peaks
@@ -130,7 +130,7 @@ def open_inspector(
         FileNotFoundError: the run has no checkpoint, or `prm_file` does not exist.
         ValueError: networks and classes do not fit each other.
     """
-    checkpoint = newest_checkpoint(run)
+    checkpoint = find_checkpoint(run)
     config = load_config(run / "config.yaml")
     state = load_checkpoint(checkpoint)
     if coco is None:

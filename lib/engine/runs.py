@@ -77,27 +77,21 @@ def newest_run(outputs: Path) -> Path:
     return max(runs, key=runs.__getitem__)
 
 
-def newest_checkpoint(run: Path) -> Path:
-    """The checkpoint of a run with the most updates.
-
-    Raises:
-        FileNotFoundError: it has none.
-    """
-    found = list_checkpoints(checkpoint_folder(run))
-    if not found:
-        raise FileNotFoundError(f"{checkpoint_folder(run)}: no checkpoint model_step<N>.pth")
-    return found[-1]
-
-
-def checkpoint_at(run: Path, step: int) -> Path:
-    """The checkpoint of a run after `step` updates.
+def find_checkpoint(run: Path, step: int | None = None) -> Path:
+    """The checkpoint of a run after `step` updates, or the one with the most.
 
     Raises:
         FileNotFoundError: it has none; the text lists those that are there.
     """
-    path = checkpoint_folder(run) / f"model_step{step}.pth"
+    folder = checkpoint_folder(run)
+    found = list_checkpoints(folder)
+    if step is None:
+        if not found:
+            raise FileNotFoundError(f"{folder}: no checkpoint model_step<N>.pth")
+        return found[-1]
+    path = folder / f"model_step{step}.pth"
     if not path.is_file():
-        there = ", ".join(p.name for p in list_checkpoints(checkpoint_folder(run))) or "none"
+        there = ", ".join(p.name for p in found) or "none"
         raise FileNotFoundError(f"{path}: no such checkpoint; there are: {there}")
     return path
 

@@ -30,7 +30,7 @@ from lib.engine.runs import (
     checkpoint_folder,
     claim_folder,
     describe_environment,
-    newest_checkpoint,
+    find_checkpoint,
     start_logging,
 )
 from lib.engine.trainer import NonFiniteLossError, Trainer
@@ -248,12 +248,11 @@ class TrainingRun:
         )
         logger.info("run folder: %s", self.folder)
 
-    def end(self, trainer: Trainer, stopped_by: int | None, next_tool: str) -> int:
-        """Logs what was done, where everything is, and what comes next.
+    def end(self, trainer: Trainer, stopped_by: int | None) -> int:
+        """Logs what was done and where everything is.
 
         Args:
             stopped_by: what `train` returned.
-            next_tool: the tool to test with.
 
         Returns:
             The tool's exit code.
@@ -270,13 +269,12 @@ class TrainingRun:
             folder,
             updates * trainer.solver.images_per_update,
             timedelta(seconds=round(time.monotonic() - self.begun)),
-            newest_checkpoint(folder),
+            find_checkpoint(folder),
             folder / "history.jsonl",
             folder,
             f", pictures {pictures}" if pictures.is_dir() else "",
             folder / "log.txt",
         )
-        logger.info("next: python %s --run %s on the data set to test on", next_tool, folder)
         return 0
 
 

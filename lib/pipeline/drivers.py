@@ -1,4 +1,4 @@
-"""The drivers of scripts/: what each of them runs, from the variables that it is given.
+"""The steps that each driver of scripts/ runs, from the variables that it is given.
 
 The head of each script says what its variables mean.
 """
@@ -13,23 +13,21 @@ from lib.engine.runs import newest_run
 from lib.pipeline.steps import Chain, Step, Words
 
 _DATA = ("dataset", "json", "images", "labels", "name", "data_root")
-_SEVERAL = ("gpus", "nnodes", "rdzv")
-_RUN = ("output_file", "cfg_file", "iter_time")
+_TEST = (*_DATA, "output_file", "cfg_file", "iter_time")
+_RUN = (*_TEST, "gpus", "nnodes", "rdzv")
+_LABELS = (*_RUN, "score_thresh", "segmentation")
 VARIABLES = {
-    "train_CIM": (*_DATA, *_SEVERAL, *_RUN, "points", "prepare_only", "overwrite"),
-    "eval_CIM": (*_DATA, *_SEVERAL, *_RUN),
-    "generate_msrcnn_label": (*_DATA, *_SEVERAL, *_RUN, "score_thresh", "segmentation"),
-    "refine_msrcnn": (
-        *(*_DATA, *_SEVERAL, *_RUN, "score_thresh", "segmentation"),
-        *("test_dataset", "test_json", "test_images", "overwrite"),
-    ),
-    "visual_result_mmcv": (*_DATA, *_RUN),
+    "train_CIM": (*_RUN, "points", "prepare_only", "overwrite"),
+    "eval_CIM": _RUN,
+    "generate_msrcnn_label": _LABELS,
+    "refine_msrcnn": (*_LABELS, "test_dataset", "test_json", "test_images", "overwrite"),
+    "visual_result_mmcv": _TEST,
 }
 """The variables that each driver reads."""
 
 
 def driver_steps(driver: str, given: Mapping[str, str], words: Sequence[str]) -> list[Step]:
-    """What a driver runs.
+    """The steps that a driver runs.
 
     Args:
         given: variables by name; others than those in VARIABLES and empty ones do not count.
@@ -42,55 +40,46 @@ def driver_steps(driver: str, given: Mapping[str, str], words: Sequence[str]) ->
     given = {name: given[name] for name in VARIABLES[driver] if given.get(name)}
     if "overwrite" in VARIABLES[driver] and "--overwrite" in words:  # as the tools call it
         given["overwrite"], words = "yes", [word for word in words if word != "--overwrite"]
-    return _DRIVERS[driver](given, tuple(words))
+    words = tuple(words)
+    if driver == "train_CIM":
+        return _train(given, words)
+    if driver == "visual_result_mmcv":
+        return _pictures(given, words)
+    chain = _of_run(given, words, "shapes_test" if driver == "eval_CIM" else "shapes_train")
+    if driver == "refine_msrcnn":
+        return _refine(given, chain)
+    goal = _goal(chain) if driver == "eval_CIM" else "pseudo_labels"
+    return chain.to(goal, done=[*_done(chain, given), "train"])
 
 
 def _train(given: Mapping[str, str], words: Words) -> list[Step]:
-    run = given.get("output_file")
     if "iter_time" in given:
         words = (*words, "solver.max_iter", given["iter_time"])
     chain = replace(
         _data(given, "shapes_train"),
         cfg=Path(given.get("cfg_file", "configs/resnet18_shapes.yaml")),
         overrides=words,
-        run=Path(run) if run else None,
+        run=Path(given["output_file"]) if "output_file" in given else None,
         launch=_launch(given),
         overwrite="overwrite" in given,
         options={"prm": ("--if-needed",)},
     )
     done = _done(chain, given)
     if _on_several_machines(given):
-        if run is None:
+        if chain.run is None:
             raise ValueError("nnodes= needs output_file=, a run folder that all machines see")
         done += ["prm", "clusters"]
     elif "points" in given:
         chain = replace(chain, options={"clusters": ("--points", given["points"])})
         done += ["prm"]
-    return chain.to("clusters" if given.get("prepare_only") else "train", done=done)
+    return chain.to("clusters" if "prepare_only" in given else "train", done=done)
 
 
-def _evaluate(given: Mapping[str, str], words: Words) -> list[Step]:
-    chain = _of_run(given, words, "shapes_test")
-    return chain.to(_goal(chain), done=[*_done(chain, given), "train"])
-
-
-def _pseudo_labels(given: Mapping[str, str], words: Words) -> list[Step]:
-    chain = _of_run(given, words, "shapes_train")
-    return chain.to("pseudo_labels", done=[*_done(chain, given), "train"])
-
-
-def _refine(given: Mapping[str, str], words: Words) -> list[Step]:
-    chain = _of_run(given, words, "shapes_train")
+def _refine(given: Mapping[str, str], chain: Chain) -> list[Step]:
     steps = chain.to("refine", done=[*_done(chain, given), "train"])
+    run = chain.result("refine").parent
     test = _data(given, "shapes_test", "test_")
-    test = replace(
-        test,
-        cfg=chain.cfg,
-        overrides=words,
-        run=chain.result("refine").parent,
-        launch=chain.launch,
-        options=_evaluation(test),
-    )
+    test = replace(test, cfg=chain.cfg, overrides=chain.overrides, run=run, launch=chain.launch)
     steps += test.to("refine_test")
     return steps if _goal(test) == "submission" else steps + test.to("evaluate", done=["test"])
 
@@ -98,47 +87,43 @@ def _refine(given: Mapping[str, str], words: Words) -> list[Step]:
 def _pictures(given: Mapping[str, str], words: Words) -> list[Step]:
     goal = "gallery" if words[:1] == ("--gallery",) else "pictures"
     words = words[1:] if goal == "gallery" else words
-    if "--detections" in words:
-        chain = _data(given, "shapes_test")
-    else:
-        chain = _of_run(given, (), "shapes_test")
-    chain = replace(chain, options={**chain.options, goal: words})
+    whose = _data(given, "shapes_test") if "--detections" in words else _of_run(given, ())
+    chain = replace(whose, options={**whose.options, goal: words})
     return chain.to(goal, done=["proposals", "train", *([] if "iter_time" in given else ["test"])])
-
-
-_DRIVERS = {
-    "train_CIM": _train,
-    "eval_CIM": _evaluate,
-    "generate_msrcnn_label": _pseudo_labels,
-    "refine_msrcnn": _refine,
-    "visual_result_mmcv": _pictures,
-}
 
 
 def _data(given: Mapping[str, str], default: str, prefix: str = "") -> Chain:
     """A chain of the data set that the variables name, those that begin with `prefix`."""
-    root, name = Path(given.get("data_root", "data")), given.get(f"{prefix}name")
-    named = ("--name", name) if name else ()
-    json, labels = given.get(f"{prefix}json"), given.get(f"{prefix}labels")
+    root = Path(given.get("data_root", "data"))
+    dataset, json, labels, images, named = (
+        given.get(prefix + variable) for variable in ("dataset", "json", "labels", "images", "name")
+    )
     if json is None and labels is None:
-        dataset = given.get(f"{prefix}dataset", default)
-        return Chain(dataset, ("--dataset", dataset, *named), root)
-    images = given.get(f"{prefix}images")
-    if images is None:
-        kind = f"{prefix}json" if json else f"{prefix}labels"
-        raise ValueError(f"{kind}= needs {prefix}images=, the folder of the images")
-    if json is not None:
-        return Chain(name or Path(json).stem, ("--json", json, "--images", images, *named), root)
-    own = ("--images", images, "--labels", labels, *named)
-    return Chain(name or Path(images).resolve().name, own, root)
+        name = dataset or default
+        words = ("--dataset", name)
+    elif images is None:
+        kind = "json" if json else "labels"
+        raise ValueError(f"{prefix}{kind}= needs {prefix}images=, the folder of the images")
+    elif json is not None:
+        name, words = named or Path(json).stem, ("--json", json, "--images", images)
+    else:
+        name = named or Path(images).resolve().name
+        words = ("--images", images, "--labels", labels)
+    words += ("--name", named) if named else ()
+    of_coco = ("--coco",) if name.startswith("coco") else ()
+    return Chain(name, words, root, options={"evaluate": ("--per-class", *of_coco)})
 
 
-def _of_run(given: Mapping[str, str], overrides: Words, default: str) -> Chain:
+def _of_run(given: Mapping[str, str], overrides: Words, default: str = "shapes_test") -> Chain:
     """A chain of a trained run: the one named, or the newest."""
-    run = Path(given["output_file"]) if "output_file" in given else _newest()
+    try:
+        run = Path(given["output_file"]) if "output_file" in given else newest_run(Path("Outputs"))
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{error}; or set output_file=RUN_FOLDER") from None
     at = ("--step", given["iter_time"]) if "iter_time" in given else ()
-    chain = _data(given, default)
     thresh, form = given.get("score_thresh", "0.3"), given.get("segmentation", "compressed")
+    labels = ("--score-thresh", thresh, "--segmentation", form)
+    chain = _data(given, default)
     return replace(
         chain,
         cfg=Path(given.get("cfg_file", run / "config.yaml")),
@@ -146,25 +131,8 @@ def _of_run(given: Mapping[str, str], overrides: Words, default: str) -> Chain:
         run=run,
         launch=_launch(given),
         overwrite="overwrite" in given,
-        options={
-            "test": at,
-            "masks": at,
-            "pseudo_labels": ("--score-thresh", thresh, "--segmentation", form),
-            **_evaluation(chain),
-        },
+        options={**chain.options, "test": at, "masks": at, "pseudo_labels": labels},
     )
-
-
-def _newest() -> Path:
-    try:
-        return newest_run(Path("Outputs"))
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"{error}; or set output_file=RUN_FOLDER") from None
-
-
-def _evaluation(chain: Chain) -> dict[str, Words]:
-    coco = ("--coco",) if chain.name.startswith("coco") else ()
-    return {"evaluate": ("--per-class", *coco)}
 
 
 def _goal(chain: Chain) -> str:

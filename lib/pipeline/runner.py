@@ -1,6 +1,6 @@
-"""Runs steps one after the other, each as the ordinary tool that a user would call.
+"""Runs steps one after the other, each as the tool that a user would call.
 
-Every step is run every time: a tool whose result is up to date says so and ends at once.
+Every step runs every time: a tool whose result is up to date says so and ends at once.
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
 from typing import TypeVar
 
+from lib.command_line import IN_CHAIN
 from lib.pipeline.steps import Step
 
 logger = logging.getLogger(__name__)
@@ -40,10 +41,10 @@ def run_steps(
     """Runs every step; returns the seconds that each took, by its title.
 
     Args:
-        estimates: seconds that each step is expected to take, by its name. With them every step
-            begins with the time left, corrected by what the steps before it really took.
-        log: takes what the tools print, each on one thread; None leaves it on the terminal.
-        show_commands: tell every tool's command line.
+        estimates: expected seconds by the step's name. Every step then begins with the time left,
+            corrected by what the steps before it really took.
+        log: takes the tools' output, each tool on one thread; None leaves it on the terminal.
+        show_commands: log the command line of every tool.
 
     Raises:
         SystemExit: a step failed or was stopped; with its exit code.
@@ -51,15 +52,15 @@ def run_steps(
     taken: dict[str, float] = {}
     with passing_signals():
         for number, step in enumerate(steps, 1):
-            title = f"[{number}/{len(steps)}] {step.title}"
+            text = f"[{number}/{len(steps)}] {step.title}: "
             if log is not None:
-                logger.info("%s: output in %s", title, log)
+                logger.info("%soutput in %s", text, log)
             else:
-                left = ""
+                text += step.why
                 if estimates is not None:
-                    seconds = seconds_left(steps, [*taken.values()], estimates)
-                    left = f" About {duration(seconds)} left in all."
-                logger.info("\n%s: %s%s", title, step.why, left)
+                    left = duration(seconds_left(steps, [*taken.values()], estimates))
+                    text += f" About {left} left in all."
+                logger.info("\n%s", text)
                 if show_commands:
                     logger.info("    %s", shlex.join(["python", *step.command]))
             start = time.monotonic()
@@ -69,12 +70,10 @@ def run_steps(
                 logger.error("\n%s was stopped. Run the same command again to resume.", step.title)
                 raise SystemExit(128 + _signals[0])
             if code:
+                where = "above" if log is None else f"in {log}"
                 logger.error(
-                    "\nerror: %s failed with code %d; the reason is %s. Run the same command again "
-                    "once that is fixed: it resumes here.",
-                    step.title,
-                    code,
-                    "above" if log is None else f"in {log}",
+                    f"\nerror: {step.title} failed with code {code}; the reason is {where}. Run "
+                    "the same command again once that is fixed: it resumes here."
                 )
                 raise SystemExit(code)
     return taken
@@ -83,33 +82,28 @@ def run_steps(
 def run_tool(command: Sequence[str], log: Path | None = None) -> int:
     """Runs one tool to its end; returns its exit code, 128 + N where signal N killed it."""
     words = [str(ROOT / word) if word.startswith("tools/") else word for word in command]
-    if log is None:
-        return _wait_for(subprocess.Popen([sys.executable, *words]))
-    log.parent.mkdir(parents=True, exist_ok=True)
-    one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}
-    with log.open("ab") as file:
-        return _wait_for(
-            subprocess.Popen(
-                [sys.executable, *words], env=one_thread, stdout=file, stderr=subprocess.STDOUT
-            )
+    environment = {**os.environ, IN_CHAIN: "yes"}
+    if log is not None:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        environment["OMP_NUM_THREADS"] = "1"
+    with log.open("ab") if log is not None else nullcontext() as file:
+        process = subprocess.Popen(
+            [sys.executable, *words], env=environment, stdout=file, stderr=file
         )
-
-
-def _wait_for(process: subprocess.Popen[bytes]) -> int:
-    _running.add(process)
-    if _signals:  # came while it started
-        process.terminate()
-    try:
-        code = process.wait()
-    finally:
-        _running.discard(process)
+        _running.add(process)
+        if _signals:  # came while it started
+            process.terminate()
+        try:
+            code = process.wait()
+        finally:
+            _running.discard(process)
     return code if code >= 0 else 128 - code
 
 
 def side_by_side(work: Callable[[T], object], items: Iterable[T], jobs: int) -> None:
     """Calls `work`, which runs steps, for every item, `jobs` at a time.
 
-    After a failure or a signal nothing new begins, and what runs may end.
+    After a failure or a signal no other item begins; those that run may end.
 
     Raises:
         Whatever the first failing call raised.
@@ -132,16 +126,15 @@ def side_by_side(work: Callable[[T], object], items: Iterable[T], jobs: int) -> 
 
 @contextmanager
 def passing_signals() -> Iterator[None]:
-    """Hands SIGTERM on to the tools that run, which save what they have and end.
+    """Hands SIGTERM on to the running tools, which save what they have and end.
 
-    Ctrl-C reaches them without help. Outside the main thread this does nothing.
+    Ctrl-C reaches them by itself. Outside the main thread this does nothing.
     """
-    mine: tuple[signal.Signals, ...] = ()
+    before = {}
     in_main_thread = threading.current_thread() is threading.main_thread()
     if in_main_thread and signal.getsignal(signal.SIGTERM) is not _hand_on:
-        mine = (signal.SIGINT, signal.SIGTERM)
         _signals.clear()
-    before = {number: signal.signal(number, _hand_on) for number in mine}
+        before = {n: signal.signal(n, _hand_on) for n in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
@@ -159,9 +152,9 @@ def _hand_on(number: int, frame: FrameType | None) -> None:
 def seconds_left(
     steps: Sequence[Step], taken: Sequence[float], estimates: Mapping[str, float]
 ) -> float:
-    """What the other steps will take if they are off as much as the first, which took `taken`."""
+    """Seconds for the other steps if they are off as much as the first ones, which took `taken`."""
     expected = [estimates[step.name] for step in steps]
-    # Much faster than expected means done before, in a part or the whole: that says nothing.
+    # Much faster than expected: wholly or partly done before, which says nothing of the speed.
     ran = [(t, e) for t, e in zip(taken, expected, strict=False) if t > e / 4]
     # A first short step alone says little: it counts as if a minute had gone as expected.
     factor = (60 + sum(t for t, _ in ran)) / (60 + sum(e for _, e in ran))
@@ -169,7 +162,7 @@ def seconds_left(
 
 
 def duration(seconds: float) -> str:
-    """Seconds in words, no more exact than an estimate is."""
+    """Seconds in words, to the precision of an estimate."""
     for limit, unit, name in ((90, 1, "s"), (5400, 60, "min"), (129600, 3600, "hours")):
         if seconds < limit:
             value = seconds / unit

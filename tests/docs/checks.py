@@ -38,6 +38,7 @@ RUN_FOR_REAL = {
     "scripts/visual_result_mmcv.sh": "tests/scripts/test_drivers_for_real.py",
     "tools/study.py ablation": "tests/tools/test_ablation.py",
     "tools/study.py instances": "tests/tools/test_ablation.py",
+    "tools/study.py steps": "tests/tools/test_ablation.py",
     "tools/prm.py clusters": "tests/prm/test_tools.py",
     "tools/benchmark.py": "tests/benchmarks/test_frame.py",
     "tools/proposals.py baseline": "tests/proposals/test_tools.py",

@@ -5,10 +5,9 @@ import os
 import pytest
 
 from lib.engine.runs import (
-    checkpoint_at,
     describe_environment,
+    find_checkpoint,
     new_run,
-    newest_checkpoint,
     newest_run,
     read_lines,
     seconds_trained,
@@ -41,12 +40,12 @@ def test_no_run_says_what_to_do(tmp_path):
 
 def test_newest_checkpoint_by_number(tmp_path):
     run = make_run(tmp_path, 1, steps=(9, 100, 20))
-    assert newest_checkpoint(run).name == "model_step100.pth"
-    assert checkpoint_at(run, 20).name == "model_step20.pth"
+    assert find_checkpoint(run).name == "model_step100.pth"
+    assert find_checkpoint(run, 20).name == "model_step20.pth"
     with pytest.raises(FileNotFoundError, match="there are: model_step9.pth, model_step20.pth"):
-        checkpoint_at(run, 21)
+        find_checkpoint(run, 21)
     with pytest.raises(FileNotFoundError, match="no checkpoint"):
-        newest_checkpoint(tmp_path / "other")
+        find_checkpoint(tmp_path / "other")
 
 
 def test_new_runs_never_share_a_folder(tmp_path):

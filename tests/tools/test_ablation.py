@@ -77,6 +77,8 @@ def test_measures_every_variant_with_every_seed_once(called, tmp_path, capsys):
     assert tool("prm clusters")([*val, *of_seed]) == 0
     assert analyse([str(output / "mil-2" / "seed1"), *of_seed]) == 0
     assert rows_of(capsys) == ["clusters", "MIL branch"]
+    assert tool("study steps")([*val[:4], *of_seed]) == 0
+    assert "\nclusters an image " in capsys.readouterr().out
 
     runs = [str(output / "cim-2" / f"seed{seed}") for seed in (1, 2)]
     place = ["--data-root", str(tmp_path / "data"), "--output", str(tmp_path / "a.json")]
