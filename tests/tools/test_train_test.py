@@ -338,7 +338,7 @@ def test_no_run_and_no_such_checkpoint(place, capfd):
     assert tool("test_net")([*DATA]) == 2
     assert "no run with a checkpoint" in error_of(capfd)
     assert test(run="nowhere") == 2
-    assert "nowhere/ckpt: no checkpoint" in error_of(capfd)
+    assert "nowhere: no such run folder" in error_of(capfd)
     assert train() == 0
     assert test("--step", "3") == 2
     assert "there are: model_step2.pth, model_step4.pth" in error_of(capfd)
