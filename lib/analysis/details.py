@@ -13,7 +13,8 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from lib.analysis.inspection import Inspection, Inspector, inspect, open_inspector
+from lib.analysis.inspection import Inspection, inspect, open_inspector
+from lib.analysis.mining import best_first
 from lib.data.catalog import Dataset
 from lib.data.coco import CocoImages
 from lib.data.loader import CimDataset
@@ -22,7 +23,6 @@ from lib.engine.runs import checkpoint_folder
 from lib.prm.assign import samples_made_from
 from lib.prm.clusters import ClusterStore
 from lib.proposals.store import ProposalStore
-from lib.structures import Regions
 from lib.visualization.draw import color_of
 from lib.visualization.gallery import Layer, Picture
 from lib.visualization.outlines import mask_outlines, tolerance_for
@@ -46,8 +46,8 @@ def inspect_worst(
 ) -> list[tuple[int, dict[str, Items]]]:
     """Details of the pictures of lowest AP.
 
-    Without a run, or before its first checkpoint, these are proposals and stored clusters; images
-    without stored proposals have no details.
+    Without a run, or before its first checkpoint, these are proposals and stored clusters. Images
+    without stored proposals have no details; those that fail are left out, with a warning.
 
     Args:
         pictures: the first images of the data set, in its order.
@@ -61,96 +61,61 @@ def inspect_worst(
         ValueError: the stored proposals were made from other images.
     """
     proposals = ProposalStore(dataset.proposals)
-    numbers = [n for n in worst_first(pictures) if proposals.has(coco.images[n].file_name)]
-    numbers = numbers[:count]
+    worst = sorted(  # those without an AP last
+        range(len(pictures)), key=lambda n: (pictures[n].ap is None, pictures[n].ap or 0.0, n)
+    )
+    numbers = [n for n in worst if proposals.has(coco.images[n].file_name)][:count]
     samples_made_from(dataset, [coco.images[n] for n in numbers], with_missing=True)  # they fit?
     inspector = None
     if numbers and run is not None and list_checkpoints(checkpoint_folder(run)):
         if prm_file is None and dataset.prm.is_file():
             prm_file = dataset.prm
         inspector = open_inspector(run, dataset.root, coco, prm_file, device)
-    data = CimDataset(coco, dataset.images, proposals)
-    return make_details(numbers, data, ClusterStore(dataset.clusters), inspector)
-
-
-def worst_first(pictures: Sequence[Picture]) -> list[int]:
-    """The numbers of the pictures by ascending AP, those without one last."""
-    return sorted(
-        range(len(pictures)), key=lambda n: (pictures[n].ap is None, pictures[n].ap or 0.0, n)
-    )
-
-
-def make_details(
-    numbers: Sequence[int],
-    data: CimDataset,
-    clusters: ClusterStore,
-    inspector: Inspector | None,
-) -> list[tuple[int, dict[str, Items]]]:
-    """(number, layers) of images of a data set; images that fail are left out, with a warning.
-
-    Args:
-        clusters: stored ones, used where there is no PRM to make them.
-        inspector: None gives proposals and stored clusters alone.
-    """
+    data, clusters = CimDataset(coco, dataset.images, proposals), ClusterStore(dataset.clusters)
     made = []
-    if not numbers:
-        return made
-    for number in tqdm(numbers, desc="details", unit="image"):
-        record = data.coco.images[number]
+    for number in tqdm(numbers, desc="details", unit="image", disable=not numbers):
+        name = coco.images[number].file_name
         try:
             read = data.read(number)
-            if clusters.has(record.file_name):
-                stored = clusters.load(record.file_name, len(read.proposals))
-                read = replace(read, clusters=stored)
+            if clusters.has(name):
+                read = replace(read, clusters=clusters.load(name, len(read.proposals)))
             made.append((number, details_of(inspect(read, inspector))))
         except (ValueError, OSError) as error:
-            logger.warning("no details of %s: %s", record.file_name, error)
+            logger.warning("no details of %s: %s", name, error)
     return made
 
 
 def detail_layers(details: Iterable[tuple[int, Mapping[str, Items]]]) -> dict[str, Layer]:
     """The layers of these details, in the order of the gallery's list."""
     names = {name for _, layers in details for name in layers}
-    stages = sorted(name for name in names if name.startswith(_MINED))
-    known = {name: f"Mined for stage {name.removeprefix(_MINED)}" for name in stages}
-    known |= {
-        "clusters": "Clusters",
-        "prm": "Peaks and responses",
-        "proposals": "Proposals",
+    layers = {
+        name: Layer(f"Mined for stage {name.removeprefix(_MINED)}", "mined instance", detail=True)
+        for name in sorted(names)
+        if name.startswith(_MINED)
     }
-    one = {"clusters": "cluster", "prm": "response map", "proposals": "proposal"}
-    return {
-        name: Layer(title, one.get(name, "mined instance"), detail=True)
-        for name, title in known.items()
-        if name in names
-    }
+    layers["clusters"] = Layer("Clusters", "cluster", detail=True)
+    layers["prm"] = Layer("Peaks and responses", "response map", detail=True)
+    layers["proposals"] = Layer("Proposals", "proposal", detail=True)
+    return {name: layer for name, layer in layers.items() if name in names}
 
 
 def details_of(seen: Inspection) -> dict[str, Items]:
     """The layers of one image as plain JSON values."""
     regions = seen.proposals.regions
-    outlines = _outlines_of(regions)
+    tolerance = tolerance_for(regions.size)
+    outlines = [mask_outlines(inside[regions.labels], tolerance) for inside in regions.membership]
     layers = {"proposals": [[None, None, None, lines] for lines in outlines]}
     if seen.clusters is not None:
         layers["clusters"] = _clusters(seen)
     if seen.responses is not None:
         layers["prm"] = _response_maps(seen)
     if seen.instances is not None:
-        for s, (classes, weights) in enumerate(
-            zip(seen.instances.class_idx, seen.instances.weight, strict=True)
-        ):
-            chosen = (classes >= 0).nonzero()[:, 0]
-            best_first = chosen[weights[chosen].argsort(descending=True, stable=True)].tolist()
-            layers[f"{_MINED}{s + 1}"] = [
-                [int(classes[p]), round(float(weights[p]), 4), None, outlines[p]]
-                for p in best_first
+        for stage in range(len(seen.instances.weight)):
+            mined = zip(*map(np.ndarray.tolist, best_first(seen.instances, stage)), strict=True)
+            layers[f"{_MINED}{stage + 1}"] = [
+                [class_idx, round(weight, 4), None, outlines[p]] for p, class_idx, weight in mined
             ]
     return layers
-
-
-def _outlines_of(regions: Regions) -> list[list[list[int]]]:
-    tolerance = tolerance_for(regions.size)
-    return [mask_outlines(inside[regions.labels], tolerance) for inside in regions.membership]
 
 
 def _clusters(seen: Inspection) -> Items:
@@ -181,7 +146,6 @@ def _response_maps(seen: Inspection) -> Items:
         assert done
         source = "data:image/png;base64," + base64.b64encode(encoded.tobytes()).decode()
         own = seen.peaks.take(np.flatnonzero(seen.peaks.class_idx == c))
-        x = (own.x + 0.5) * width / own.size[1]
-        y = (own.y + 0.5) * height / own.size[0]
+        x, y = (own.x + 0.5) * width / own.size[1], (own.y + 0.5) * height / own.size[0]
         items.append([c, source, np.round(np.stack([x, y], axis=1), 1).tolist()])
     return items

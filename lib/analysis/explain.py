@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 
 from lib.analysis.inspection import Inspection
+from lib.analysis.mining import best_first
 from lib.proposals.rle import masks_of
 from lib.visualization.draw import (
     draw_clusters,
@@ -60,7 +61,10 @@ def explain(
     if seen.detections is not None:
         panels.append(_detections(seen, class_names, score_thresh))
     if truth is not None:
-        panels.append(_truth(seen, class_names, truth))
+        masks = masks_of(truth, seen.record.size)
+        classes = [entry["class_idx"] for entry in truth]
+        picture = draw_instances(seen.image, masks, classes, None, class_names)
+        panels.append(("True masks", picture, "For comparison only. Training never sees them."))
     tiles = [
         captioned(f"{number}  {title}", picture, text, panel_width)
         for number, (title, picture, text) in enumerate(panels, start=1)
@@ -72,8 +76,10 @@ def explain(
 
 def _image(seen: Inspection, class_names: Sequence[str]) -> Panel:
     present = [class_names[c] for c in np.flatnonzero(seen.record.image_labels)]
-    known = ", ".join(present) if present else "nothing"
-    text = f"What is known of it beside the pixels: {known}. No boxes, no masks, no counts."
+    text = (
+        f"What is known of it beside the pixels: {', '.join(present) or 'nothing'}. "
+        "No boxes, no masks, no counts."
+    )
     return "The image", enlarge(seen.image), text
 
 
@@ -84,15 +90,14 @@ def _proposals(seen: Inspection) -> Panel:
         f"{count} candidate masks, made from the pixels alone. {which} outlined here. All that "
         "follows only chooses among them."
     )
-    idx = np.arange(min(count, OUTLINED))
-    return "Proposals", draw_proposals(seen.image, seen.proposals.regions, idx), text
+    shown = np.arange(min(count, OUTLINED))
+    return "Proposals", draw_proposals(seen.image, seen.proposals.regions, shown), text
 
 
 def _responses(seen: Inspection, class_names: Sequence[str]) -> Panel:
     present = np.flatnonzero(seen.record.image_labels)
-    picture = draw_responses(
-        seen.image, seen.responses[present], present.tolist(), seen.peaks, class_names
-    )
+    maps = seen.responses[present]
+    picture = draw_responses(seen.image, maps, present.tolist(), seen.peaks, class_names)
     text = (
         "A classifier that was trained on the labels alone responds where there is light. Its "
         f"peaks ({len(seen.peaks)} here, crosses) say roughly where objects are; the number is "
@@ -108,41 +113,31 @@ def _peak_maps(seen: Inspection) -> Panel:
     blur = seen.peak_maps.shape[-1] / 100
     maps = np.array([np.sqrt(cv2.GaussianBlur(m, (0, 0), blur)) for m in seen.peak_maps])
     maps = maps.reshape(-1, *seen.peak_maps.shape[1:])
-    picture = draw_responses(seen.image, maps, seen.peaks.class_idx.tolist())
     text = (
         "Every peak traced back through the network to the pixels that it comes from: often the "
         "most telling part, not the whole object."
     )
+    picture = draw_responses(seen.image, maps, seen.peaks.class_idx.tolist())
     return "What the peaks respond to", picture, text
 
 
 def _clusters(seen: Inspection, class_names: Sequence[str]) -> Panel:
-    clusters = seen.clusters
-    count = len(np.unique(np.asarray(clusters.number)[np.asarray(clusters.column) > 0]))
+    number, column = np.asarray(seen.clusters.number), np.asarray(seen.clusters.column)
+    count = len(np.unique(number[column > 0]))
     text = (
         "Around every peak, the proposals that agree with each other are grouped: "
         f"{count} {'group' if count == 1 else 'groups'} here, with the number of members. The "
         "first, rough hints for the training."
     )
-    picture = draw_clusters(seen.image, seen.proposals.regions, clusters, class_names)
+    picture = draw_clusters(seen.image, seen.proposals.regions, seen.clusters, class_names)
     return "Clusters of proposals", picture, text
 
 
 def _instances(seen: Inspection, class_names: Sequence[str], stage: int) -> Panel:
-    class_idx, weight = (
-        seen.instances.class_idx[stage].numpy(),
-        seen.instances.weight[stage].numpy(),
-    )
-    mined = np.flatnonzero(class_idx >= 0)
-    mined = mined[np.argsort(-weight[mined], kind="stable")]
-    strong = mined[weight[mined] >= FAINT * weight[mined].max(initial=0.0)]
-    picture = draw_instances(
-        seen.image,
-        seen.proposals.regions.masks(strong),
-        class_idx[strong],
-        weight[strong],
-        class_names,
-    )
+    mined, class_idx, weight = best_first(seen.instances, stage)
+    strong = weight >= FAINT * weight.max(initial=0.0)
+    masks = seen.proposals.regions.masks(mined[strong])
+    picture = draw_instances(seen.image, masks, class_idx[strong], weight[strong], class_names)
     if stage == 0:
         text = (
             "Confident proposals are seeds, scored by the branch that learns from the labels; of "
@@ -151,7 +146,7 @@ def _instances(seen: Inspection, class_names: Sequence[str], stage: int) -> Pane
     else:
         text = f"The same from the scores of stage {stage}, with stricter thresholds."
     text += f" {len(mined)} instances with their weights"
-    hidden = len(mined) - len(strong)
+    hidden = len(mined) - strong.sum()
     text += f"; {hidden} of little weight are not drawn." if hidden else "."
     return f"Instances mined for stage {stage + 1}", picture, text
 
@@ -159,29 +154,12 @@ def _instances(seen: Inspection, class_names: Sequence[str], stage: int) -> Pane
 def _detections(seen: Inspection, class_names: Sequence[str], score_thresh: float) -> Panel:
     found = seen.detections
     shown = np.flatnonzero(found.scores >= score_thresh)
-    picture = draw_instances(
-        seen.image,
-        seen.proposals.regions.masks(found.proposal_idx[shown]),
-        found.class_idx[shown],
-        found.scores[shown],
-        class_names,
-    )
+    masks = seen.proposals.regions.masks(found.proposal_idx[shown])
+    classes, scores = found.class_idx[shown], found.scores[shown]
+    picture = draw_instances(seen.image, masks, classes, scores, class_names)
     text = (
         "The result, found without the labels: the mean score of all stages, scales and "
         f"mirrorings, without what overlaps a better one. {len(shown)} with a score of "
         f"{score_thresh:g} or more."
     )
     return "Detections", picture, text
-
-
-def _truth(
-    seen: Inspection, class_names: Sequence[str], truth: Sequence[Mapping[str, Any]]
-) -> Panel:
-    picture = draw_instances(
-        seen.image,
-        masks_of(truth, seen.record.size),
-        [entry["class_idx"] for entry in truth],
-        None,
-        class_names,
-    )
-    return "True masks", picture, "For comparison only. Training never sees them."

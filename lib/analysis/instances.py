@@ -19,7 +19,7 @@ from tqdm import tqdm
 from lib.analysis import instance_quality as quality
 from lib.analysis.instance_quality import Truth, Values
 from lib.analysis.mining import Mined, mine_image
-from lib.analysis.seed_statistics import spread
+from lib.analysis.seed_statistics import Spread, markdown_table
 from lib.config import Config
 from lib.data.coco import read_coco
 from lib.data.loader import CimDataset, ReadImage
@@ -31,7 +31,7 @@ from lib.evaluation.detections import select_detections, to_coco_results
 from lib.modeling.heads import CIMMiner, anti_noise_sample
 from lib.modeling.scoring import proposal_scores
 from lib.proposals.rle import masks_of
-from lib.structures import Detections, Instances, Scores
+from lib.structures import Instances, Scores
 
 Measures = dict[str, float | None]
 """Measure -> its mean over all images; None where there was nothing to measure."""
@@ -69,9 +69,8 @@ def known_images(data: CimDataset, ground_truth: dict[str, Any], name: str) -> l
             of_image = objects.get(record.image_id, [])
             class_idx = np.array([class_of[o["category_id"]] for o in of_image], np.int64)
             masks = masks_of(of_image, record.size)
-            known.append(
-                KnownImage(read, quality.compare(read.proposals.regions, masks, class_idx))
-            )
+            truth = quality.compare(read.proposals.regions, masks, class_idx)
+            known.append(KnownImage(read, truth))
     return known
 
 
@@ -117,22 +116,26 @@ def analyse_checkpoint(
         CheckpointError: it does not fit the configuration or the classes of the data set.
     """
     model = trained_model(config, load_checkpoint(path), path, data.coco.class_names).to(device)
-    miner = config.mining
+    miner, test = config.mining, config.test
     generator = torch.Generator().manual_seed(config.run.seed)
     taught, best, results = defaultdict(list), defaultdict(list), defaultdict(list)
     for image in tqdm(images, path.stem, unit="image", leave=False):
-        sample = data.view(image.read, max(config.test.scales)).to(device)
+        sample = data.view(image.read, max(test.scales)).to(device)
         mined = mine_image(model, miner, sample)
         if mined.instances is not None:
             for s, values in enumerate(_taught(mined, image.truth, miner, generator)):
                 taught[f"stage {s + 1}"].append(values)
-        for name, score in _heads(mined.scores):
-            found = _detect(score, image, config)
+        proposals, image_id = image.read.proposals, image.read.record.image_id
+        for name, score in _heads(mined.scores).items():
+            found = select_detections(
+                score.cpu().numpy(),
+                proposals.boxes,
+                test.score_thresh,
+                test.nms_thresh,
+                test.detections_per_image,
+            )
             results[name] += to_coco_results(
-                found,
-                image.read.proposals.regions,
-                image.read.record.image_id,
-                data.coco.category_ids,
+                found, proposals.regions, image_id, data.coco.category_ids
             )
             kept = quality.best_per_object(image.truth, found.proposal_idx, found.class_idx)
             best[name].append(quality.instance_quality(image.truth, *kept))
@@ -147,25 +150,20 @@ def analyse_checkpoint(
 _BY_CLS = " by cls"
 
 
-def _heads(scores: Scores) -> Iterator[tuple[str, Tensor]]:
-    """Name and (P, C) score of every head, then with the class probability alone as score."""
-    yield "MIL branch", (scores.cls_prob * scores.det_prob)[:, 1:]
-    yield "MIL branch" + _BY_CLS, scores.cls_prob[:, 1:]
-    for s, (cls_prob, integrity) in enumerate(
-        zip(scores.refine_cls_prob, scores.refine_integrity_prob, strict=True)
-    ):
-        yield f"stage {s + 1}", (cls_prob * integrity)[:, 1:]
-        yield f"stage {s + 1}" + _BY_CLS, cls_prob[:, 1:]
+def _heads(scores: Scores) -> dict[str, Tensor]:
+    """(P, C) score of every head, also with the class probability alone as score."""
+    heads = {
+        "MIL branch": (scores.cls_prob * scores.det_prob)[:, 1:],
+        "MIL branch" + _BY_CLS: scores.cls_prob[:, 1:],
+    }
+    stages = zip(scores.refine_cls_prob, scores.refine_integrity_prob, strict=True)
+    for s, (cls_prob, integrity) in enumerate(stages, start=1):
+        heads[f"stage {s}"] = (cls_prob * integrity)[:, 1:]
+        heads[f"stage {s}" + _BY_CLS] = cls_prob[:, 1:]
     if len(scores.refine_cls_prob):
-        yield "all stages", proposal_scores(scores)
-        yield "all stages" + _BY_CLS, scores.refine_cls_prob.mean(dim=0)[:, 1:]
-
-
-def _detect(score: Tensor, image: KnownImage, config: Config) -> Detections:
-    test, boxes = config.test, image.read.proposals.boxes
-    return select_detections(
-        score.cpu().numpy(), boxes, test.score_thresh, test.nms_thresh, test.detections_per_image
-    )
+        heads["all stages"] = proposal_scores(scores)
+        heads["all stages" + _BY_CLS] = scores.refine_cls_prob.mean(dim=0)[:, 1:]
+    return heads
 
 
 def _taught(
@@ -205,21 +203,18 @@ def seeds_table(of_runs: Sequence[Rows], columns: Sequence[str], count: str | No
         count: a measure that is not a share, shown in the first column.
     """
     titles = ["updates", "", *([count] if count else []), *columns]
-    lines = ["| " + " | ".join(titles) + " |", "|" + "---|" * len(titles)]
-    for step, rows in of_runs[0].items():
-        for name in rows:
+    rows = []
+    for step, heads in of_runs[0].items():
+        for name in heads:
             runs = [run[step][name] for run in of_runs if name in run.get(step, {})]
-            cells = [step, name, *([_count(runs, count)] if count else [])]
-            cells += [_percent(runs, measure) for measure in columns]
-            lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) if len(lines) > 2 else ""
-
-
-def _count(runs: Sequence[Measures], measure: str) -> str:
-    values = [value for run in runs if (value := run.get(measure)) is not None]
-    return f"{spread(values).mean:.1f}" if values else ""
-
-
-def _percent(runs: Sequence[Measures], measure: str) -> str:
-    values = [value for run in runs if (value := run.get(measure)) is not None]
-    return spread(values).percent() if values else ""
+            row = [step, name]
+            for measure in titles[2:]:
+                values = [value for run in runs if (value := run.get(measure)) is not None]
+                if not values:
+                    row.append("")
+                elif measure == count:
+                    row.append(f"{Spread(values).mean:.1f}")
+                else:
+                    row.append(Spread(values).percent())
+            rows.append(row)
+    return markdown_table(titles, rows) if rows else ""

@@ -55,6 +55,19 @@ def training_view(read: ReadImage, config: Config) -> Sample:
     return CimDataset.view(read, scales[len(scales) // 2])
 
 
+def best_first(mined: Instances, stage: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The K instances of a stage by descending weight.
+
+    Returns:
+        (K,) index of the proposal, class and weight of each.
+    """
+    class_idx = mined.class_idx[stage].cpu().numpy()
+    weight = mined.weight[stage].float().cpu().numpy()
+    found = np.flatnonzero(class_idx >= 0)
+    found = found[np.argsort(-weight[found], kind="stable")]
+    return found, class_idx[found], weight[found]
+
+
 def mining_view(config: Config, data: CimDataset, device: str) -> Callable[[nn.Module], np.ndarray]:
     """Draws what is mined as training goes on, always on the first image that has a label.
 
@@ -79,19 +92,13 @@ def draw_mined(read: ReadImage, mined: Instances, class_names: Sequence[str]) ->
     """
     present = [class_names[c] for c in np.flatnonzero(read.record.image_labels)]
     panels = [(f"{read.record.file_name}: {', '.join(present)}", enlarge(read.image))]
-    for stage, (class_idx, weight) in enumerate(
-        zip(mined.class_idx.cpu().numpy(), mined.weight.float().cpu().numpy(), strict=True)
-    ):
-        found = np.flatnonzero(class_idx >= 0)
-        order = found[np.argsort(-weight[found], kind="stable")]
-        best = [
-            n for c in np.unique(class_idx[found]) for n in order[class_idx[order] == c][:AT_MOST]
-        ]
+    for stage in range(len(mined.class_idx)):
+        found, class_idx, weight = best_first(mined, stage)
+        best = [n for c in np.unique(class_idx) for n in np.flatnonzero(class_idx == c)[:AT_MOST]]
         best = np.array(best, np.int64)
-        masks = read.proposals.regions.masks(best)
+        masks = read.proposals.regions.masks(found[best])
         drawn = draw_instances(read.image, masks, class_idx[best], weight[best], class_names)
         teacher = f"stage {stage}" if stage else "the MIL branch"
         more = f" ({len(best)} drawn)" if len(best) < len(found) else ""
-        title = f"stage {stage + 1}, instances by {teacher}: {len(found)}{more}"
-        panels.append((title, drawn))
+        panels.append((f"stage {stage + 1}, instances by {teacher}: {len(found)}{more}", drawn))
     return side_by_side(panels)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from lib.config import Config
 from lib.engine.build import build_trainer
@@ -99,72 +99,63 @@ def replay(
         generators: for each of them, see Trainer.generator.
     """
     for sample, generator in zip(samples, generators, strict=True):
-        model.zero_grad(set_to_none=True)
-        with _watched(model) as found:
+        model.zero_grad()
+        with _watched(model) as (outputs, gradients):
             losses = losses_by_stage(model, sample, generator)
             for name, value in losses.items():
-                _note(value, f"the loss {name}", found["outputs"])
-            total = sum(loss_weights[name] * value.sum() for name, value in losses.items())
-            total.backward()
-        for name, parameter in model.named_parameters():
-            if parameter.grad is not None:
-                _note(parameter.grad, f"the gradient of {name}", found["gradients"])
-        gradients = [p.grad for p in model.parameters() if p.grad is not None]
+                _note(value, f"the loss {name}", outputs)
+            sum(loss_weights[name] * value.sum() for name, value in losses.items()).backward()
+        given = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+        for name, gradient in given.items():
+            _note(gradient, f"the gradient of {name}", gradients)
         yield Replayed(
             file_name=sample.file_name,
             losses={name: value.detach().reshape(-1).tolist() for name, value in losses.items()},
-            first_output=next(iter(found["outputs"]), None),
-            first_gradient=next(iter(found["gradients"]), None),
-            grad_norm=float(nn.utils.get_total_norm(gradients)),
+            first_output=next(iter(outputs), None),
+            first_gradient=next(iter(gradients), None),
+            grad_norm=float(nn.utils.get_total_norm(list(given.values()))),
         )
 
 
 def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
     """Names of the tensors with NaN or infinity."""
-    return [name for name, value in tensors.items() if not _is_finite(value)]
+    return [name for name, value in tensors.items() if not value.isfinite().all()]
 
 
 @contextmanager
-def _watched(model: nn.Module) -> Iterator[dict[str, list[str]]]:
-    """Records, in order, the parts whose outputs, and the gradients of these, are not finite.
+def _watched(model: nn.Module) -> Iterator[tuple[list[str], list[str]]]:
+    """Lists, in order, the parts whose outputs, and those whose gradients, are not finite.
 
     Parts are the innermost modules; a fault between two of them shows in the next one.
     """
-    found: dict[str, list[str]] = {"outputs": [], "gradients": []}
+    outputs: list[str] = []
+    gradients: list[str] = []
 
-    def watch(name: str) -> Callable[..., None]:
+    def watch(name: str, module: nn.Module) -> RemovableHandle:
         def hook(_module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
             for value in filter(_is_tensor, inputs):
-                _note(value, f"the input of {name}", found["outputs"])
+                _note(value, f"the input of {name}", outputs)
             if not _is_tensor(output):
                 return
-            _note(output, f"the output of {name}", found["outputs"])
+            _note(output, f"the output of {name}", outputs)
             if output.requires_grad:
                 text = f"the gradient at the output of {name}"
-                output.register_hook(lambda grad: _note(grad, text, found["gradients"]))
+                output.register_hook(lambda grad: _note(grad, text, gradients))
 
-        return hook
+        return module.register_forward_hook(hook)
 
-    handles = [
-        module.register_forward_hook(watch(name))
-        for name, module in model.named_modules()
-        if not any(module.children())
-    ]
+    parts = [(n, module) for n, module in model.named_modules() if not any(module.children())]
+    handles = [watch(name, module) for name, module in parts]
     try:
-        yield found
+        yield outputs, gradients
     finally:
         for handle in handles:
             handle.remove()
 
 
 def _note(value: Tensor, what: str, found: list[str]) -> None:
-    if not _is_finite(value):
-        bad = value.numel() - int(value.isfinite().sum())
+    if bad := value.numel() - int(value.isfinite().sum()):
         found.append(f"{what} ({bad} of {value.numel()} values)")
-
-
-def _is_finite(value: Tensor) -> bool:
-    return math.isfinite(value.detach().abs().amax()) if value.numel() else True
 
 
 def _is_tensor(value: Any) -> bool:

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 
 from scipy.stats import t as student
 
 
-@dataclass(frozen=True)
 class Spread:
-    """A mean over seeds with its sample standard deviation (0 for a single seed)."""
+    """A mean over seeds with its sample standard deviation (0 for a single seed).
 
-    mean: float
-    deviation: float
-    count: int
+    Raises:
+        ValueError: no values.
+    """
+
+    def __init__(self, values: Sequence[float]) -> None:
+        if not values:
+            raise ValueError("no values to take the mean of")
+        self.count = len(values)
+        self.mean = statistics.fmean(values)
+        self.deviation = statistics.stdev(values) if self.count > 1 else 0.0
 
     @property
     def half_width(self) -> float:
@@ -32,16 +37,8 @@ class Spread:
 
     def percent(self, signed: bool = False) -> str:
         """`92.2 ± 1.3` for fractions in [0, 1]; with a plus sign if `signed`."""
-        mean = f"{100 * self.mean:+.1f}" if signed else f"{100 * self.mean:.1f}"
+        mean = f"{100 * self.mean:{'+' if signed else ''}.1f}"
         return f"{mean} ± {100 * self.deviation:.1f}" if self.count > 1 else mean
-
-
-def spread(values: Sequence[float]) -> Spread:
-    """Raises ValueError without any value."""
-    if not values:
-        raise ValueError("no values to take the mean of")
-    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
-    return Spread(statistics.fmean(values), deviation, len(values))
 
 
 def paired(values: Sequence[float], reference: Sequence[float]) -> Spread:
@@ -50,7 +47,12 @@ def paired(values: Sequence[float], reference: Sequence[float]) -> Spread:
     Raises:
         ValueError: the variants have different numbers of seeds.
     """
-    return spread([v - r for v, r in zip(values, reference, strict=True)])
+    return Spread([v - r for v, r in zip(values, reference, strict=True)])
+
+
+def markdown_table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = ["| " + " | ".join(row) + " |" for row in (titles, *rows)]
+    return "\n".join([lines[0], "|" + "---|" * len(titles), *lines[1:]])
 
 
 Table = Mapping[str, Mapping[str, Mapping[str, float]]]
@@ -73,21 +75,20 @@ def comparison_table(
     """
     compared = compared if reference in table else ()
     differences = [f"{m.upper()} to {reference}" for m in compared]
-    titles = ["variant", "seeds", *(m.upper() for m in metrics), *differences]
-    lines = ["| " + " | ".join(titles) + " |", "|" + "---|" * len(titles)]
+    rows = []
     for variant, of_seed in table.items():
-        cells = [spread([v[m] for v in of_seed.values()]).percent() for m in metrics]
+        row = [variant, str(len(of_seed))]
+        row += [Spread([v[m] for v in of_seed.values()]).percent() for m in metrics]
         for metric in compared:
             pairs = [
                 (values[metric], table[reference][seed][metric])
                 for seed, values in of_seed.items()
-                if seed in table[reference]
+                if seed in table[reference] and variant != reference
             ]
-            cells.append(_difference(pairs) if variant != reference and pairs else "")
-        lines.append("| " + " | ".join([variant, str(len(of_seed)), *cells]) + " |")
-    return "\n".join(lines)
-
-
-def _difference(pairs: Sequence[tuple[float, float]]) -> str:
-    difference = paired(*zip(*pairs, strict=True))
-    return difference.percent(signed=True) + (" *" if difference.excludes_zero else "")
+            if not pairs:
+                row.append("")
+                continue
+            difference = paired(*zip(*pairs, strict=True))
+            row.append(difference.percent(signed=True) + " *" * difference.excludes_zero)
+        rows.append(row)
+    return markdown_table(["variant", "seeds", *(m.upper() for m in metrics), *differences], rows)

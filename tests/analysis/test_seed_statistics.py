@@ -4,28 +4,28 @@ import math
 
 import pytest
 
-from lib.analysis.seed_statistics import comparison_table, paired, spread
+from lib.analysis.seed_statistics import Spread, comparison_table, paired
 
 
 def test_spread_by_hand():
-    found = spread([0.1, 0.2, 0.3])
+    found = Spread([0.1, 0.2, 0.3])
     assert (found.mean, found.deviation) == pytest.approx((0.2, 0.1))
     # t of 95% with two degrees of freedom is 4.3027 (any table).
     assert found.half_width == pytest.approx(4.3027 * 0.1 / math.sqrt(3), rel=1e-4)
-    assert not found.excludes_zero and spread([0.2, 0.21, 0.19]).excludes_zero
-    assert spread([-0.2, -0.21, -0.19]).excludes_zero
+    assert not found.excludes_zero and Spread([0.2, 0.21, 0.19]).excludes_zero
+    assert Spread([-0.2, -0.21, -0.19]).excludes_zero
     assert found.percent() == "20.0 ± 10.0" and found.percent(signed=True) == "+20.0 ± 10.0"
 
 
 def test_one_seed_shows_nothing_but_itself():
-    assert spread([0.5]).percent() == "50.0"
-    assert not spread([0.5]).excludes_zero
+    assert Spread([0.5]).percent() == "50.0"
+    assert not Spread([0.5]).excludes_zero
     with pytest.raises(ValueError, match="no values"):
-        spread([])
+        Spread([])
 
 
 def test_what_the_seeds_share_cancels():
-    assert not spread([0.1, 0.5, 0.9]).excludes_zero
+    assert not Spread([0.1, 0.5, 0.9]).excludes_zero
     difference = paired([0.2, 0.6, 1.0], [0.1, 0.5, 0.9])
     assert difference.mean == pytest.approx(0.1) and difference.deviation == pytest.approx(0)
     assert difference.excludes_zero
