@@ -17,6 +17,8 @@ from lib.prm.peaks import Peaks
 from lib.structures import Clusters, Regions
 
 Color = tuple[int, int, int]
+Box = tuple[int, int, int, int]
+"""x, y, width, height."""
 
 LONG_SIDE = 512
 """Images are enlarged until their long side has at least this many pixels."""
@@ -77,7 +79,7 @@ def draw_instances(
     captions = []
     for k in sorted(order):
         score = "" if scores is None else f" {scores[k]:.2f}"
-        captions.append((_name(labels[k], class_names) + score, large[k], colors[k]))
+        captions.append((_name(labels[k], class_names) + score, _box(large[k]), colors[k]))
     _write_captions(canvas, captions)
     return canvas
 
@@ -112,7 +114,7 @@ def draw_clusters(
     _check_size(image, regions.size, "clusters")
     canvas = enlarge(image, long_side)
     number, column = np.asarray(clusters.number), np.asarray(clusters.column)
-    captions = []
+    cores = []
     for k in np.unique(number[column > 0]).tolist():
         members = number == k
         class_idx = int(column[members][0]) - 1
@@ -120,10 +122,10 @@ def draw_clusters(
         share = cv2.resize(share, canvas.shape[1::-1], interpolation=cv2.INTER_LINEAR)
         color = color_of(class_idx)
         _blend(canvas, color, 0.6 * share)
-        captions.append((f"{_name(class_idx, class_names)} x{members.sum()}", share >= 0.5, color))
-    for _, core, color in captions:  # above all tints
+        cores.append((f"{_name(class_idx, class_names)} x{members.sum()}", share >= 0.5, color))
+    for _, core, color in cores:  # above all tints
         _outline(canvas, core, color)
-    _write_captions(canvas, captions)
+    _write_captions(canvas, [(text, _box(core), color) for text, core, color in cores])
     return canvas
 
 
@@ -162,10 +164,9 @@ def draw_responses(
             cv2.drawMarker(
                 canvas, (x, y), color, cv2.MARKER_CROSS, 3 * size, size // 2, cv2.LINE_AA
             )
-        spot = np.zeros((height, width), bool)
-        spot[max(0, y - radius) : y + radius + 1, max(0, x - radius) : x + radius + 1] = True
         text = f"{_name(peaks.class_idx[k], class_names)} {peaks.response[k]:.1f}"
-        captions.append((text, spot, color_of(int(peaks.class_idx[k]))))
+        box = x - radius, y - radius, 2 * radius + 1, 2 * radius + 1
+        captions.append((text, box, color_of(int(peaks.class_idx[k]))))
     _write_captions(canvas, captions[:20])  # more would hide the picture
     return canvas
 
@@ -190,9 +191,14 @@ def _name(class_idx: int, class_names: Sequence[str]) -> str:
     return class_names[class_idx] if class_idx < len(class_names) else str(class_idx)
 
 
+def _box(mask: np.ndarray) -> Box:
+    """Around a mask; of width and height 0 if it is empty."""
+    return cv2.boundingRect(mask.astype(np.uint8))
+
+
 def _blend(canvas: np.ndarray, color: Color, alpha: np.ndarray) -> None:
     """Mixes a colour in, by an (H, W) share in [0, 1]; only where it is not 0."""
-    x, y, width, height = cv2.boundingRect((alpha > 0).astype(np.uint8))
+    x, y, width, height = _box(alpha > 0)
     window = np.s_[y : y + height, x : x + width]
     share = alpha[window][..., None]
     mixed = canvas[window] * (1 - share) + np.array(color, np.float32) * share
@@ -209,40 +215,36 @@ def _outline(canvas: np.ndarray, mask: np.ndarray, color: Color) -> None:
     cv2.drawContours(canvas, contours, -1, color, width, cv2.LINE_AA)
 
 
-def _write_captions(canvas: np.ndarray, captions: Iterable[tuple[str, np.ndarray, Color]]) -> None:
-    """Writes each (text, mask, colour) on a plate of the colour near the mask.
+def _write_captions(canvas: np.ndarray, captions: Iterable[tuple[str, Box, Color]]) -> None:
+    """Writes each text on a plate of its colour near its box, unless the box is empty.
 
-    The first get the best places; masks without a pixel get no caption.
+    The first get the best places.
     """
     height, width = canvas.shape[:2]
     letters = 13 * (max(height, width) / 512) ** 0.75  # pixels; a smaller share of large images
-    taken: list[tuple[int, int, int, int]] = []
-    for text, mask, color in captions:
-        if not mask.any():
+    taken: list[Box] = []
+    for text, box, color in captions:
+        if not box[2]:
             continue
         scale = fit_text(text, letters, width - 6)
         (text_width, text_height), below = cv2.getTextSize(text, FONT, scale, 1)
         plate = text_width + 6, text_height + below + 4
-        x, y = _place(plate, cv2.boundingRect(mask.astype(np.uint8)), (height, width), taken)
-        right, bottom = x + plate[0], y + plate[1]
-        taken.append((x, y, right, bottom))
-        cv2.rectangle(canvas, (x, y), (right - 1, bottom - 1), color, cv2.FILLED)
-        cv2.rectangle(canvas, (x, y), (right - 1, bottom - 1), DARK, 1)
+        x, y = _place(plate, box, canvas.shape, taken)
+        taken.append((x, y, *plate))
+        cv2.rectangle(canvas, taken[-1], color, cv2.FILLED)
+        cv2.rectangle(canvas, taken[-1], DARK, 1)
         is_dark = 0.299 * color[0] + 0.587 * color[1] + 0.114 * color[2] < 110  # luma
         ink = LIGHT if is_dark else DARK
         cv2.putText(canvas, text, (x + 3, y + 2 + text_height), FONT, scale, ink, 1, cv2.LINE_AA)
 
 
 def _place(
-    plate: tuple[int, int],
-    box: tuple[int, int, int, int],
-    size: tuple[int, int],
-    taken: Sequence[tuple[int, int, int, int]],
+    plate: tuple[int, int], box: Box, shape: tuple[int, ...], taken: Sequence[Box]
 ) -> tuple[int, int]:
-    """(x, y) for a plate of (width, height) inside the image: on top of the (x, y, width, height)
-    box, else the nearest free place around it, else on top of the box after all."""
+    """(x, y) of a plate of (width, height) inside the image: on top of the box, else the nearest
+    free place around it, else on top of the box after all."""
     width, height = plate
-    right, bottom = max(0, size[1] - width), max(0, size[0] - height)
+    right, bottom = max(0, shape[1] - width), max(0, shape[0] - height)
     left, top, box_right, box_bottom = box[0], box[1] - height, box[0] + box[2], box[1] + box[3]
     spots = [
         (int(np.clip(x, 0, right)), int(np.clip(y, 0, bottom)))
@@ -252,7 +254,8 @@ def _place(
     spots.sort(key=lambda spot: abs(spot[0] - left) + abs(spot[1] - top))
     for x, y in spots:
         if all(
-            x >= x2 or y >= y2 or x + width <= x1 or y + height <= y1 for x1, y1, x2, y2 in taken
+            x >= x1 + w or y >= y1 + h or x + width <= x1 or y + height <= y1
+            for x1, y1, w, h in taken
         ):
             return x, y
     return spots[0]
