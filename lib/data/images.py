@@ -222,8 +222,9 @@ def _in_eight_bits(
         opaque = 1 if multiplied and stored.dtype == np.uint8 else alpha
         values = values * opaque + 255 * (1 - alpha)
         done.append("transparent, laid on white")
-    values = np.rint(values).astype(np.uint8)[..., ::-1]
-    return np.broadcast_to(values, (*values.shape[:2], 3)), done
+    if done:
+        values = np.rint(values).astype(np.uint8)
+    return np.broadcast_to(values[..., ::-1], (*values.shape[:2], 3)), done
 
 
 # What is lost by writing an image again cannot be seen; by default more of the colour is.
