@@ -23,7 +23,6 @@ from pydantic_core import PydanticCustomError
 
 from lib.files import write_text
 from lib.modeling.heads import CIMMiner
-from lib.renamed import RENAMED, with_new_keys
 
 logger = logging.getLogger(__name__)
 
@@ -31,20 +30,34 @@ Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
 Count = Annotated[int, Field(ge=0)]
 AtLeastOne = Annotated[int, Field(ge=1)]
+Flips = tuple[Literal["none", "horizontal", "vertical", "both"], ...]
+
+_RENAMED = {
+    "loss.refine_iou": "loss.refine_integrity",
+    "prm.trunk": "prm.backbone",
+    "prm.trunk_args": "prm.backbone_args",
+    "prm.trunk_lr_factor": "prm.backbone_lr_factor",
+}
+"""Keys that have changed their names, old to new, each `section.key`; finished runs have the old
+ones."""
 
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=False, allow_inf_nan=False)
 
 
-class ModelConfig(_Section):
+class _WithBackbone(_Section):
     backbone: str = "resnet50"
     """A name registered in lib/modeling/backbones."""
     backbone_args: dict[str, Any] = {}
-    """Options of that backbone's constructor, for example widths."""
+    """Options of its constructor, for example widths. One network can start from the backbone of
+    another only with the same ones: write `${model.backbone_args}`."""
     weights: str = "imagenet"
-    """What the backbone starts from: `imagenet`, `prm` (the trained PRM of the data set), `random`,
-    or the path of a checkpoint file."""
+    """What the backbone starts from: `imagenet`, `random`, or the path of a checkpoint file; `prm`
+    for `model` is that of the data set's PRM, `cim` for `refine.model` that of the CIM run."""
+
+
+class ModelConfig(_WithBackbone):
     fuse_channels: AtLeastOne | None = None
     """Channels after the MaskFuse convolution; null keeps the backbone's (as published)."""
     hidden_dim: AtLeastOne = 4096
@@ -93,31 +106,21 @@ class SolverConfig(_Section):
 class InputConfig(_Section):
     train_scales: tuple[AtLeastOne, ...] = (480, 576, 688, 864, 1200)
     """Long sides in pixels, one drawn per image and epoch."""
-    train_flips: tuple[Literal["none", "horizontal", "vertical", "both"], ...] = (
-        "none",
-        "horizontal",
-    )
+    train_flips: Flips = ("none", "horizontal")
     """Every image appears once in an epoch for each of these."""
     num_workers: Count = 2
 
 
 class InferenceConfig(_Section):
     scales: tuple[AtLeastOne, ...] = (480, 576, 688, 864, 1200)
-    flips: tuple[Literal["none", "horizontal", "vertical", "both"], ...] = ("none", "horizontal")
+    flips: Flips = ("none", "horizontal")
     score_thresh: float = 1e-5
     nms_thresh: Fraction = 0.3
     detections_per_image: AtLeastOne = 100
     iou_thresholds: tuple[Fraction, ...] = (0.25, 0.5, 0.7, 0.75)
 
 
-class PRMConfig(_Section):
-    backbone: str = "resnet50"
-    """A name registered in lib/modeling/backbones."""
-    backbone_args: dict[str, Any] = {}
-    """Options of that backbone. CIM can start from the PRM's where they are those of
-    `model.backbone_args`: write `${model.backbone_args}`."""
-    weights: str = "imagenet"
-    """What the backbone starts from: `imagenet`, `random`, or the path of a checkpoint file."""
+class PRMConfig(_WithBackbone):
     image_size: AtLeastOne = 448
     """Images are squeezed to this square."""
     upsample: AtLeastOne = 8
@@ -137,7 +140,7 @@ class PRMConfig(_Section):
     images_per_update: AtLeastOne = 16
     epochs: AtLeastOne = 20
     schedule: Literal["constant", "cosine"] = "constant"
-    flips: tuple[Literal["none", "horizontal", "vertical", "both"], ...] = ("none", "horizontal")
+    flips: Flips = ("none", "horizontal")
 
 
 class ProposalConfig(_Section):
@@ -147,15 +150,9 @@ class ProposalConfig(_Section):
     options: dict[str, Any] = {}
 
 
-class RefineModelConfig(_Section):
-    backbone: str = "resnet50"
-    """A name registered in lib/modeling/backbones; a feature pyramid stands on it."""
-    backbone_args: dict[str, Any] = {}
-    """Options of that backbone. It can start from CIM's where they are those of
-    `model.backbone_args`: write `${model.backbone_args}`."""
-    weights: str = "imagenet"
-    """What the backbone starts from: `imagenet`, `cim` (that of the CIM run), `random`, or the path
-    of a checkpoint file."""
+class RefineModelConfig(_WithBackbone):
+    """A feature pyramid stands on the backbone."""
+
     fpn_channels: AtLeastOne = 256
     head_dim: AtLeastOne = 1024
     """Width of the box head's two linear layers."""
@@ -222,13 +219,13 @@ class RuntimeConfig(_Section):
     weights are read and whose gradient is written once then; takes the memory of all of them.
     Otherwise the images are worked on one by one and, on a CPU, side by side on its cores."""
     proposals_chunk: AtLeastOne | None = None
-    """RoIAlign and MaskFuse's convolution take at most so many proposals at a time and, in
+    """RoIAlign and MaskFuse's convolution take at most this many proposals at a time and, in
     training, are computed again for the gradient: less memory, more time. null: all at once."""
     feature_cache_gb: Annotated[float, Field(ge=0)] | None = None
-    """In training, what the backbone has frozen in front is computed once for every image, scale
-    and flip, and its feature maps are kept in float16, at most so many gigabytes: in memory, or
-    under <data root>/features where that is short. 0: none. null: 4 for a backbone that is frozen
-    as a whole on a CPU, else 0."""
+    """Gigabytes, at most, of feature maps of the backbone's frozen first part, which training
+    computes once for every image, scale and flip and keeps in float16: in memory, or under
+    <data root>/features where that is short. 0: none. null: 4 for a backbone that is frozen as a
+    whole on a CPU, else 0."""
 
 
 class RunConfig(_Section):
@@ -277,10 +274,10 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
 
 
 def config_from(content: Mapping[str, Any], source: str, overrides: Sequence[str] = ()) -> Config:
-    """The same from what such a file, or a checkpoint's `config`, holds.
+    """Makes a Config of the content of such a file, or of a checkpoint's `config`.
 
     Args:
-        source: what messages call it.
+        source: its name in messages.
     """
     merged = OmegaConf.create(with_new_keys(content, source))
     if len(overrides) % 2:
@@ -289,7 +286,7 @@ def config_from(content: Mapping[str, Any], source: str, overrides: Sequence[str
         )
     try:
         for key, value in zip(overrides[::2], overrides[1::2], strict=True):
-            OmegaConf.update(merged, RENAMED.get(key, key), yaml.safe_load(value), force_add=True)
+            OmegaConf.update(merged, _RENAMED.get(key, key), yaml.safe_load(value), force_add=True)
         content = OmegaConf.to_container(merged, resolve=True)
     except (OmegaConfBaseException, yaml.YAMLError) as error:
         raise ConfigError(f"{source}: {error}") from error
@@ -325,13 +322,23 @@ def _read_yaml(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     return OmegaConf.to_container(OmegaConf.merge(below, content))
 
 
+def with_new_keys(content: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """A copy whose renamed keys have their new names."""
+    content = {k: dict(v) if isinstance(v, Mapping) else v for k, v in content.items()}
+    for old, new in _RENAMED.items():
+        (section, key), new_key = old.split("."), new.split(".")[1]
+        if isinstance(content.get(section), dict) and key in content[section]:
+            logger.warning("%s: %s is called %s now", source, old, new)
+            content[section][new_key] = content[section].pop(key)
+    return content
+
+
 def _explain(error: pydantic.ValidationError, source: str) -> str:
-    known = _known_keys(Config)
     lines = []
     for fault in error.errors():
         key = ".".join(str(part) for part in fault["loc"])
         if fault["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-            near = _nearest(key, known)
+            near = _nearest(key, _known_keys(Config))
             lines.append(f"unknown key {key}" + (f"; did you mean {near}?" if near else ""))
         elif fault["type"] == "value_error":  # of a dataclass, which names its field
             lines.append(f"{key}.{fault['ctx']['error']}")
@@ -341,26 +348,23 @@ def _explain(error: pydantic.ValidationError, source: str) -> str:
 
 
 def _nearest(key: str, known: Sequence[str]) -> str | None:
-    """The known dotted key closest to `key`, looking first at the last word of both."""
+    """The known dotted key closest to `key`: in its section, else by the last word of both."""
     key = key.lower()
-    by_word = {}
-    for name in known:
-        by_word.setdefault(name.rsplit(".", 1)[-1], name)
-    word = difflib.get_close_matches(key.rsplit(".", 1)[-1], by_word, n=1, cutoff=0.75)
     whole = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
-    same_section = [n for n in whole if n.split(".")[0] == key.split(".")[0]]
-    if same_section:
-        return same_section[0]
-    return by_word[word[0]] if word else (whole[0] if whole else None)
+    if whole and whole[0].split(".")[0] == key.split(".")[0]:
+        return whole[0]
+    by_word = {name.rsplit(".", 1)[-1]: name for name in reversed(known)}
+    word = difflib.get_close_matches(key.rsplit(".", 1)[-1], by_word, n=1, cutoff=0.75)
+    return by_word[word[0]] if word else next(iter(whole), None)
 
 
 def _known_keys(section: type, prefix: str = "") -> list[str]:
     """Dotted keys of a section, which is a pydantic model or a dataclass, and of those below it."""
     keys = []
-    types = section.model_fields if issubclass(section, BaseModel) else get_type_hints(section)
-    for name, field in types.items():
+    for name, kind in get_type_hints(section).items():
+        if name == "model_config":
+            continue
         keys.append(prefix + name)
-        kind = getattr(field, "annotation", field)
         if isinstance(kind, type) and (issubclass(kind, BaseModel) or is_dataclass(kind)):
             keys += _known_keys(kind, f"{prefix}{name}.")
     return keys

@@ -24,8 +24,8 @@ def for_each(
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """Calls `function(*arguments)` for every task, showing progress.
 
-    The tasks are taken from the iterable as workers become free, so it may make large ones. The
-    workers are processes of this machine or, inside `workers`, those of a cluster.
+    Workers are processes of this machine or, inside `workers`, of a cluster. Tasks are taken from
+    the iterable as they become free, so it may make large ones.
 
     Args:
         function: something that other processes can import.
@@ -38,8 +38,7 @@ def for_each(
 
     Raises:
         BrokenExecutor: a process of this machine died.
-        ConnectionError: the cluster is gone. (Where an image kills its worker there, that is the
-            image's failure.)
+        ConnectionError: the cluster is gone. (An image that kills its worker there is a failure.)
     """
     names: list[str] = []
 
@@ -55,14 +54,10 @@ def for_each(
         from lib.dask_cluster import run_tasks
 
         outcomes = run_tasks(_client.get(), _attempt, calls())
-    results, failures = {}, {}
-    for name, result, reason in tqdm(outcomes, total=total, desc=title, unit="image"):
-        if reason is None:
-            results[name] = result
-        else:
-            failures[name] = reason
-    in_order = {name: results[name] for name in names if name in results}
-    return in_order, {name: failures[name] for name in names if name in failures}
+    outcomes = tqdm(outcomes, total=total, desc=title, unit="image")
+    done = {name: (result, reason) for name, result, reason in outcomes}
+    results = {name: done[name][0] for name in names if done[name][1] is None}
+    return results, {name: done[name][1] for name in names if name not in results}
 
 
 @contextmanager
@@ -102,16 +97,15 @@ def workers(backend: str = "local", scheduler: str | None = None) -> Iterator[No
 
 
 def end_thread_pools() -> None:
-    """To be called before processes are forked: OpenCV works on one thread from here on.
+    """Puts OpenCV on one thread; call it before forking.
 
-    Its pool of threads does not survive a fork, and a forked process that comes near it waits for
-    ever.
+    Its pool of threads does not survive a fork: a forked process that comes near it never ends.
     """
     cv2.setNumThreads(1)
 
 
 def failures_text(failures: dict[str, str], total: int, limit: int = 100) -> str:
-    """The failures of `for_each` as lines to end a report with; at most `limit` are named."""
+    """The failures of `for_each` as the last lines of a report; at most `limit` are named."""
     lines = [f"{len(failures)} of {total} images failed:"]
     lines += [f"  {name}: {reason}" for name, reason in list(failures.items())[:limit]]
     if len(failures) > limit:
