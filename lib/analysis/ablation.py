@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from lib.analysis.dot_plot import Panel, dot_plot
+from lib.analysis.dot_plot import dot_plot
 from lib.analysis.seed_statistics import Table, comparison_table
 from lib.files import write_json, write_text
 
@@ -13,17 +13,16 @@ METRICS = ("ap25", "ap50", "ap70", "ap75")
 COMPARED = ("ap50", "ap75")
 """Metrics whose differences to REFERENCE are told."""
 REFERENCE = "cim"
-_NO_INTEGRITY = (
-    *("model.integrity", "false"),
-    *("mining.complete_by", "cls"),
-    *("loss.refine_integrity", "0"),
-)
 VARIANTS: dict[str, tuple[str, ...]] = {
     "mil": ("model.num_stages", "0", "loss.pcl", "0"),
     "mil_agpl": ("model.num_stages", "0"),
     "no_agpl": ("loss.pcl", "0"),
     "mist": ("mining.labels", "mist"),
-    "no_integrity": _NO_INTEGRITY,
+    "no_integrity": (
+        *("model.integrity", "false"),
+        *("mining.complete_by", "cls"),
+        *("loss.refine_integrity", "0"),
+    ),
     "no_anti_noise": ("mining.anti_noise", "false"),
     "no_cascade": ("mining.thresh_step", "0"),
     "cim": (),
@@ -44,19 +43,15 @@ def write_comparison(table: Table, seeds: Sequence[int], title: str, path: Path)
         The Markdown table.
     """
     text = comparison_table(table, METRICS, REFERENCE, COMPARED)
-    panels = [
-        Panel(
-            f"{metric.upper()}, {title}",
-            {
-                name: [100 * of_seed[str(seed)][metric] for seed in seeds]
-                for name, of_seed in table.items()
-            },
-        )
+    panels = {
+        f"{metric.upper()}, {title}": {
+            name: [100 * of_seed[str(seed)][metric] for seed in seeds]
+            for name, of_seed in table.items()
+        }
         for metric in COMPARED
-    ]
-    labels = [f"seed {seed}" for seed in seeds]
+    }
     write_json(path.with_suffix(".json"), table, indent=1)
     write_text(path.with_suffix(".md"), text + "\n")
-    plot = dot_plot(panels, labels, "Mask AP of variants, in percent")
+    plot = dot_plot(panels, [f"seed {n}" for n in seeds], "Mask AP of variants, in percent")
     write_text(path.with_suffix(".svg"), plot)
     return text

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from html import escape
+from itertools import cycle
 from statistics import fmean
 
 _LABEL, _WIDTH, _GAP, _ROW, _TOP, _BOTTOM = 170, 300, 30, 26, 34, 40
@@ -19,23 +19,18 @@ _TICKS = 6
 """Approximate maximum number of ticks of a scale."""
 
 
-@dataclass(frozen=True)
-class Panel:
-    """One plot of a figure; all have the same rows."""
-
-    title: str
-    rows: Mapping[str, Sequence[float]]
-    """Label -> one value for each series (seed), NaN where there is none."""
+Rows = Mapping[str, Sequence[float]]
+"""Label -> one value for each series (seed), NaN where there is none."""
 
 
-def dot_plot(panels: Sequence[Panel], series: Sequence[str], caption: str = "") -> str:
+def dot_plot(panels: Mapping[str, Rows], series: Sequence[str], caption: str = "") -> str:
     """The figure, on white paper.
 
     Args:
-        panels: at least one; the labels of the first stand at the left.
+        panels: at least one plot by title, all with the same rows; labels stand at the left.
         series: what the values of a row are, for the legend; each has a colour.
     """
-    labels = list(panels[0].rows)
+    labels = list(next(iter(panels.values())))
     height = _TOP + _ROW * len(labels) + _BOTTOM
     width = _LABEL + len(panels) * (_WIDTH + _GAP)
     parts = [
@@ -47,10 +42,10 @@ def dot_plot(panels: Sequence[Panel], series: Sequence[str], caption: str = "") 
     ]
     for row, label in enumerate(labels):
         parts.append(_text(_LABEL - 12, _row_y(row) + 4, label, "end"))
-    for number, panel in enumerate(panels):
-        parts += _panel(panel, labels, _LABEL + number * (_WIDTH + _GAP))
+    for number, (title, rows) in enumerate(panels.items()):
+        parts += _panel(title, rows, _LABEL + number * (_WIDTH + _GAP))
     x = _LABEL
-    for name, colour in zip(series, _colours(len(series)), strict=True):
+    for name, colour in zip(series, cycle(_COLOURS), strict=False):
         parts.append(f'<circle cx="{x + 5}" cy="{height - 10}" r="4" fill="{colour}"/>')
         parts.append(_text(x + 14, height - 6, name))
         x += 30 + 8 * len(name)
@@ -59,27 +54,26 @@ def dot_plot(panels: Sequence[Panel], series: Sequence[str], caption: str = "") 
     return "\n".join([*parts, "</svg>", ""])
 
 
-def _panel(panel: Panel, labels: Sequence[str], left: int) -> list[str]:
-    finite = [v for label in labels for v in panel.rows[label] if math.isfinite(v)]
+def _panel(title: str, rows: Rows, left: int) -> list[str]:
+    finite = [v for values in rows.values() for v in values if math.isfinite(v)]
     ticks = _ticks(min(finite, default=0.0), max(finite, default=1.0))
     low, high = ticks[0], ticks[-1]
 
     def x(value: float) -> float:
         return round(left + _WIDTH * (value - low) / (high - low), 1)
 
-    bottom = _row_y(len(labels)) - _ROW / 2
-    parts = [_text(left + _WIDTH / 2, 18, panel.title, "middle", "bold")]
+    bottom = _TOP + _ROW * len(rows)
+    parts = [_text(left + _WIDTH / 2, 18, title, "middle", "bold")]
     for tick in ticks:
         parts.append(f'<path d="M{x(tick)} {_TOP - 6}V{bottom}" stroke="{_GRID}"/>')
         parts.append(_text(x(tick), bottom + 15, f"{tick:g}", "middle"))
-    for row, label in enumerate(labels):
-        values = panel.rows[label]
+    for row, (label, values) in enumerate(rows.items()):
         known = [v for v in values if math.isfinite(v)]
         y = _row_y(row)
         if known:
             mean = x(fmean(known))
             parts.append(f'<path d="M{mean} {y - 9}v18" stroke="{_INK}" stroke-width="2"/>')
-        for value, colour in zip(values, _colours(len(values)), strict=True):
+        for value, colour in zip(values, cycle(_COLOURS), strict=False):
             if math.isfinite(value):
                 parts.append(
                     f'<circle cx="{x(value)}" cy="{y}" r="4" fill="{colour}" fill-opacity="0.85">'
@@ -99,10 +93,6 @@ def _ticks(low: float, high: float) -> list[float]:
 
 def _row_y(row: int) -> float:
     return _TOP + _ROW * (row + 0.5)
-
-
-def _colours(count: int) -> list[str]:
-    return [_COLOURS[n % len(_COLOURS)] for n in range(count)]
 
 
 def _text(x: float, y: float, text: str, anchor: str = "start", weight: str = "normal") -> str:

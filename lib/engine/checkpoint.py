@@ -136,35 +136,36 @@ def load_model(
         CheckpointError: lists a few of the missing, the unexpected and the wrongly shaped.
     """
     own = model.state_dict()
-    missing = [name for name in own if name not in state]
-    unexpected = [name for name in state if name not in own]
     shapes = {
         name: (tuple(state[name].shape), tuple(own[name].shape))
         for name in own
         if name in state and state[name].shape != own[name].shape
     }
-    if not (missing or unexpected or shapes):
+    faults = {
+        "missing": [name for name in own if name not in state],
+        "unexpected": [name for name in state if name not in own],
+        "wrongly shaped": [
+            f"{name} is {_shape(found)}, expected {_shape(expected)}"
+            for name, (found, expected) in shapes.items()
+        ],
+    }
+    if not any(faults.values()):
         model.load_state_dict(state, strict=True)
         return
     other = _other_num_classes(shapes, num_classes)
-    if other is not None and not (missing or unexpected):
+    if other is not None and not (faults["missing"] or faults["unexpected"]):
         raise CheckpointError(
             f"{source}: the checkpoint has {other} classes, the data set has {num_classes}; "
             "use the data set that it was trained on, or train on this one"
         )
-    wrong = [f"{name} is {_shape(s)}, expected {_shape(o)}" for name, (s, o) in shapes.items()]
+    told = "; ".join(
+        f"{len(names)} {kind} ({', '.join(names[:_FEW])}{', ...' if names[_FEW:] else ''})"
+        for kind, names in faults.items()
+        if names
+    )
     raise CheckpointError(
-        f"{source} does not fit the model: "
-        + "; ".join(
-            f"{len(names)} {kind} ({', '.join(names[:_FEW])}{', ...' if names[_FEW:] else ''})"
-            for kind, names in (
-                ("missing", missing),
-                ("unexpected", unexpected),
-                ("wrongly shaped", wrong),
-            )
-            if names
-        )
-        + "; use the configuration that the checkpoint was trained with"
+        f"{source} does not fit the model: {told}; use the configuration that the checkpoint was "
+        "trained with"
     )
 
 
@@ -172,10 +173,8 @@ def _other_num_classes(
     shapes: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]], num_classes: int | None
 ) -> int | None:
     """Number of classes of a state that differs from the model only in the rows of its heads."""
-    if num_classes is None or not shapes:
-        return None
     rows = {(s[:1], o[:1]) if s[1:] == o[1:] else None for s, o in shapes.values()}
-    if len(rows) != 1 or None in rows:
+    if num_classes is None or len(rows) != 1 or None in rows:
         return None
     ((found, expected),) = rows
     return found[0] - 1 if expected == (num_classes + 1,) else None

@@ -32,7 +32,7 @@ def new_run(outputs: Path, config_stem: str) -> Path:
     path, number = outputs / config_stem / start, 1
     while path.exists():
         number += 1
-        path = outputs / config_stem / f"{start}-{number}"
+        path = path.with_name(f"{start}-{number}")
     return path
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import shutil
 import signal
@@ -97,10 +96,8 @@ def train(
                 if picture and settings.image_period and done % settings.image_period == 0:
                     record.show(done, "mining", picture(trainer.model))
                 if last or done % settings.checkpoint_period == 0:
-                    content = {**trainer.state_dict(), **about}
-                    path = save_checkpoint(
-                        checkpoint_folder(run), content, settings.keep_checkpoints
-                    )
+                    content, keep = {**trainer.state_dict(), **about}, settings.keep_checkpoints
+                    path = save_checkpoint(checkpoint_folder(run), content, keep)
                     logger.info("update %d: saved %s", done, path)
             profiled()
             if last:
@@ -295,7 +292,10 @@ def save_failed_update(
         "step": trainer.iteration,
         "batch_size": trainer.solver.images_per_update,
         "seed": trainer.seed,
-        "samples": [_plain(sample) for sample in error.samples],
+        "samples": [  # tensors that are views of larger ones are copied
+            {n: v.clone() if isinstance(v, Tensor) else v for n, v in vars(sample).items()}
+            for sample in error.samples
+        ],
         "losses": list(error.losses),
         "told": str(error),
         **extra,
@@ -307,12 +307,3 @@ def save_failed_update(
         logger.warning("%s: could not be written: %s", path, fault.__context__ or fault)
     else:
         logger.info("the failed update is kept: python tools/study.py replay %s", path)
-
-
-def _plain(sample: Any) -> dict[str, Any]:
-    """A sample's fields; tensors that are views of larger ones are copied."""
-    fields = {f.name: getattr(sample, f.name) for f in dataclasses.fields(sample)}
-    return {
-        name: value.clone() if isinstance(value, Tensor) else value
-        for name, value in fields.items()
-    }

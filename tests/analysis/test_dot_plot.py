@@ -6,7 +6,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from lib.analysis.dot_plot import Panel, dot_plot
+from lib.analysis.dot_plot import dot_plot
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -23,7 +23,7 @@ def dots(figure):
 
 def test_dots_lie_on_the_scale_of_their_panel():
     rows = {"first": [10.0, 30.0], "a < b": [20.0, math.nan]}
-    figure = dot_plot([Panel("AP50", rows)], ["seed 1", "seed 2"], "what & why")
+    figure = dot_plot({"AP50": rows}, ["seed 1", "seed 2"], "what & why")
     found = dots(figure)
     assert found.keys() == {"first: 10.0", "first: 30.0", "a < b: 20.0"}  # NaN has no dot
     (x10, y10), (x30, y30), (x20, y20) = found.values()
@@ -36,7 +36,7 @@ def test_dots_lie_on_the_scale_of_their_panel():
 
 def test_the_line_stands_at_the_mean():
     values = [10.0, 20.0, 60.0]
-    figure = dot_plot([Panel("p", {"row": values})], ["1", "2", "3"])
+    figure = dot_plot({"p": {"row": values}}, ["1", "2", "3"])
     x = {title: place[0] for title, place in dots(figure).items()}
     scale = (x["row: 60.0"] - x["row: 10.0"]) / 50
     wanted = x["row: 10.0"] + scale * (fmean(values) - 10)
@@ -46,7 +46,7 @@ def test_the_line_stands_at_the_mean():
 
 @pytest.mark.parametrize("values", [[0.0], [50.0, 50.0], [0.001, 0.002], [-3.0, 1e4], [math.nan]])
 def test_any_range_stays_inside(values):
-    panels = [Panel("one", {"row": values}), Panel("two", {"row": values})]
+    panels = {"one": {"row": values}, "two": {"row": values}}
     figure = dot_plot(panels, [str(n) for n in range(len(values))])
     root = ElementTree.fromstring(figure)
     for x, y in dots(figure).values():
