@@ -20,13 +20,13 @@ _PROBE = (2, 3, 96, 128)
 
 @torch.no_grad()
 def fold_batch_norms(module: nn.Module) -> bool:
-    """Makes one convolution of every convolution followed by a batch norm, in place.
+    """Folds every batch norm that follows a convolution into it, in place.
 
-    A batch norm that uses its running statistics is an affine map of every channel, so that the
-    convolution can do its work: the same numbers up to rounding. Which batch norm follows which
-    convolution is seen by passing noise through the module, and it is passed once more to compare:
-    where the features differ (a convolution that ignores its bias, one whose output is used twice)
-    all stays as it was, and a warning says so. The module cannot load a checkpoint afterwards.
+    With its running statistics a batch norm is an affine map of every channel, which the
+    convolution can do: the same numbers up to rounding. Noise passed through the module shows which
+    batch norm follows which convolution. It is passed once more to compare: where the features
+    differ (a convolution ignores its bias, or its output is used twice), all stays as it was, with
+    a warning. The module cannot load a checkpoint afterwards.
 
     Args:
         module: a backbone in evaluation mode.
@@ -44,10 +44,8 @@ def fold_batch_norms(module: nn.Module) -> bool:
     noise = torch.randn(_PROBE, generator=torch.Generator().manual_seed(0)).to(like)
     pairs, plain = _followers(module, noise)
     parents = {child: parent for parent in module.modules() for child in parent.children()}
-    undo: list[Callable[[], None]] = []
-    for conv, norm in pairs:
-        undo.append(_fold(conv, norm, parents[norm]))
-    if pairs and not _agree(module(noise), plain):
+    undo = [_fold(conv, norm, parents[norm]) for conv, norm in pairs]
+    if pairs and not (module(noise) - plain).abs().max() <= TOLERANCE * plain.abs().max():
         for restore in undo:
             restore()
         logger.warning(
@@ -107,7 +105,3 @@ def _fold(conv: nn.Conv2d, norm: nn.BatchNorm2d, parent: nn.Module) -> Callable[
         setattr(parent, name, norm)
 
     return restore
-
-
-def _agree(features: Tensor, plain: Tensor) -> bool:
-    return bool((features - plain).abs().max() <= TOLERANCE * plain.abs().max())

@@ -1,10 +1,9 @@
 """The convolution of MaskFuse at half its price, for CPUs.
 
-MaskFuse convolves the pooled features x beside the masked ones, x * mask. The mask is 0 or 1, so
-that a cell counts either with the weights of both halves added or with those of the first half
-alone: every cell needs one product instead of two. The cells are sorted by their mask, each is
-multiplied with the weights of all taps at once, and a cell of the result is the sum of what its
-neighbours give it. The result is that of the convolution, up to rounding.
+MaskFuse convolves the pooled features x beside the masked ones, x * mask. The mask is 0 or 1, so a
+cell counts either with the weights of both halves added or with those of the first half alone: one
+product instead of two. The cells are sorted by their mask, multiplied with the weights of all taps
+at once, and summed by the cells that receive them. Equal to the convolution up to rounding.
 """
 
 from __future__ import annotations
@@ -68,9 +67,6 @@ class _Grid:
     receiver: tuple[Tensor, ...]
     """For the cells of every group: (size * size, taps) int64, who receives; -1 for others."""
 
-    def num_taps(self, group: int) -> int:
-        return self.receiver[group].shape[1]
-
     def products(self, group: int, width: int) -> Iterator[tuple[slice, slice]]:
         """For every run: its rows among the weights (9 * width, D), and its columns among the
         products of a cell of the group (taps * width)."""
@@ -111,25 +107,20 @@ def _runs(rows: tuple[int, int], columns: tuple[int, int]) -> tuple[slice, ...]:
     return tuple(slice(3 * y + columns[0], 3 * y + columns[1]) for y in range(*rows))
 
 
-@dataclass(frozen=True)
-class _Block:
-    """The cells of some proposals, sorted into kinds: (group, under the mask or not)."""
+def _by_kind(inside: Tensor, grid: _Grid) -> tuple[Tensor, list[tuple[int, bool, slice]]]:
+    """Sorts the cells of some proposals, (P, cells) bool, into kinds: group, under the mask or not.
 
-    order: Tensor
-    """(rows,) int64, rows by kind."""
-    kinds: list[tuple[int, bool, slice]]
-    """Group, mask, and place in `order` of those that occur."""
-
-
-def _block(inside: Tensor, grid: _Grid) -> _Block:
-    kind = (2 * grid.group + inside).flatten()  # (P, cells) before
+    Returns:
+        (P * cells,) int64, rows by kind; group, mask and place among them of every kind.
+    """
+    kind = (2 * grid.group + inside).flatten()
     order = kind.argsort(stable=True)
     kinds, start = [], 0
     for number, count in enumerate(torch.bincount(kind).tolist()):
         if count:
             kinds.append((number // 2, bool(number % 2), slice(start, start + count)))
             start += count
-    return _Block(order, kinds)
+    return order, kinds
 
 
 class _MaskedConv(torch.autograd.Function):
@@ -158,12 +149,12 @@ class _MaskedConv(torch.autograd.Function):
         rows, inside, weight = ctx.saved_tensors
         grid, by_mask = _grid(ctx.size), _by_mask(weight)
         grad_rows = torch.empty_like(rows)
-        grad_by_mask = [torch.zeros_like(w, dtype=_sum_dtype(w)) for w in by_mask]
+        summed_in = torch.promote_types(weight.dtype, torch.float32)  # not in bfloat16
+        grad_by_mask = [torch.zeros_like(w, dtype=summed_in) for w in by_mask]
         for part, place in _blocks(inside):
             by_row = grad[part].transpose(1, 2).flatten(0, 1)
-            grad_rows[place] = _backward(
-                by_row, rows[place], inside[part], by_mask, grad_by_mask, grid
-            )
+            here = rows[place], inside[part]
+            grad_rows[place] = _backward(by_row, *here, by_mask, grad_by_mask, grid)
         outside, inside = (g.view(3, 3, -1, rows.shape[1]) for g in grad_by_mask)
         grad_weight = torch.empty_like(weight)  # with the strides of the weights
         by_tap = grad_weight.permute(2, 3, 0, 1)  # (3, 3, O, 2 D)
@@ -190,16 +181,16 @@ def _forward(
     rows: Tensor, inside: Tensor, by_mask: tuple[Tensor, Tensor], grid: _Grid, given: Tensor
 ) -> Tensor:
     """Returns the rows of the result without bias; `given` is memory for what every cell gives."""
-    block = _block(inside, grid)
-    width = given.shape[1]
-    first = torch.empty_like(block.order)  # of every row: where its taps begin in `given`
-    sorted_rows, end = rows[block.order], 0
-    for group, mask, place in block.kinds:
-        begin, end = end, end + (place.stop - place.start) * grid.num_taps(group)
-        out = given[begin:end].view(place.stop - place.start, -1)
-        for run, columns in grid.products(group, width):
+    order, kinds = _by_kind(inside, grid)
+    first = torch.empty_like(order)  # of every row: where its taps begin in `given`
+    sorted_rows, end = rows[order], 0
+    for group, mask, place in kinds:
+        count, num_taps = place.stop - place.start, grid.receiver[group].shape[1]
+        begin, end = end, end + count * num_taps
+        out = given[begin:end].view(count, -1)
+        for run, columns in grid.products(group, given.shape[1]):
             torch.mm(sorted_rows[place], by_mask[mask][run].T, out=out[:, columns])
-        first[block.order[place]] = torch.arange(begin, end, grid.num_taps(group))
+        first[order[place]] = torch.arange(begin, end, num_taps)
     source = first.view(inside.shape)[:, grid.giver] + grid.slot  # (P, E)
     count = grid.count.repeat(len(inside))
     return functional.embedding_bag(source.flatten(), given, count.cumsum(0) - count, mode="sum")
@@ -214,20 +205,15 @@ def _backward(
     grid: _Grid,
 ) -> Tensor:
     """Returns the gradient of the rows and adds that of the weights to `grad_by_mask`."""
-    block = _block(inside, grid)
-    width, cells = grad.shape[1], inside.shape[1]
-    result = torch.empty_like(rows)
-    for group, mask, place in block.kinds:
-        order = block.order[place]
-        receiver = grid.receiver[group][order % cells] + (order // cells * cells)[:, None]
-        of_taps = grad[receiver.flatten()].view(len(order), -1)  # (rows, taps * O)
-        of_rows, total = rows[order], 0
-        for run, columns in grid.products(group, width):
+    order, kinds = _by_kind(inside, grid)
+    cells, result = inside.shape[1], torch.empty_like(rows)
+    for group, mask, place in kinds:
+        row = order[place]
+        receiver = grid.receiver[group][row % cells] + (row // cells * cells)[:, None]
+        of_taps = grad[receiver.flatten()].view(len(row), -1)  # (rows, taps * O)
+        of_rows, total = rows[row], 0
+        for run, columns in grid.products(group, grad.shape[1]):
             total = total + of_taps[:, columns] @ by_mask[mask][run]
             grad_by_mask[mask][run] += of_taps[:, columns].T @ of_rows
-        result[order] = total
+        result[row] = total
     return result
-
-
-def _sum_dtype(weight: Tensor) -> torch.dtype:
-    return torch.float32 if weight.dtype == torch.bfloat16 else weight.dtype

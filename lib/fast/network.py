@@ -134,7 +134,7 @@ def score_images(
 
 
 def _chunks(counts: Sequence[int], at_most: int | None) -> list[list[tuple[int, slice]]]:
-    """Deals the proposals of several images, in order, into chunks.
+    """Divides the proposals of several images, in order, into chunks.
 
     Args:
         counts: proposals of every image.
@@ -143,16 +143,14 @@ def _chunks(counts: Sequence[int], at_most: int | None) -> list[list[tuple[int, 
     Returns:
         At least one chunk: the images that it takes from, and which of their proposals.
     """
-    ends = list(accumulate(counts))
-    total = ends[-1]
+    begins = list(accumulate(counts, initial=0))
+    total = begins.pop()
     size = max(total, 1) if at_most is None else at_most
-    chunks = []
-    for first in range(0, max(total, 1), size):
-        chunk = []
-        for image, (count, end) in enumerate(zip(counts, ends, strict=True)):
-            begin = end - count
-            part = slice(max(first - begin, 0), min(first + size - begin, count))
-            if part.start < part.stop or not total:
-                chunk.append((image, part))
-        chunks.append(chunk)
-    return chunks
+    return [
+        [
+            (image, slice(max(first - begin, 0), min(first + size - begin, count)))
+            for image, (begin, count) in enumerate(zip(begins, counts, strict=True))
+            if (count and begin < first + size and first < begin + count) or not total
+        ]
+        for first in range(0, max(total, 1), size)
+    ]

@@ -1,14 +1,14 @@
 """RoIAlign as sums over the cells of the feature map, for CPUs.
 
-A cell of RoIAlign is the mean of a grid of bilinear samples and so a weighted sum of a few cells of
-the feature map. Grid and interpolation are products of a part along y and a part along x, which
-gives the weights in closed form; what is left is a product with a sparse matrix, `embedding_bag`
-in PyTorch, whose gradient is one with the transposed matrix. torchvision's CPU kernel gives the
-same numbers (up to rounding), but adds up sample by sample, in float32 only.
+A cell of RoIAlign is the mean of a grid of bilinear samples, and so a weighted sum of a few cells
+of the feature map. The weights are products of a part along y and a part along x; the rest is a
+product with a sparse matrix, `embedding_bag` in PyTorch, whose gradient is one with the transposed
+matrix. torchvision's CPU kernel, equal up to rounding, adds up sample by sample.
 """
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -72,9 +72,9 @@ def _along_axis(
     weights = _axis_weights(start, end, size, scale, length)  # (P, size, length)
     counts = weights > 0
     first = counts.to(torch.uint8).argmax(dim=2, keepdim=True)
-    most = int(counts.sum(dim=2).max())  # they lie side by side
-    index = (first + torch.arange(max(most, 1), device=first.device)).clamp(max=length - 1)
-    place = first + torch.arange(max(most, 1), device=first.device)
+    most = max(int(counts.sum(dim=2).max()), 1)  # they lie side by side
+    place = first + torch.arange(most, device=first.device)
+    index = place.clamp(max=length - 1)
     return index, weights.gather(2, index) * (place < length)
 
 
@@ -83,18 +83,14 @@ def _axis_weights(start: Tensor, end: Tensor, size: int, scale: float, length: i
     start, end = start * scale - 0.5, end * scale - 0.5
     cell = (end - start) / size
     samples = cell.ceil()  # (P,), along this axis in every cell of the box
-    most = int(samples.max()) if len(samples) else 0
-    i = torch.arange(max(most, 1), dtype=start.dtype, device=start.device)
-    step = cell / samples.clamp(min=1)
-    offset = (i + 0.5) * step[:, None]  # (P, G)
-    first = (
-        start[:, None] + torch.arange(size, dtype=start.dtype, device=start.device) * cell[:, None]
-    )
+    up_to = partial(torch.arange, dtype=start.dtype, device=start.device)
+    i = up_to(max(int(samples.max()), 1))
+    offset = (i + 0.5) * (cell / samples.clamp(min=1))[:, None]  # (P, G)
+    first = start[:, None] + up_to(size) * cell[:, None]
     place = first[:, :, None] + offset[:, None, :]  # (P, size, G)
     counts = (i < samples[:, None])[:, None] & (place >= -1) & (place <= length)
     place = place.clamp(0, length - 1)[..., None]
-    index = torch.arange(length, dtype=start.dtype, device=start.device)
-    tent = (1 - (place - index).abs()).clamp(min=0)  # (P, size, G, length)
+    tent = (1 - (place - up_to(length)).abs()).clamp(min=0)  # (P, size, G, length)
     return (tent * counts[..., None]).sum(dim=2) / samples.clamp(min=1)[:, None, None]
 
 
