@@ -199,17 +199,14 @@ class _Array(np.ndarray):
         _, shape, dtype, fortran, content = state
         if self.size:
             raise _Refused("refused: the pickle fills an array twice")
-        dtype = _plain_dtype(dtype)
-        shape = _plain_shape(shape)
-        if dtype.hasobject:
-            if not isinstance(content, list):
-                raise _Refused("refused: an array of objects without a list of them")
-            held, expected = len(content), math.prod(shape)
-        else:
-            content = content.encode("latin1") if isinstance(content, str) else bytes(content)
-            held, expected = len(content), math.prod(shape) * dtype.itemsize
-        if held != expected:
-            raise ValueError(f"an array of shape {shape} and {dtype} with {held} values or bytes")
+        dtype, shape = _plain_dtype(dtype), _plain_shape(shape)
+        if not dtype.hasobject:
+            content = _plain_bytes(content)
+        elif not isinstance(content, list):
+            raise _Refused("refused: an array of objects without a list of them")
+        size = 1 if dtype.hasobject else dtype.itemsize
+        if len(content) != math.prod(shape) * size:
+            raise ValueError(f"an array of shape {shape} and {dtype} of {len(content)} entries")
         super().__setstate__((1, shape, dtype, bool(fortran), content))
 
     def __reduce_ex__(self, protocol: int) -> tuple[Any, ...]:
@@ -228,6 +225,12 @@ def _plain_shape(shape: Any) -> tuple[int, ...]:
     return shape
 
 
+def _plain_bytes(content: Any) -> bytes:
+    if not isinstance(content, str | bytes | bytearray):  # bytes(2**40) would make as many
+        raise _Refused("refused: an array whose content is no bytes")
+    return content.encode("latin1") if isinstance(content, str) else bytes(content)
+
+
 def _reconstruct(*_: Any) -> np.ndarray:
     return np.ndarray.__new__(_Array, (0,), np.uint8)
 
@@ -238,16 +241,16 @@ def _ndarray(*_: Any) -> NoReturn:
 
 def _from_buffer(buffer: Any, dtype: Any, shape: Any, order: str, *_: Any) -> np.ndarray:
     dtype = _plain_dtype(dtype)
-    if dtype.hasobject or not isinstance(buffer, bytes | bytearray):
+    if dtype.hasobject:
         raise _Refused("refused: a buffer of objects")
-    return np.frombuffer(bytes(buffer), dtype).reshape(_plain_shape(shape), order=order)
+    return np.frombuffer(_plain_bytes(buffer), dtype).reshape(_plain_shape(shape), order=order)
 
 
 def _scalar(dtype: Any, content: Any = b"") -> np.generic:
     dtype = _plain_dtype(dtype)
     if dtype.hasobject:
         raise _Refused("refused: an object as a numpy scalar")
-    content = content.encode("latin1") if isinstance(content, str) else bytes(content)
+    content = _plain_bytes(content)
     if len(content) != dtype.itemsize:
         raise ValueError(f"a scalar of {dtype} with {len(content)} bytes")
     return np.frombuffer(content, dtype)[0] if content else dtype.type()

@@ -177,6 +177,8 @@ def array(shape, kind, content, version=1):
         Call(FROM_BUFFER, (b"\1" * 8, dtype("O8"), (1,), "C")),
         Call(SCALAR, (dtype("O8"), b"\1" * 8)),
         array((4,), dtype("f8"), b"\0" * 8),  # fewer bytes than the shape takes
+        array((8,), dtype("u1"), 8),  # bytes(8) would be as many as that
+        Call(SCALAR, (dtype("u1"), 1)),
         array((1,), dtype("f8"), b"\0" * 80),
         array((-1,), dtype("f8"), b""),
         array((2**40, 2**40), dtype("u1"), b""),

@@ -9,7 +9,7 @@ from typing import Any
 from lib.data.catalog import Dataset
 from lib.data.coco import CocoImages
 from lib.engine.runs import read_lines
-from lib.evaluation.coco_eval import VOC_THRESHOLDS, evaluate_segm
+from lib.evaluation.coco_eval import evaluate_segm
 from lib.evaluation.coco_files import group_by_image, read_ground_truth, read_layer
 from lib.evaluation.per_image import compare
 from lib.files import read_json
@@ -22,10 +22,10 @@ def collect(
     run: Path | None,
     results: Mapping[str, Path],
     *,
-    score_thresh: float = 0.0,
-    per_image: int | None = None,
-    iou_thresh: float = 0.5,
-    iou_thresholds: Sequence[float] = VOC_THRESHOLDS,
+    score_thresh: float,
+    per_image: int,
+    iou_thresh: float,
+    iou_thresholds: Sequence[float],
 ) -> tuple[Page, list[Picture]]:
     """Reads results and, where the data set has masks, compares the first of them with the masks.
 
@@ -33,7 +33,7 @@ def collect(
         run: the run whose curves are shown; None for results of no run.
         results: COCO result or annotation files by layer (`detections`, `pseudo_labels`).
         score_thresh: lower scores are not shown, but compared.
-        per_image: maximum number of instances of an image and layer, best first; None shows all.
+        per_image: maximum number of instances of an image and layer, best first.
         iou_thresh: IoU from which a detection hits an object.
         iou_thresholds: of the AP over all images.
 

@@ -22,9 +22,9 @@ def draw_pictures(
     images: Path,
     coco: CocoImages,
     layers: Sequence[tuple[str, Mapping[int, list[dict[str, Any]]]]],
-    suffix: str = "",
-    color_by: str = "class",
-    on_sheet: int = 12,
+    suffix: str,
+    color_by: str,
+    on_sheet: int,
 ) -> int:
     """Draws every image, its layers side by side, to `<folder>/<file name><suffix>.png`.
 
