@@ -118,6 +118,8 @@ class InferenceConfig(_Section):
     nms_thresh: Fraction = 0.3
     detections_per_image: AtLeastOne = 100
     iou_thresholds: tuple[Fraction, ...] = (0.25, 0.5, 0.7, 0.75)
+    mil_branch: bool = False
+    """The score is the mean of the stages' and the MIL branch's; as published it is the stages'."""
 
 
 class PRMConfig(_WithBackbone):

@@ -11,7 +11,7 @@
 # labels        .csv, .txt, COCO .json or folder: see docs/CUSTOM.md; or json= a COCO json as it is
 # output        run folder, and folder of everything made (default: Outputs/<name>)
 # name          name of the data set (default: that of the folder of images)
-# cfg_file      configuration (default: configs/custom.yaml on a GPU, else configs/custom_small.yaml)
+# cfg_file      configuration (default: configs/custom.yaml on a GPU, else configs/photos.yaml)
 # iter_time     number of updates of CIM (default: by the number of images)
 # score_thresh  drops masks scored below (default: 0.3)
 # data_root     folder of proposals, clusters and networks (default: <output>/data)

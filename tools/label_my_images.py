@@ -33,7 +33,7 @@ def options(parser: cli.Parser) -> None:
         help="takes all that is made, unless --data-root says otherwise (default: Outputs/<name>)",
     )
     cli.add_config_arguments(
-        parser, help="default: configs/custom.yaml on a GPU, configs/custom_small.yaml on a CPU"
+        parser, help="default: configs/custom.yaml on a GPU, configs/photos.yaml on a CPU"
     )
     parser.add_argument(
         "--updates", type=int, metavar="N", help="of CIM (default: by the number of images)"
@@ -59,7 +59,7 @@ def label(args: cli.Namespace) -> None:
         args.data_root = args.output / "data"
     if args.cfg is None:
         small = torch.device(args.device).type == "cpu"
-        args.cfg = CONFIGS / ("custom_small.yaml" if small else "custom.yaml")
+        args.cfg = CONFIGS / ("photos.yaml" if small else "custom.yaml")
     settings = Settings(
         output=args.output,
         cfg=args.cfg,

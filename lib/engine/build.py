@@ -261,6 +261,7 @@ def build_detector(
         max_detections=None if only_image_labels else test.detections_per_image,
         only_image_labels=only_image_labels,
         device=device,
+        mil_branch=test.mil_branch,
     )
 
 

@@ -88,6 +88,8 @@ class Detector:
     only_image_labels: bool = False
     """Detect only the classes that an image is labelled with."""
     device: torch.device | str = "cpu"
+    mil_branch: bool = False
+    """The score of the MIL branch counts beside that of the stages."""
 
     def prepare(self, dataset: CimDataset, index: int) -> tuple[ReadImage, list[View]]:
         """Reads image `index` once for all passes; may run in another thread."""
@@ -110,7 +112,7 @@ class Detector:
         """Detections of one image, best first; none without proposals."""
         scores = np.zeros((0, len(self.category_ids)))
         if len(read.proposals):
-            scores = score_passes(self.model, passes, self.device).numpy()
+            scores = score_passes(self.model, passes, self.device, self.mil_branch).numpy()
         return select_detections(
             scores,
             read.proposals.boxes,

@@ -33,6 +33,15 @@ def test_without_stages_the_mil_branch_decides():
     torch.testing.assert_close(proposal_scores(scores), expected)
 
 
+def test_the_mil_branch_counts_as_much_as_all_stages_where_asked():
+    scores = scores_of(3)
+    mil = (scores.cls_prob * scores.det_prob)[:, 1:]
+    both = (proposal_scores(scores) + mil) / 2
+    torch.testing.assert_close(proposal_scores(scores, mil_branch=True), both)
+    assert not torch.allclose(both, proposal_scores(scores))
+    torch.testing.assert_close(proposal_scores(scores_of(0), mil_branch=True), mil)
+
+
 @pytest.mark.parametrize("num_stages", [0, 1, 3])
 @pytest.mark.parametrize("proposals", [0, 1, 5])
 def test_score_against_loops(num_stages, proposals):

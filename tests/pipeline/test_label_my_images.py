@@ -19,7 +19,7 @@ def coco(tmp_path):
 
 
 def test_the_number_of_updates_follows_the_images(coco):
-    for cfg in ("custom", "custom_small", "custom_scratch"):
+    for cfg in ("custom", "photos", "custom_scratch"):
         config = load_config(CONFIGS / f"{cfg}.yaml")
         settings = scaled_to(coco, config, None)
         assert settings[:4] == ["solver.max_iter", "500", "solver.steps", "[333]"]
@@ -28,8 +28,8 @@ def test_the_number_of_updates_follows_the_images(coco):
     coco.without_labels = 0
     config = load_config(CONFIGS / "custom.yaml")
     assert scaled_to(coco, config, None)[:2] == ["solver.max_iter", "5100"]
-    small = load_config(CONFIGS / "custom_small.yaml")
-    assert scaled_to(coco, small, None)[:2] == ["solver.max_iter", "3000"]
+    small = load_config(CONFIGS / "photos.yaml")
+    assert scaled_to(coco, small, None)[:2] == ["solver.max_iter", "1000"]
     assert scaled_to(coco, small, 90)[:4] == ["solver.max_iter", "90", "solver.steps", "[60]"]
     with pytest.raises(ValueError, match="at least 1"):
         scaled_to(coco, config, 0)

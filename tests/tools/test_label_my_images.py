@@ -134,7 +134,7 @@ def test_without_weights_the_way_out_is_told(photos, tmp_path, monkeypatch, caps
     monkeypatch.setattr("torch.hub.download_url_to_file", offline)
     words = ["--images", str(photos), "--labels", str(photos), "--output", str(tmp_path / "out")]
     words += ["--device", "cpu"]
-    assert tool.main([*words, "--cfg", str(ROOT / "configs/custom_small.yaml")]) == 2
+    assert tool.main([*words, "--cfg", str(ROOT / "configs/custom.yaml")]) == 2
     said = capsys.readouterr().err
     assert "the ImageNet weights cannot be downloaded" in said
     assert "configs/custom_scratch.yaml" in said
