@@ -148,12 +148,12 @@ TURNS = {
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
-@pytest.mark.parametrize("count", [1, 3, 4])
+@pytest.mark.parametrize(
+    ("dtype", "count"),
+    [(d, c) for d in (np.uint8, np.uint16, np.float32) for c in (1, 3, 4)][:-1],
+)
 def test_tiff_of_every_depth_and_orientation(tmp_path, orientation, dtype, count):
     pixels = np.random.default_rng(1).integers(0, 256, (6, 9, count)).astype(dtype)
-    if dtype == np.float32 and count == 4:
-        pytest.skip("OpenCV reads no alpha of floating point")
     path, copy = write(tmp_path, tiff(pixels, orientation), "a.tif"), tmp_path / "c.tif"
     size, done = make_usable(path, copy)
     colours = pixels[..., :3].astype(float)
