@@ -15,6 +15,8 @@
 # iter_time     number of updates of CIM (default: by the number of images)
 # score_thresh  drops masks scored below (default: 0.3)
 # data_root     folder of proposals, clusters and networks (default: <output>/data)
+# preview       1: a few images and updates, about three minutes on a CPU, into <output>/preview, to
+#               see whether the whole is worth it
 # overwrite     yes (or --overwrite): train anew what was trained with other data or settings,
 #               instead of stopping there
 # Further arguments override the configuration: ... output=Outputs/mine run.seed 4 prm.epochs 30
@@ -23,7 +25,7 @@ usage="label_my_images: needs images= and labels=; see the head of ${BASH_SOURCE
 while [[ ${1:-} == *=* || ${1:-} == --overwrite ]]; do
     case ${1%%=*} in
         --overwrite) overwrite=yes ;;
-        images | labels | json | output | name | cfg_file | iter_time | score_thresh | data_root | overwrite)
+        images | labels | json | output | name | cfg_file | iter_time | score_thresh | data_root | preview | overwrite)
             declare "${1%%=*}=${1#*=}" ;;
         *) echo "label_my_images: no variable is called ${1%%=*}; see the head of ${BASH_SOURCE[0]}" >&2
             exit 2 ;;
@@ -36,6 +38,7 @@ seen_from=$PWD
 from_there() { case $1 in /*) echo "$1" ;; *) echo "$seen_from/$1" ;; esac; }
 paths=()
 add() { if [ -n "$2" ]; then paths+=("$1" "$(from_there "$2")"); fi; }
+case ${preview:-} in 0 | no) preview= ;; esac
 add --images "$images"
 add --labels "${labels:-}"
 add --json "${json:-}"
@@ -46,4 +49,5 @@ if [ -n "${cfg_file:-}" ] && [ -e "$cfg_file" ]; then cfg_file=$(from_there "$cf
 source "$(dirname "${BASH_SOURCE[0]}")/install.sh"
 exec python tools/label_my_images.py "${paths[@]}" ${name:+--name "$name"} \
     ${cfg_file:+--cfg "$cfg_file"} ${iter_time:+--updates "$iter_time"} \
-    ${score_thresh:+--score-thresh "$score_thresh"} ${overwrite:+--overwrite} --set "$@"
+    ${score_thresh:+--score-thresh "$score_thresh"} ${preview:+--preview} \
+    ${overwrite:+--overwrite} --set "$@"

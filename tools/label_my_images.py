@@ -41,6 +41,11 @@ def options(parser: cli.Parser) -> None:
     parser.add_argument(
         "--score-thresh", type=float, default=0.3, metavar="X", help="drops masks scored below"
     )
+    parser.add_argument(
+        "--preview",
+        action="store_true",
+        help="a few images and updates, in about three minutes on a CPU, into <output>/preview",
+    )
     parser.add_argument("--plan", action="store_true", help="say how long it will take, and end")
     cli.add_train_overwrite(parser)
     cli.add_device_arguments(parser)
@@ -70,6 +75,7 @@ def label(args: cli.Namespace) -> None:
         threads=args.threads,
         overwrite=args.overwrite,
         only_plan=args.plan,
+        preview=args.preview,
     )
     label_images(cli.dataset_from_args(args), settings)
 

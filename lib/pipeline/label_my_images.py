@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import zip_longest
 from pathlib import Path
 
 import joblib
@@ -16,7 +17,7 @@ from lib.data.coco import CocoImages
 from lib.engine.runs import seconds_trained
 from lib.evaluation.coco_files import read_ground_truth
 from lib.evaluation.pseudo_labels import summarise
-from lib.files import read_json, write_json
+from lib.files import id_key, read_json, write_json
 from lib.pipeline.estimate import estimate_seconds
 from lib.pipeline.runner import duration, run_steps
 from lib.pipeline.steps import Chain, data_words
@@ -30,6 +31,12 @@ PASSES = 17
 """Over every image in the published training on VOC (45,000 updates of 4 of 10,582 images)."""
 FEWEST_UPDATES = 500
 FEWEST_PRM_UPDATES = 300
+
+PREVIEW_IMAGES = 80
+PREVIEW_SECONDS = 180.0
+PREVIEW_UPDATES = 300
+PREVIEW_PRM_UPDATES = 75
+"""At most; fewer where they would take longer than PREVIEW_SECONDS allow."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +56,8 @@ class Settings:
     """Train anew what was trained with other data or settings, however long it takes."""
     only_plan: bool = False
     """Say how long it will take, and end."""
+    preview: bool = False
+    """Take a few of the images and a few updates, and put all that is made in `output/preview`."""
 
 
 def label_images(dataset: Dataset, settings: Settings) -> None:
@@ -62,12 +71,21 @@ def label_images(dataset: Dataset, settings: Settings) -> None:
     coco.check_files(dataset.images)
     read_ground_truth(dataset.json, need_masks=False)  # the gallery compares with it at the end
     warn_of_few(coco)
+    all_images = len(coco)
+    if settings.preview:
+        settings = replace(settings, output=settings.output / "preview")
+        dataset = some_images(dataset, coco, settings.output)
+        coco = CocoImages(dataset.json)
     config = load_config(settings.cfg, settings.overrides)
-    overrides = (*scaled_to(coco, config, settings.updates), *settings.overrides)
-    config = load_config(settings.cfg, overrides)
-    seconds = plan(settings, config, dataset, coco)
+    scale = preview_of if settings.preview else scaled_to
+    overrides = (*scale(coco, config, settings.updates), *settings.overrides)
+    seconds = plan(settings, load_config(settings.cfg, overrides), dataset, coco)
     if settings.only_plan:
         return
+    if settings.preview:
+        short = preview_of(coco, config, settings.updates, share_of_learning(seconds))
+        overrides = (*short, *settings.overrides)
+        seconds = shortened(seconds)
     longest = max(seconds["prm"] + seconds["train"], seconds_trained(settings.output))
     labels, gallery = settings.output / "pseudo_labels.json", settings.output / "gallery"
     threshold = ("--score-thresh", f"{settings.score_thresh}")
@@ -97,6 +115,13 @@ def label_images(dataset: Dataset, settings: Settings) -> None:
         dataset.images,
         gallery / "index.html",
     )
+    if settings.preview:
+        logger.info(
+            "This was a preview: masks of %d of %d images, after a short training on these alone. "
+            "Without preview=1 all are labelled, and better.",
+            len(coco),
+            all_images,
+        )
 
 
 def warn_of_few(coco: CocoImages) -> None:
@@ -111,6 +136,55 @@ def warn_of_few(coco: CocoImages) -> None:
             len(labels),
             coco.num_classes,
         )
+
+
+def some_images(dataset: Dataset, coco: CocoImages, folder: Path) -> Dataset:
+    """A data set of PREVIEW_IMAGES of the labelled images, of all classes in turn.
+
+    Args:
+        folder: takes its json and all that is made from it.
+    """
+    of_class = [[r for r in coco.images if r.image_labels[c]] for c in range(coco.num_classes)]
+    in_turn = (record for turn in zip_longest(*of_class) for record in turn if record is not None)
+    names = list(dict.fromkeys(record.file_name for record in in_turn))[:PREVIEW_IMAGES]
+    content = read_json(dataset.json)
+    images = [image for image in content["images"] if image["file_name"] in set(names)]
+    ids = {id_key(image["id"]) for image in images}
+    annotations = [a for a in content["annotations"] if id_key(a["image_id"]) in ids]
+    json = folder / "some_images.json"
+    write_json(json, {**content, "images": images, "annotations": annotations})
+    return Dataset(dataset.name, json, dataset.images, folder / "data")
+
+
+def preview_of(
+    coco: CocoImages, config: Config, updates: int | None, share: float = 1.0
+) -> list[str]:
+    """Settings of a preview, see `scaled_to`.
+
+    Args:
+        share: of the updates.
+    """
+    updates = max(1, round(share * (PREVIEW_UPDATES if updates is None else updates)))
+    batch = min(config.prm.images_per_update, len(coco))
+    epochs = max(1, round(share * PREVIEW_PRM_UPDATES * batch / len(coco)))
+    warmup = min(config.solver.warmup_iters, updates // 10)
+    return [
+        *("solver.max_iter", f"{updates}", "solver.steps", f"[{max(1, updates * 2 // 3)}]"),
+        *("solver.warmup_iters", f"{warmup}", "prm.epochs", f"{epochs}"),
+    ]
+
+
+def share_of_learning(seconds: Mapping[str, float]) -> float:
+    """The share of a preview's updates for which there is time; at least a tenth."""
+    learning = seconds["prm"] + seconds["train"]
+    left = PREVIEW_SECONDS - (sum(seconds.values()) - learning)
+    return min(1.0, max(0.1, left / learning))
+
+
+def shortened(seconds: Mapping[str, float]) -> dict[str, float]:
+    """`seconds` of the steps of a preview with as many updates as there is time for."""
+    share = share_of_learning(seconds)
+    return {**seconds, "prm": share * seconds["prm"], "train": share * seconds["train"]}
 
 
 def scaled_to(coco: CocoImages, config: Config, updates: int | None) -> list[str]:
@@ -132,7 +206,10 @@ def scaled_to(coco: CocoImages, config: Config, updates: int | None) -> list[str
 def plan(
     settings: Settings, config: Config, dataset: Dataset, coco: CocoImages
 ) -> Mapping[str, float]:
-    """Seconds that every step will take, measured once and remembered in the output folder."""
+    """Seconds that every step will take, measured once and remembered in the output folder.
+
+    Those of a preview are `shortened` where they are told, not in the result.
+    """
     path = settings.output / "estimate.json"
     made_from = {
         "config": config.model_dump(mode="json"),
@@ -155,8 +232,9 @@ def plan(
             "less (docs/CUSTOM.md)"
         ) from error
     write_json(path, {"made_from": made_from, "seconds": seconds}, indent=2)
+    told = shortened(seconds) if settings.preview else seconds
     lines = [f"{len(coco)} images, on {settings.device} with {settings.cfg}:"]
-    for name, value in (*seconds.items(), ("in all", sum(seconds.values()))):
+    for name, value in (*told.items(), ("in all", sum(told.values()))):
         lines.append(f"  {name:<13} about {duration(value)}")
     logger.info("\n%s", "\n".join(lines))
     return seconds

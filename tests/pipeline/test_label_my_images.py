@@ -2,12 +2,22 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from lib.config import load_config
+from lib.data.catalog import Dataset
 from lib.data.coco import CocoImages
 from lib.data.shapes import make_shapes
-from lib.pipeline.label_my_images import scaled_to, warn_of_few
+from lib.pipeline import label_my_images
+from lib.pipeline.label_my_images import (
+    preview_of,
+    scaled_to,
+    share_of_learning,
+    shortened,
+    some_images,
+    warn_of_few,
+)
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -45,3 +55,39 @@ def test_labels_that_tell_nothing_are_named(coco, caplog):
     )
     assert f"in no image: {coco.class_names[0]} (0)" in caplog.text
     assert "12 labelled images are few to learn 5 classes from" in caplog.text
+
+
+def test_a_preview_takes_some_images_of_all_classes(coco, tmp_path, monkeypatch):
+    monkeypatch.setattr(label_my_images, "PREVIEW_IMAGES", 6)
+    whole = Dataset("mine", coco.path, tmp_path / "shapes/train", tmp_path / "data")
+    few = some_images(whole, coco, tmp_path / "out")
+    found = CocoImages(few.json)
+    assert len(found) == 6
+    assert found.class_names == coco.class_names
+    seen = np.array([record.image_labels for record in found.images]).sum(axis=0)
+    assert (seen > 0).all()
+    labels = {record.file_name: record.image_labels for record in coco.images}
+    for record in found.images:
+        np.testing.assert_array_equal(record.image_labels, labels[record.file_name])
+    # Nothing of it lies where the results of the whole do.
+    assert few.images == whole.images
+    for path in (few.json, few.root, few.proposals, few.clusters, few.prm):
+        assert path.is_relative_to(tmp_path / "out")
+
+
+def test_a_preview_learns_as_long_as_there_is_time(coco):
+    config = load_config(CONFIGS / "custom_small.yaml")
+    rest = {"proposals": 30.0, "clusters": 10.0, "masks": 40.0}
+    slow = {**rest, "prm": 300.0, "train": 100.0}
+    assert share_of_learning(slow) == 0.25
+    assert sum(shortened(slow).values()) == 180
+    assert share_of_learning({**rest, "prm": 30.0, "train": 50.0}) == 1
+    assert share_of_learning({**slow, "masks": 500.0}) == 0.1
+    nominal = preview_of(coco, config, None)
+    quarter = preview_of(coco, config, None, 0.25)
+    assert nominal[:4] == ["solver.max_iter", "300", "solver.steps", "[200]"]
+    assert quarter[:4] == ["solver.max_iter", "75", "solver.steps", "[50]"]
+    assert quarter[4:6] == ["solver.warmup_iters", "7"]
+    assert (nominal[-1], quarter[-1]) == ("75", "19")  # epochs of 12 images, all in one batch
+    assert load_config(CONFIGS / "custom_small.yaml", quarter).prm.epochs == 19
+    assert preview_of(coco, config, 40)[1] == "40"

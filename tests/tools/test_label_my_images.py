@@ -107,6 +107,21 @@ def test_from_a_folder_to_masks(photos):
     assert of_image == {folders[1].name}
 
 
+@pytest.mark.slow
+def test_a_preview_lies_by_itself(photos, tmp_path):
+    overrides = [str(word) for pair in SHORT.items() for word in pair]
+    words = [f"images={photos}", f"labels={photos}", "output=out", "iter_time=2", "preview=1"]
+    process = drive(tmp_path, *words, "cfg_file=configs/custom_scratch.yaml", *overrides)
+    said = process.stdout + process.stderr
+    assert process.returncode == 0, said
+    assert "This was a preview: masks of 12 of 12 images" in said
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"data", "preview"}
+    assert {path.name for path in (tmp_path / "out/data").iterdir()} <= {"custom", "fingerprints"}
+    preview = tmp_path / "out/preview"
+    assert (preview / "ckpt/model_step2.pth").is_file()
+    assert (preview / "pseudo_labels.json").is_file() and (preview / "gallery/index.html").is_file()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
