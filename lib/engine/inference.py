@@ -34,7 +34,6 @@ from lib.structures import Detections, ImageRecord, Sample, View
 
 logger = logging.getLogger(__name__)
 
-
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
@@ -101,12 +100,8 @@ class Detector:
 
     def __call__(self, read: ReadImage, passes: Sequence[View]) -> list[dict[str, Any]]:
         """COCO results of one image, best first."""
-        return to_coco_results(
-            self.select(read, passes),
-            read.proposals.regions,
-            read.record.image_id,
-            self.category_ids,
-        )
+        found, image_id = self.select(read, passes), read.record.image_id
+        return to_coco_results(found, read.proposals.regions, image_id, self.category_ids)
 
     def select(self, read: ReadImage, passes: Sequence[View]) -> Detections:
         """Detections of one image, best first; none without proposals."""
@@ -152,13 +147,11 @@ def detect_dataset(
         FileNotFoundError, ValueError: an image or its proposals cannot be used; the ranks see
             different folders; another process writes to it.
     """
-    made_from = ranks.from_first(made_from)
-    of_images = ranks.from_first(of_images)
-    told = beside(output)
+    made_from, of_images = ranks.from_first((made_from, of_images))
     record = {"made_from": made_from, "images": {str(n): of for n, of in of_images.items()}}
     if made_from.get("only_image_labels"):
         record["image_labels"] = labels_fingerprint(dataset.coco.images)
-    if _is_complete(output, told, record, ranks):
+    if _is_complete(output, record, ranks):
         return False
     those_here = [_journal(output, rank) for rank in range(ranks.count)]
     own = those_here[ranks.rank]
@@ -166,10 +159,10 @@ def detect_dataset(
     images = dataset.coco.images
     with Journal(own, made_from, of_images) as journal:
         # Opening may have waited until another process had finished.
-        if _is_complete(output, told, record, ranks):
+        if _is_complete(output, record, ranks):
             return False
         if ranks.is_first:
-            for image_id, results in _still_good(output, told, record):
+            for image_id, results in _still_good(output, record):
                 if image_id not in journal.done:
                     journal.append(image_id, results)
         done = set(journal.done)
@@ -185,8 +178,7 @@ def detect_dataset(
             )
         if done:
             logger.info("%s: resuming after %d images", own, len(done))
-        todo = [n for n, image in enumerate(images) if image.image_id not in done]
-        todo = ranks.share_of(todo)
+        todo = ranks.share_of([n for n, i in enumerate(images) if i.image_id not in done])
         bar = tqdm(
             _detections(detector, dataset, todo, num_threads),
             desc="testing",
@@ -204,10 +196,10 @@ def detect_dataset(
     without = sum(ranks.gather(without))
     if ranks.is_first:
         paths = _journals(output).union(those_here)
-        told.unlink(missing_ok=True)
+        beside(output).unlink(missing_ok=True)
         _write_list(output, _merged(paths, made_from, of_images, dataset.coco))
-        write_json(told, record)
-        _tidy(output, told)
+        write_json(beside(output), record)
+        _tidy(output)
         if without:
             logger.warning("%d images have no detections", without)
     ranks.wait(patiently=True)
@@ -224,38 +216,43 @@ def check_detections(detections: Path, coco_json: Path) -> None:
 
     Files without a record, which others have made, are accepted.
     """
-    told = beside(detections)
-    labels = read_json(told).get("image_labels") if told.is_file() else None
-    if labels not in (None, labels and labels_fingerprint(CocoImages(coco_json).images)):
+    labels = (_record_of(detections) or {}).get("image_labels")
+    if labels and labels != labels_fingerprint(CocoImages(coco_json).images):
         raise ValueError(
             f"{detections}: made for other image labels than {coco_json} has now; bring them up to "
             "date with tools/test_net.py --image-labels"
         )
 
 
-def _is_complete(output: Path, told: Path, record: MadeFrom, ranks: Ranks) -> bool:
+def _is_complete(output: Path, record: MadeFrom, ranks: Ranks) -> bool:
     """Whether rank 0 sees a complete result; if so, removes what is left beside it."""
-    complete = output.is_file() and told.is_file() and read_json(told) == record
+    complete = _record_of(output) == record
     complete = ranks.gather(complete)[0]  # when all have come here: none opens a journal later
     if complete and ranks.is_first:
-        _tidy(output, told)
+        _tidy(output)
     return complete
 
 
-def _still_good(output: Path, told: Path, record: MadeFrom) -> Iterator[tuple[int, list[Any]]]:
+def _record_of(output: Path) -> MadeFrom | None:
+    """The record of an older result; None without one."""
+    return read_json(beside(output)) if output.is_file() and beside(output).is_file() else None
+
+
+def _still_good(output: Path, record: MadeFrom) -> Iterator[tuple[int, list[Any]]]:
     """(image id, results) of the images for which an older `output` is up to date; says why not."""
-    if not (output.is_file() and told.is_file()):
+    before = _record_of(output)
+    if before is None:
         return
-    before = read_json(told)
     if different := changes(before.get("made_from"), record["made_from"]):
         logger.info("%s: out of date: %s", output, listed(different))
         return
-    good = {int(n) for n, of in record["images"].items() if before["images"].get(n) == of}
+    images = record["images"]
+    good = {int(n) for n, of in images.items() if before["images"].get(n) == of}
     logger.info(
         "%s: out of date: %d of %d images, proposals or labels changed",
         output,
-        len(record["images"]) - len(good),
-        len(record["images"]),
+        len(images) - len(good),
+        len(images),
     )
     with output.open("rb") as file:
         items = (json.loads(line.rstrip(b",\n")) for line in file if line.startswith(b"{"))
@@ -276,12 +273,12 @@ def _journals(output: Path) -> set[Path]:
     return set(output.parent.glob(f"{glob.escape(output.stem)}.journal*.jsonl"))
 
 
-def _tidy(output: Path, told: Path) -> None:
+def _tidy(output: Path) -> None:
     """Removes journals and the leftovers of killed writers beside a complete result."""
     for path in _journals(output):
         path.unlink(missing_ok=True)
-    for path in (output, told):
-        remove_parts(path)
+    remove_parts(output)
+    remove_parts(beside(output))
 
 
 def _merged(
@@ -302,19 +299,14 @@ def _detections(
     num_threads: int,
 ) -> Iterator[tuple[ReadImage | ReadInstances, list[dict[str, Any]]]]:
     """Images in the given order with their COCO results."""
+    in_threads = torch.device(detector.device).type == "cpu"
 
     def prepare(index: int) -> tuple[ReadImage | ReadInstances, Any]:
-        return detector.prepare(dataset, index)
+        read, views = detector.prepare(dataset, index)
+        return read, detector(read, views) if in_threads else views
 
-    def detect(index: int) -> tuple[ReadImage | ReadInstances, list[dict[str, Any]]]:
-        read, views = prepare(index)
-        return read, detector(read, views)
-
-    if torch.device(detector.device).type == "cpu":
-        yield from map_ahead(detect, image_idx, num_threads)
-        return
-    for read, views in map_ahead(prepare, image_idx, num_threads):
-        yield read, detector(read, views)
+    for read, found in map_ahead(prepare, image_idx, num_threads):
+        yield read, found if in_threads else detector(read, found)
 
 
 def _write_list(path: Path, items: Iterable[Any]) -> None:
