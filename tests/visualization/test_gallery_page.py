@@ -117,10 +117,15 @@ class Driven:
             "document.activeElement.querySelector('.name').textContent"
         )
 
-    def drawn(self, count):
-        """Waits until every tile has drawn; the number of instances on all of them is `count`."""
+    def settled(self):
+        """Waits until every tile has drawn: until then the layout may still replace tiles."""
         tiles = "[...document.querySelectorAll('.tile canvas')]"
         self.until(lambda: self.run(f"{tiles}.every(c => 'drawn' in c.dataset)"))
+        return tiles
+
+    def drawn(self, count):
+        """Waits until `count` instances are drawn on all tiles together."""
+        tiles = self.settled()
         self.until(
             lambda: self.run(f"{tiles}.reduce((n, c) => n + Number(c.dataset.drawn), 0)") == count
         )
@@ -148,6 +153,7 @@ class Driven:
 @pytest.fixture
 def page(chromium, folder):
     driven = Driven(chromium, folder)
+    driven.settled()
     yield driven
     driven.no_errors()
 

@@ -9,18 +9,24 @@
     if (path) return path;
     path = new Path2D();
     for (const line of outlines) {
-      let x = 0;
-      let y = 0;
-      for (let i = 0; i < line.length; i += 2) {
-        x += line[i];
-        y += line[i + 1];
-        if (i) path.lineTo(x / 4, y / 4);
-        else path.moveTo(x / 4, y / 4);
-      }
+      pointsOf(line).forEach(([x, y], i) => (i ? path.lineTo(x, y) : path.moveTo(x, y)));
       path.closePath();
     }
     paths.set(outlines, path);
     return path;
+  }
+
+  // The corners of an outline, in pixels of the image.
+  function pointsOf(line) {
+    const points = [];
+    let x = 0;
+    let y = 0;
+    for (let i = 0; i < line.length; i += 2) {
+      x += line[i] / 4;
+      y += line[i + 1] / 4;
+      points.push([x, y]);
+    }
+    return points;
   }
 
   const LOOKS = {
@@ -125,17 +131,7 @@
   };
 
   function topOf(outlines) {
-    let best = [0, Infinity];
-    for (const line of outlines) {
-      let x = 0;
-      let y = 0;
-      for (let i = 0; i < line.length; i += 2) {
-        x += line[i];
-        y += line[i + 1];
-        if (y < best[1]) best = [x, y];
-      }
-    }
-    return [best[0] / 4, best[1] / 4];
+    return outlines.flatMap(pointsOf).reduce((best, point) => (point[1] < best[1] ? point : best), [0, Infinity]);
   }
 
   function isDark(color) {
