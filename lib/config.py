@@ -64,7 +64,7 @@ class ModelConfig(_WithBackbone):
     num_stages: Count = 3
     """Refinement branches; 0 leaves the MIL branch alone."""
     integrity: bool = True
-    """Whether the stages have their integrity branch; false is an ablation, to go with
+    """The stages have an integrity branch. False is an ablation, together with
     `mining.complete_by: cls` and `loss.refine_integrity: 0`."""
 
 
@@ -85,8 +85,7 @@ class SolverConfig(_Section):
     max_iter: AtLeastOne = 45000
     """Updates, each the sum of the gradients of `images_per_update` images."""
     steps: tuple[int, ...] = (30000,)
-    """From the update of each of these numbers on (the first is 0), the rate is multiplied by
-    `gamma`."""
+    """Updates (counted from 0) from which on the rate is multiplied by `gamma`."""
     gamma: Fraction = 0.1
     warmup_iters: Count = 500
     """Updates before the base rate is reached; 0 starts with it."""
@@ -133,8 +132,8 @@ class PRMConfig(_WithBackbone):
     peak_thresh_relative: Fraction | None = None
     """If set, the threshold is this fraction of the class's highest peak instead."""
     clusters: Literal["agpl", "foreground"] = "agpl"
-    """How proposals are grouped: `agpl` around peaks, as published; `foreground` around whole
-    objects, for proposals of many levels (docs/method.md)."""
+    """Groups of proposals: `agpl` around peaks, as published; `foreground` around whole objects,
+    for proposals of many levels (docs/method.md)."""
     base_lr: Positive = 0.01
     backbone_lr_factor: float = 0.01
     momentum: Fraction = 0.9
@@ -208,7 +207,7 @@ class RefineConfig(_Section):
 
 
 class RuntimeConfig(_Section):
-    """How the hardware is used. Results change by rounding only."""
+    """Use of the hardware. Results change by rounding only."""
 
     precision: Literal["float32", "bfloat16"] = "float32"
     """Of the products in backbone and MaskFuse. Weights, heads, losses and mining are float32."""
@@ -217,9 +216,9 @@ class RuntimeConfig(_Section):
     compile: bool = False
     """Compiles the backbone with torch.compile, which takes up to a minute at the start."""
     images_together: bool = False
-    """One process trains on all images of an update in one pass: for wide networks, whose many
-    weights are read and whose gradient is written once then; takes the memory of all of them.
-    Otherwise the images are worked on one by one and, on a CPU, side by side on its cores."""
+    """One process trains on all images of an update in one pass. For wide networks: reads weights
+    and writes gradients once, but takes the memory of all images. Otherwise it takes the images
+    one by one or, on a CPU, side by side on its cores."""
     proposals_chunk: AtLeastOne | None = None
     """RoIAlign and MaskFuse's convolution take at most this many proposals at a time and, in
     training, are computed again for the gradient: less memory, more time. null: all at once."""

@@ -35,7 +35,7 @@ def atomic_file(path: str | Path) -> Iterator[BinaryIO]:
 
 
 def remove_parts(path: Path) -> None:
-    """Removes what processes that were killed while they wrote `path`, a file or a folder, left."""
+    """Removes the remains of killed processes that were writing `path`, a file or a folder."""
     for part in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
         if part.is_dir():
             shutil.rmtree(part)
@@ -78,7 +78,7 @@ def read_json(path: str | Path) -> Any:
 
 
 def find_file(path: Path) -> Path | None:
-    """The file of this name, whichever way Unicode writes its accents; None if there is none."""
+    """The file of this name, with accents in either Unicode form; None if there is none."""
     if path.is_file():
         return path
     for form in ("NFC", "NFD"):
@@ -97,7 +97,7 @@ def whole(value: Any) -> int | None:
 
 
 def id_key(value: Any) -> int | str | None:
-    """What two ids are compared by: 1, 1.0 and "1" are one id. None for what is no id."""
+    """Key to compare ids by: 1, 1.0 and "1" are one id. None for what is no id."""
     if isinstance(value, str) and value:
         number = re.fullmatch(r"(-?(?:0|[1-9][0-9]{0,30}))(?:\.0+)?", value)
         return int(number[1]) if number else value

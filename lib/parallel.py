@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -106,11 +106,13 @@ def end_thread_pools() -> None:
 
 def failures_text(failures: dict[str, str], total: int, limit: int = 100) -> str:
     """The failures of `for_each` as the last lines of a report; at most `limit` are named."""
-    lines = [f"{len(failures)} of {total} images failed:"]
-    lines += [f"  {name}: {reason}" for name, reason in list(failures.items())[:limit]]
-    if len(failures) > limit:
-        lines.append(f"  ... and {len(failures) - limit} more")
-    return "\n".join(lines)
+    return "\n".join([f"{len(failures)} of {total} images failed:", *named(failures, limit)])
+
+
+def named(reasons: Mapping[str, str], limit: int) -> list[str]:
+    """A line for each of the first `limit` names and reasons, and one that counts the others."""
+    lines = [f"  {name}: {reason}" for name, reason in list(reasons.items())[:limit]]
+    return lines + [f"  ... and {len(reasons) - limit} more"] * (len(reasons) > limit)
 
 
 def _attempt(

@@ -13,7 +13,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 logger = logging.getLogger(__name__)
 
 TOLERANCE = 1e-3
-"""Of the folded features, relative to the largest of the plain ones."""
+"""Largest difference of folded features, relative to the largest plain one."""
 
 _PROBE = (2, 3, 96, 128)
 

@@ -48,20 +48,20 @@ def masked_conv(features: Tensor, roi_masks: Tensor, weight: Tensor, bias: Tenso
 
 @dataclass(frozen=True)
 class _Grid:
-    """Which cells of a size x size grid give to which. Cell and tap numbers go row by row.
+    """Givers and receivers among the cells of a size x size grid; cells and taps count row by row.
 
     A group is the cells from which the same taps stay within the grid: a corner, a side without
     its corners, or all between.
     """
 
     runs: tuple[tuple[slice, ...], ...]
-    """Of every group: its taps, those that lie together in one slice."""
+    """Taps of every group; neighbours in one slice."""
     group: Tensor
     """(size * size,) int64, the group of a cell."""
     giver: Tensor
     """(E,) int64, cells that give, sorted by the cell that receives."""
     slot: Tensor
-    """(E,) int64, by which of the taps of the giver's group."""
+    """(E,) int64, tap among those of the giver's group."""
     count: Tensor
     """(size * size,) int64, how many of these every cell receives."""
     receiver: tuple[Tensor, ...]

@@ -1,7 +1,7 @@
 """The miner for CUDA: all stages and classes at once, without waiting for the device.
 
-A plain form that loops over stages and classes reads counts and indices from the device at every
-step. Here all results have sizes that the host knows beforehand.
+The plain form loops over stages and classes and reads counts and indices from the device at every
+step. Here the host knows all sizes beforehand.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from lib.structures import Clusters, Instances, Targets
 
 
 def fast_miner(miner: CIMMiner, device: torch.device | str) -> CIMMiner:
-    """The form of the miner for a device: on CPUs the plain one costs next to nothing."""
+    """The form of the miner for a device: the plain one on CPUs, where it costs next to nothing."""
     return FastCIMMiner(**asdict(miner)) if torch.device(device).type == "cuda" else miner
 
 
@@ -117,7 +117,7 @@ class FastCIMMiner(CIMMiner):
         highest, proposal = integrity.flatten(0, 1)[:, None].where(may, -1).max(dim=2)
         is_found = (highest >= 0) & kept.flatten(0, 1)  # (S * N, K)
         found = torch.zeros_like(integrity, dtype=torch.int32).flatten(0, 1)
-        # Added up: several seeds may point at the same proposal, some of them in vain.
+        # Summed, because several seeds may point at one proposal, some of them without success.
         return found.scatter_add_(1, proposal, is_found.int()).view_as(integrity) > 0
 
     def _thresh(self, first: float, num_stages: int, like: Tensor) -> Tensor:
@@ -160,8 +160,8 @@ def anti_noise_sample(
     chance = weight / total.gather(1, group)
     chance = chance.where(total.gather(1, group) > 0, 1 / count.gather(1, group))  # (S, P)
 
-    # Laid end to end, sorted by group, every group is an interval of length 1. One draw is made
-    # for each member; the margin keeps rounding from leading out of the interval.
+    # Laid end to end, sorted by group, every group is an interval of length 1, with one draw for
+    # each member. The margin keeps rounding from leaving the interval.
     order = group.argsort(dim=1, stable=True)
     ends = chance.gather(1, order).cumsum(dim=1)
     start = ((count > 0).cumsum(dim=1) - 1).gather(1, group)

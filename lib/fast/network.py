@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from itertools import accumulate, groupby
 from typing import Any
 
@@ -55,7 +56,7 @@ class FastCIMNet(CIMNet):
         """Scores the proposals of several images, or of several views of one image.
 
         Neighbours of the same size pass the backbone as one batch, and all proposals pass MaskFuse
-        together, whose many weights are read once then.
+        together, so that its many weights are read once.
         """
         maps: list[Tensor] = []
         for _, same in groupby(views, key=lambda view: view.image.shape):
@@ -83,19 +84,15 @@ class FastCIMNet(CIMNet):
         chunks = _chunks([len(b) for b in boxes], self.proposals_chunk)
         learns = torch.is_grad_enabled()
         parts = []
+        fuse = self._fuse
+        if learns and len(chunks) > 1:
+            fuse = partial(checkpoint, fuse, use_reentrant=False, preserve_rng_state=False)
         for chunk in chunks:
-            pieces = [(maps[n], boxes[n][part], masks[n][part]) for n, part in chunk]
-            if not learns:
-                parts.append(self._vectors(self._fuse(pieces)))
-            elif len(chunks) == 1:
-                parts.append(self._fuse(pieces))
-            else:
-                parts.append(
-                    checkpoint(self._fuse, pieces, use_reentrant=False, preserve_rng_state=False)
-                )
+            fused = fuse([(maps[n], boxes[n][part], masks[n][part]) for n, part in chunk])
+            parts.append(fused if learns else self._vectors(fused))
         features = torch.cat(parts) if len(parts) > 1 else parts[0]
-        # The gradient of the linear layers is as large as many proposals: it is made once.
-        features = self._vectors(features) if learns else features
+        if learns:  # The gradient of the linear layers is as large as many proposals: made once.
+            features = self._vectors(features)
         return features.to(self.cls_iou_model.classifier.weight.dtype)
 
     def _fuse(self, pieces: Sequence[tuple[Tensor, Tensor, Tensor]]) -> Tensor:

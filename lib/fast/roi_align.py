@@ -48,11 +48,11 @@ def roi_align(features: Tensor, boxes: Tensor, size: int, scale: float) -> Tenso
 def _samples(
     boxes: Tensor, size: int, scale: float, height: int, width: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """What the cells of the boxes are sums of.
+    """Terms of the weighted sums that the cells of the boxes are.
 
     Returns:
         Number y * width + x of a cell of the feature map and its weight, both (N,), in the order
-        of the boxes' cells, and how many there are for each of these, (P * size * size,).
+        of the boxes' cells, and how many terms each of these has, (P * size * size,).
     """
     y, wy = _along_axis(boxes[:, 1], boxes[:, 3], size, scale, height)  # (P, size, K)
     x, wx = _along_axis(boxes[:, 0], boxes[:, 2], size, scale, width)

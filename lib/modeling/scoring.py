@@ -41,7 +41,7 @@ def score_passes(
     Args:
         model: a FastCIMNet in evaluation mode, on `device`.
         passes: the image at every scale and mirroring, at least one, with the same proposals.
-            Those of one size, such as an image and its mirror image, had best be neighbours.
+            Neighbours of one size, such as an image and its mirror image, pass together.
         mil_branch: as for `proposal_scores`.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Small cells of alike pixels that follow the edges of an image: what proposals are built from."""
+"""Small cells of similar pixels along the edges of an image, from which proposals are built."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def find_cells(image: np.ndarray, num_cells: int) -> Cells:
 
     Args:
         image: (H, W, 3) uint8 RGB.
-        num_cells: how many to leave; an image with less detail has fewer.
+        num_cells: number of cells; an image with less detail has fewer.
     """
     lab = cv2.cvtColor(image.astype(np.float32) / 255, cv2.COLOR_RGB2LAB)
     fine = _describe(_watershed(lab), lab)

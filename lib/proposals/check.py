@@ -1,4 +1,4 @@
-"""What a store of proposals holds for a data set, and what is wrong with it."""
+"""Reports on the store of proposals of a data set: contents and faults."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from lib.parallel import for_each
+from lib.parallel import for_each, named
 from lib.proposals.importing import duplicate_masks
 from lib.proposals.store import ProposalStore
 from lib.restricted_pickle import find_image, load_by_image
@@ -130,8 +130,4 @@ def check_text(check: StoreCheck, store: ProposalStore, num_images: int) -> str:
 
 def named_text(reasons: dict[str, str], what: str) -> str:
     """Number of images with this fault, and the first of them with the reason."""
-    lines = [f"images {what}: {len(reasons)}"]
-    lines += [f"  {name}: {reason}" for name, reason in list(reasons.items())[:_NAMED]]
-    if len(reasons) > _NAMED:
-        lines.append(f"  ... and {len(reasons) - _NAMED} more")
-    return "\n".join(lines)
+    return "\n".join([f"images {what}: {len(reasons)}", *named(reasons, _NAMED)])

@@ -4,7 +4,7 @@ Cells of alike pixels are merged by several criteria into as many trees (selecti
 et al., IJCV 2013). Every node of every tree is a candidate. The trees also vote on how strong each
 border between two cells is: the later a tree joins the two, the stronger it holds the border (an
 ultrametric contour map, Arbelaez et al., TPAMI 2011). Candidates with strong, compact outlines
-come first, and those that nearly repeat an earlier one are left out.
+come first; near repetitions of an earlier one are left out.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from lib.provenance import MadeFrom
 from lib.structures import ImageRecord, Regions
 
 _WEIGHTS = ("border", "colour", "texture", "fill", "size", "share")
-# Taken one after the other from random ones, each time the one that added most recall on
-# photographs (see docs/proposals.md).
+# Chosen one after the other from random ones by the recall that each added on photographs (see
+# docs/proposals.md).
 _TREES = (
     (0.025, 0.8, 0.0, 0.45, 0.5, 0.6),
     (0.03, 0.05, 0.6, 0.0, 0.4, 0.3),
@@ -55,12 +55,12 @@ def generate_proposals(
 
     Args:
         image: (H, W, 3) uint8 RGB.
-        max_proposals: at most so many; images with little detail have fewer, but at least one.
-        num_cells: how many small cells the masks are made of; more cells hold finer detail and
+        max_proposals: maximum number; images with little detail have fewer, but at least one.
+        num_cells: small cells that the masks are made of; more cells give finer detail and
             smaller objects, and take longer.
         min_area: masks of fewer pixels are left out.
-        max_iou: so is a mask whose IoU with a better one is above this. Lower values spread the
-            first proposals over more objects, higher ones outline each more exactly.
+        max_iou: masks whose IoU with a better one is above this are left out. Lower values spread
+            the first proposals over more objects, higher ones outline each more exactly.
         long_side: larger images are shrunk to this to find the masks, which are then enlarged.
 
     Raises:

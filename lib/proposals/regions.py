@@ -1,8 +1,8 @@
-"""The lossless encoding of an image's mask proposals, and what the network pools with.
+"""Lossless encoding of an image's mask proposals; the boxes and small masks for pooling.
 
 Pixels that lie in exactly the same proposals form one region. A label image of the regions and a
-P x R table of memberships hold all P masks bit for bit, in a small part of their size, and make
-every overlap a matrix product over regions instead of pixels (docs/specification.md#proposals).
+P x R table of memberships hold all P masks bit for bit in a fraction of their size, and make every
+overlap a matrix product over regions instead of pixels (docs/specification.md#proposals).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from lib.structures import Proposals, Regions
 
 
 def encode(masks: np.ndarray) -> Regions:
-    """Finds the regions of P masks. Exact at any P and size: equal hashes are always compared.
+    """Finds the regions of P masks, exactly: keys with equal hashes are compared.
 
     Args:
         masks: (P, H, W) bool, or numbers of which everything but 0 is inside. P may be 0; masks

@@ -22,7 +22,7 @@ Use = Literal["cim", "prm", "pyramid"]
 """Who asks for a backbone."""
 
 _PREFIXES = ("Conv_Body.", "backbone.body.", "0.features.")
-"""Of a backbone's names in checkpoints of CIM, Mask R-CNN and the PRM."""
+"""Prefixes of a backbone's names in checkpoints of CIM, Mask R-CNN and the PRM."""
 _COUNTER = "num_batches_tracked"
 """Part of a batch norm that weights need not have."""
 
@@ -94,17 +94,11 @@ class Backbone(nn.Module):
         return list(self.compute(self._renormalise(images)))
 
     def chain(self) -> Sequence[nn.Module]:
-        """Modules that lead from normalised images to the last map, one after another.
-
-        () where the network is no such chain.
-        """
+        """Modules that lead one by one from normalised images to the last map; () if none do."""
         return ()
 
     def frozen_parts(self) -> list[nn.Module]:
-        """The first of `chain`, whose result training leaves as it is.
-
-        [self] where the whole network is frozen, [] where nothing is.
-        """
+        """The frozen modules at the start of `chain`; [self] if all is frozen, [] if nothing."""
         if _is_constant(self):
             return [self]
         frozen = list(takewhile(_is_constant, self.chain()))
@@ -130,7 +124,7 @@ class Backbone(nn.Module):
         return features
 
     def _renormalise(self, images: Tensor) -> Tensor:
-        """From ImageNet's mean and deviation to this backbone's."""
+        """Changes ImageNet's mean and deviation to this backbone's."""
         usual = zip(IMAGENET_MEAN, IMAGENET_STD, self.mean, self.std, strict=True)
         factors = [(std / own_std, (mean - own) / own_std) for mean, std, own, own_std in usual]
         if all(factor == (1, 0) for factor in factors):

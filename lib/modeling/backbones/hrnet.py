@@ -149,7 +149,7 @@ def _stage(widths: Sequence[int], modules: int, blocks: int) -> nn.Sequential:
 
 
 def _transition(before: Sequence[int], after: Sequence[int]) -> nn.ModuleList:
-    """From the branches of one stage to those of the next, which has one more at half the size."""
+    """Leads from the branches of a stage to those of the next: one more, of half the size."""
     layers: list[nn.Module] = []
     for branch, channels in enumerate(after):
         if branch >= len(before):

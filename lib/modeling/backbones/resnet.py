@@ -28,7 +28,7 @@ _STEM: dict[Use, Sequence[str]] = {
     "pyramid": ("conv1", "bn1", "relu", "maxpool"),
 }
 _LAYER: dict[Use, tuple[str, int]] = {"cim": ("res", 2), "prm": ("", 4), "pyramid": ("layer", 1)}
-"""What a layer is called, and the number of the first."""
+"""Name of the layers, and number of the first."""
 
 
 class ResNet(Backbone):

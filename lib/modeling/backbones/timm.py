@@ -1,7 +1,7 @@
 """Any convolutional network or plain vision transformer of timm, by name.
 
-ImageNet weights come from a package that brings them along (`_PACKAGES`), from timm's download, or
-from a file.
+ImageNet weights come from a package that includes them (`_PACKAGES`), from timm's download, or from
+a file.
 """
 
 from __future__ import annotations
@@ -84,8 +84,8 @@ class Timm(Backbone):
         self._dropped = whole - net.state_dict().keys()  # the classifier and later levels
         self._used = used
         self._freeze_levels(frozen)
+        # No list of modules: they would count twice.
         self._chain = self._find_chain() if frozen else ()
-        """No list of modules: they would count twice."""
         self.train()
 
     def chain(self) -> tuple[nn.Module, ...]:
@@ -148,7 +148,7 @@ class Timm(Backbone):
 
     @torch.no_grad()
     def _find_chain(self) -> tuple[nn.Module, ...]:
-        """What `chain` gives: tried, for timm's networks do not say what they are made of."""
+        """Finds `chain` by trial: timm's networks do not say what they consist of."""
         if self._multiple != 1:  # images are padded first
             return ()
         frozen, rest = [], copy.copy(self.net)
@@ -302,7 +302,7 @@ _OTHERS |= {"_project_conv": "conv_pwl", "_bn2": "bn3"}
 
 
 def _gradients(features: Tensor, parameters: list[nn.Parameter]) -> list[bool]:
-    """Which of the parameters a feature map depends on."""
+    """Whether a feature map depends on each of the parameters."""
     found = torch.autograd.grad(features.sum(), parameters, retain_graph=True, allow_unused=True)
     return [gradient is not None for gradient in found]
 
