@@ -13,7 +13,6 @@ import torch
 from lib import command_line as cli
 from lib.analysis.ablation import PLUS, VARIANTS
 from lib.analysis.instances import (
-    KnownImage,
     Rows,
     analyse_checkpoint,
     analyse_clusters,
@@ -24,7 +23,6 @@ from lib.analysis.replay import Replayed, load_failed_update, not_finite, replay
 from lib.analysis.steps import analyse_steps
 from lib.config import config_from, load_config
 from lib.data.coco import CocoImages
-from lib.data.loader import CimDataset
 from lib.engine.build import open_test_data, open_training_data
 from lib.engine.checkpoint import list_checkpoints
 from lib.engine.runs import checkpoint_folder, find_checkpoint
@@ -116,7 +114,7 @@ def instances(args: cli.Namespace) -> None:
         data = open_test_data(dataset, coco)
     else:
         data = open_training_data(dataset, coco, with_clusters=True)
-    images = images_with_truth(data)
+    images = known_images(data)
     truth = read_json(dataset.json)
     taught: dict[str, Rows] = {}
     heads: dict[str, Rows] = {}
@@ -155,7 +153,7 @@ def steps(args: cli.Namespace) -> None:
     dataset = cli.dataset_from_args(args)
     coco = CocoImages(dataset.json)
     data = open_training_data(dataset, coco, with_clusters=True)
-    images = images_with_truth(data)
+    images = known_images(data)
     measures = analyse_steps(images, dataset.prm if dataset.prm.is_file() else None)
     if args.output:
         write_json(args.output, measures, indent=1)
@@ -163,14 +161,6 @@ def steps(args: cli.Namespace) -> None:
         share = name not in ("clusters an image", "IoU of the best proposal")
         text = "-" if value is None else f"{value:.1%}" if share else f"{value:.2f}"
         print(f"{name:<36} {text:>6}")
-
-
-def images_with_truth(data: CimDataset) -> list[KnownImage]:
-    path = data.coco.path
-    images = known_images(data, read_json(path), str(path))
-    if not images:
-        raise ValueError(f"{path}: no image with proposals to look at")
-    return images
 
 
 def replay_options(parser: cli.Parser) -> None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,7 @@ from lib.engine.checkpoint import load_checkpoint
 from lib.evaluation.coco_eval import evaluate_segm
 from lib.evaluation.coco_files import by_image
 from lib.evaluation.detections import select_detections, to_coco_results
+from lib.files import read_json
 from lib.modeling.heads import CIMMiner, anti_noise_sample
 from lib.modeling.scoring import proposal_scores
 from lib.proposals.rle import masks_of
@@ -42,25 +42,19 @@ Rows = dict[str, dict[str, Measures]]
 _THRESHOLDS = (quality.GOOD_IOU, quality.TIGHT_IOU)
 
 
-@dataclass(frozen=True, eq=False)
-class KnownImage:
-    """An image and how its proposals overlap its true objects."""
-
-    read: ReadImage
-    truth: Truth
+Known = tuple[ReadImage, Truth]
+"""An image and how its proposals overlap its true objects."""
 
 
-def known_images(data: CimDataset, ground_truth: dict[str, Any], name: str) -> list[KnownImage]:
-    """The images of a data set that have proposals.
-
-    Args:
-        ground_truth: its COCO json; crowds are left out.
-        name: of the json in errors, for example its file.
+def known_images(data: CimDataset) -> list[Known]:
+    """The images of a data set that have proposals, beside the masks in its json without crowds.
 
     Raises:
-        ValueError: an annotation has no mask, or one that does not fit its image.
+        ValueError: an annotation has no mask, or one that does not fit its image; no image has
+            proposals.
     """
-    objects = by_image(ground_truth, read_coco(ground_truth, name=name), name)
+    path, ground_truth = str(data.coco.path), read_json(data.coco.path)
+    objects = by_image(ground_truth, read_coco(ground_truth, name=path), path)
     class_of = {category_id: c for c, category_id in enumerate(data.coco.category_ids)}
     known = []
     for index, record in enumerate(data.coco.images):
@@ -69,19 +63,20 @@ def known_images(data: CimDataset, ground_truth: dict[str, Any], name: str) -> l
             of_image = objects.get(record.image_id, [])
             class_idx = np.array([class_of[o["category_id"]] for o in of_image], np.int64)
             masks = masks_of(of_image, record.size)
-            truth = quality.compare(read.proposals.regions, masks, class_idx)
-            known.append(KnownImage(read, truth))
+            known.append((read, quality.compare(read.proposals.regions, masks, class_idx)))
+    if not known:
+        raise ValueError(f"{path}: no image with proposals to look at")
     return known
 
 
-def analyse_clusters(images: Sequence[KnownImage]) -> Measures:
+def analyse_clusters(images: Sequence[Known]) -> Measures:
     """Measures the clusters, which teach the MIL branch; all members count as instances."""
     values = []
-    for image in images:
-        column = np.asarray(image.read.clusters.column)
+    for read, truth in images:
+        column = np.asarray(read.clusters.column)
         members = np.flatnonzero(column > 0)
-        found = quality.instance_quality(image.truth, members, column[members] - 1)
-        noise = quality.label_noise(image.truth, column, quality.GOOD_IOU)
+        found = quality.instance_quality(truth, members, column[members] - 1)
+        noise = quality.label_noise(truth, column, quality.GOOD_IOU)
         values.append({**found, **noise, "instances": np.array([len(members)], float)})
     return quality.means(values)
 
@@ -90,7 +85,7 @@ def analyse_checkpoint(
     path: Path,
     config: Config,
     data: CimDataset,
-    images: Sequence[KnownImage],
+    images: Sequence[Known],
     ground_truth: dict[str, Any],
     device: str = "cpu",
 ) -> tuple[dict[str, Measures], dict[str, Measures]]:
@@ -119,13 +114,13 @@ def analyse_checkpoint(
     miner, test = config.mining, config.test
     generator = torch.Generator().manual_seed(config.run.seed)
     taught, best, results = defaultdict(list), defaultdict(list), defaultdict(list)
-    for image in tqdm(images, path.stem, unit="image", leave=False):
-        sample = data.view(image.read, max(test.scales)).to(device)
+    for read, truth in tqdm(images, path.stem, unit="image", leave=False):
+        sample = data.view(read, max(test.scales)).to(device)
         mined = mine_image(model, miner, sample)
         if mined.instances is not None:
-            for s, values in enumerate(_taught(mined, image.truth, miner, generator)):
+            for s, values in enumerate(_taught(mined, truth, miner, generator)):
                 taught[f"stage {s + 1}"].append(values)
-        proposals, image_id = image.read.proposals, image.read.record.image_id
+        proposals, image_id = read.proposals, read.record.image_id
         for name, score in _heads(mined.scores).items():
             found = select_detections(
                 score.cpu().numpy(),
@@ -137,8 +132,8 @@ def analyse_checkpoint(
             results[name] += to_coco_results(
                 found, proposals.regions, image_id, data.coco.category_ids
             )
-            kept = quality.best_per_object(image.truth, found.proposal_idx, found.class_idx)
-            best[name].append(quality.instance_quality(image.truth, *kept))
+            kept = quality.best_per_object(truth, found.proposal_idx, found.class_idx)
+            best[name].append(quality.instance_quality(truth, *kept))
     heads = {name: quality.means(best[name]) for name in results if not name.endswith(_BY_CLS)}
     for name, of_head in results.items():
         metrics = evaluate_segm(ground_truth, of_head, _THRESHOLDS)["metrics"]

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from lib.analysis.instance_quality import GOOD_IOU, TIGHT_IOU, Truth, means
-from lib.analysis.instances import KnownImage
+from lib.analysis.instances import Known
 from lib.structures import Clusters
 
 
@@ -48,7 +48,7 @@ def cluster_quality(truth: Truth, clusters: Clusters) -> dict[str, np.ndarray]:
     }
 
 
-def analyse_steps(images: Sequence[KnownImage], prm: Path | None = None) -> dict[str, float | None]:
+def analyse_steps(images: Sequence[Known], prm: Path | None = None) -> dict[str, float | None]:
     """Measures of all steps before training, means over a data set; None without any.
 
     Args:
@@ -57,10 +57,10 @@ def analyse_steps(images: Sequence[KnownImage], prm: Path | None = None) -> dict
     Raises:
         ValueError: the file is no PRM.
     """
-    measures = means([proposal_quality(image.truth) for image in images])
+    measures = means([proposal_quality(truth) for _, truth in images])
     if prm is not None:
         measures["class mAP of the PRM (in training)"] = _class_map(prm)
-    clusters = [cluster_quality(image.truth, image.read.clusters) for image in images]
+    clusters = [cluster_quality(truth, read.clusters) for read, truth in images]
     counts = [len(values["clusters with a good member"]) for values in clusters]
     return measures | means(clusters) | {"clusters an image": float(np.mean(counts))}
 

@@ -348,6 +348,7 @@ def training_made_from(
     content = config.model_dump(mode="json")
     kept = {name: content[name] for name in ("model", "mining", "loss", "solver", "input")}
     del kept["input"]["num_workers"]
+    records = data.made_from.values()
     return {
         **kept,
         "run": {"seed": config.run.seed},
@@ -355,14 +356,10 @@ def training_made_from(
         "data": {
             "train_size": len(data.made_from),
             "classes": data.coco.class_names,
+            "images": fingerprint([record.get("image") for record in records]),
             **{
-                name: fingerprint([record.get(key) for record in data.made_from.values()])
-                for name, key in (
-                    ("images", "image"),
-                    ("image_labels", "image_labels"),
-                    ("proposals", "proposals"),
-                    ("clusters", "clusters"),
-                )
+                name: fingerprint([record.get(name) for record in records])
+                for name in ("image_labels", "proposals", "clusters")
             },
         },
     }

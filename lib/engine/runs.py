@@ -119,21 +119,17 @@ def describe_environment() -> dict[str, Any]:
 
 def _git_state() -> dict[str, Any] | None:
     """Commit and changed files of the working tree this code runs from; None outside git."""
-    try:
-        commit, changes = (
-            subprocess.run(
-                ["git", *command],
-                cwd=Path(__file__).parent,
-                capture_output=True,
-                text=True,
-                check=True,
-                timeout=10,
-            ).stdout
-            for command in (["rev-parse", "HEAD"], ["status", "--porcelain"])
+
+    def git(*command: str) -> list[str]:
+        told = subprocess.check_output(
+            ["git", *command], cwd=Path(__file__).parent, stderr=subprocess.DEVNULL, timeout=10
         )
+        return told.decode(errors="replace").splitlines()
+
+    try:
+        return {"commit": git("rev-parse", "HEAD")[0], "changed": git("status", "--porcelain")}
     except (OSError, subprocess.SubprocessError):
         return None
-    return {"commit": commit.strip(), "changed": changes.splitlines()}
 
 
 def seconds_trained(run: Path) -> float:
@@ -176,16 +172,13 @@ def start_logging(log_file: Path | None = None, rank: int = 0) -> None:
     for handler in [h for h in root.handlers if getattr(h, "of_this_project", False)]:
         root.removeHandler(handler)
         handler.close()
-    terminal = _TqdmHandler()
-    of_rank = f"process {rank}: " if rank else ""
-    terminal.setFormatter(logging.Formatter(f"{of_rank}%(message)s"))
-    handlers: list[logging.Handler] = [terminal]
+    forms: dict[logging.Handler, str] = {}
+    forms[_TqdmHandler()] = f"process {rank}: %(message)s" if rank else "%(message)s"
     if log_file is not None and rank == 0:
         log_file.parent.mkdir(parents=True, exist_ok=True)
-        file = logging.FileHandler(log_file)
-        file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-        handlers.append(file)
-    for handler in handlers:
+        forms[logging.FileHandler(log_file)] = "%(asctime)s %(levelname)s %(message)s"
+    for handler, form in forms.items():
+        handler.setFormatter(logging.Formatter(form))
         handler.of_this_project = True
         root.addHandler(handler)
 
