@@ -56,8 +56,9 @@ def read_coco(
 
     Returns:
         `images` (id, file_name, height, width and their other fields), `categories` (id, name and
-        their other fields) and `annotations`, in their order. Annotations have image_id, category_id, iscrowd (0 or 1), `id` and `score` where
-        they are there and, for `masks`, segmentation (compressed RLE), area and bbox (tight).
+        their other fields) and `annotations`, in their order. Annotations have image_id,
+        category_id, iscrowd (0 or 1), `id` and `score` where they are there and, for `masks`,
+        segmentation (compressed RLE), area and bbox (tight).
         With `masks` annotations are numbered from 1. Fields of images and categories that nobody
         reads are plain JSON: NaN and infinity become None.
 
@@ -126,8 +127,8 @@ class CocoImages:
         self.path = Path(path)
         if not self.path.exists():
             raise FileNotFoundError(
-                f"{path}: no such file; docs/DATASET.md says where the json of a data set comes from "
-                "(VOC 2012: tools/data.py voc makes it)"
+                f"{path}: no such file; docs/DATASET.md says where the json of a data set comes "
+                "from (VOC 2012: tools/data.py voc makes it)"
             )
         content = read_coco(self.path, annotations=require_annotations)
         for number, image in enumerate(content["images"]):

@@ -53,7 +53,7 @@ def prepare(
         `<root>/custom/<name>` where an image had to be changed.
 
     Raises:
-        FileNotFoundError: there is no such folder or file, or labels name images that are not there.
+        FileNotFoundError: no such folder or file, or labels name images that are not there.
         ValueError: labels or images cannot be used; or the name is that of another data set.
     """
     images, labels, root = Path(images), Path(labels), Path(root)

@@ -182,7 +182,7 @@ def _orientation(content: bytes) -> int:
 
 @contextmanager
 def _of_any_size() -> Iterator[None]:
-    """Pillow refuses to open images of more than 179 million pixels; here only the header is read."""
+    """Lets Pillow open images of any size: only the header is read here."""
     limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
     try:
         yield

@@ -67,8 +67,8 @@ class ImageTags:
 def read_tags(path: str | Path, leave_out: Path | None = None) -> ImageTags:
     """Reads labels in any of these forms.
 
-    A folder has a sub-folder for each class; the suffix tells the form of a file: `.csv` or `.tsv`, `.txt`
-    or `.lst`, `.npy`, `.json`.
+    A folder has a sub-folder for each class; the suffix tells the form of a file: `.csv` or
+    `.tsv`, `.txt` or `.lst`, `.npy`, `.json`.
 
     Args:
         leave_out: a folder that is passed over where labels are folders.
@@ -371,9 +371,7 @@ def _from_bit_columns(
     return _from_bits(rows, class_names or names, path)
 
 
-def _splitter(
-    cells: Sequence[tuple[int, str]], path: Path
-) -> Callable[[str], list[str]]:
+def _splitter(cells: Sequence[tuple[int, str]], path: Path) -> Callable[[str], list[str]]:
     """Function that splits a cell into labels; all cells together decide how."""
     lines: dict[str, int] = {}
     for number, text in cells:
@@ -394,8 +392,8 @@ def _splitter(
         pieces |= commas
     elif text := next((t for t, parts in commas.items() if any(times[p] > 1 for p in parts)), ""):
         raise ValueError(
-            f"{path}:{lines[text]}: is {text!r:.80} one label or several? Separate several by |, or "
-            "give each a row; write one label without the comma"
+            f"{path}:{lines[text]}: is {text!r:.80} one label or several? Separate several by |, "
+            "or give each a row; write one label without the comma"
         )
     alone |= {part for parts in pieces.values() for part in parts}
     for text in sorted(alone, key=lambda text: lines.get(text, 0)):
@@ -561,9 +559,11 @@ def _text(path: Path) -> str:
         number = content.count(b"\n", 0, error.start) + 1
         raise ValueError(
             f"{path}:{number}: not a text file in UTF-8 ({error.reason}, byte "
-            f"{content[error.start : error.start + 1]!r}); save it as UTF-8 (in Excel: CSV UTF-8), or "
-            f"convert it, from Windows for example by `iconv -f cp1252 -t utf-8`"
+            f"{content[error.start : error.start + 1]!r}); save it as UTF-8 (in Excel: CSV UTF-8), "
+            "or convert it, from Windows for example by `iconv -f cp1252 -t utf-8`"
         ) from None
     if "\0" in text:
-        raise ValueError(f"{path}: not a text file in UTF-8 (it holds zero bytes); save it as UTF-8")
+        raise ValueError(
+            f"{path}: not a text file in UTF-8 (it holds zero bytes); save it as UTF-8"
+        )
     return text

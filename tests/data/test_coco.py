@@ -215,7 +215,9 @@ def test_text_and_number_of_one_id_are_one(tmp_path):
     with pytest.raises(ValueError, match=r"images\[0\] and images\[1\] have the same id, 70"):
         read_coco(write(tmp_path, changed(images_1={"id": "70"})))
     for odd in (None, True, [1], 1.5, float("nan"), ""):
-        with pytest.raises(ValueError, match=r"images\[0\] \(id .* expected a whole number or text"):
+        with pytest.raises(
+            ValueError, match=r"images\[0\] \(id .* expected a whole number or text"
+        ):
             read_coco(changed(images_0={"id": odd}))
 
 

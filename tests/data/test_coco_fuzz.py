@@ -134,8 +134,11 @@ def uses(path, content):
     yield "json", lambda: CocoImages(path, require_annotations=False)
     yield "evaluation", lambda: evaluate_segm(path, FOUND)
     yield "single images", lambda: compare(read_coco(path, masks=True), [])
-    yield "export", lambda: json.dumps(
-        to_coco_annotations(FOUND, read_coco(path), 0.0, "polygon"), allow_nan=False
+    yield (
+        "export",
+        lambda: json.dumps(
+            to_coco_annotations(FOUND, read_coco(path), 0.0, "polygon"), allow_nan=False
+        ),
     )
     yield "drawing", lambda: by_image(read_json(path), read_coco(GOOD), str(path), 0.3)
 

@@ -12,8 +12,8 @@ from PIL import Image, ImageOps
 from lib.data import custom
 from lib.data import images as image_files
 from lib.data.coco import CocoImages
-from lib.data.images import IMAGE_SUFFIXES, read_image
 from lib.data.custom import prepare
+from lib.data.images import IMAGE_SUFFIXES, read_image
 from lib.proposals.store import ProposalStore
 
 RNG = np.random.default_rng(5)
@@ -288,21 +288,25 @@ def test_paths_in_lists(own, caplog, written, expected):
     else:
         assert list(labels_of(own(row)[0])) == [expected]
         # Leading folders that are not those of the images are told.
-        assert ("found by the ends of their paths" in caplog.text) == ("elsewhere" in written or (
-            written.startswith(("/home", "C:", "x/"))
-        ))
+        assert ("found by the ends of their paths" in caplog.text) == (
+            "elsewhere" in written or (written.startswith(("/home", "C:", "x/")))
+        )
 
 
 def test_a_list_of_two_folders_of_which_one_is_there(own):
     for name in ("val/0.jpg", "val/1.jpg"):
         save(own.images / name)
     rows = ("train/0.jpg,cat", "train/1.jpg,cat", "val/0.jpg,dog", "val/1.jpg,dog")
-    with pytest.raises(FileNotFoundError, match=r"2 of its 4 images .*: train/0\.jpg, train/1\.jpg"):
+    with pytest.raises(
+        FileNotFoundError, match=r"2 of its 4 images .*: train/0\.jpg, train/1\.jpg"
+    ):
         own(*rows)
     own.images = own.images / "val"
     labels = own.images.parent.parent / "labels.csv"
     labels.write_text("\n".join(rows))
-    with pytest.raises(ValueError, match=r"meant by two names: train/0\.jpg and val/0\.jpg \(0\.jpg\)"):
+    with pytest.raises(
+        ValueError, match=r"meant by two names: train/0\.jpg and val/0\.jpg \(0\.jpg\)"
+    ):
         prepare(own.images, labels, "val", own.images.parent.parent / "root")
 
 
@@ -374,7 +378,10 @@ def test_text_ids_are_kept_beside_the_new(own, tmp_path):
     for name in ("a.jpg", "b.jpg"):
         save(own.images / name)
     content = {
-        "images": [{"id": "905a-11", "file_name": "a.jpg"}, {"id": "905a-12", "file_name": "b.jpg"}],
+        "images": [
+            {"id": "905a-11", "file_name": "a.jpg"},
+            {"id": "905a-12", "file_name": "b.jpg"},
+        ],
         "categories": [{"id": 0, "name": "empty"}, {"id": 1, "name": "deer"}],
         "annotations": [
             {"id": "x", "image_id": "905a-11", "category_id": 0},
@@ -387,7 +394,9 @@ def test_text_ids_are_kept_beside_the_new(own, tmp_path):
     assert coco.find(["905a-12"]) == [1]
     content["images"][1]["id"] = "905a-11"
     (tmp_path / "l.json").write_text(json.dumps(content))
-    with pytest.raises(ValueError, match=r"images\[0\] and images\[1\] have the same id, '905a-11'"):
+    with pytest.raises(
+        ValueError, match=r"images\[0\] and images\[1\] have the same id, '905a-11'"
+    ):
         own(labels=tmp_path / "l.json")
 
 
