@@ -133,13 +133,12 @@ def open_inspector(
     checkpoint = find_checkpoint(run)
     config = load_config(run / "config.yaml")
     state = load_checkpoint(checkpoint)
-    if coco is None:
-        if not state.get("class_names"):
-            raise ValueError(f"{checkpoint}: does not name its classes; name a data set")
-        class_names = list(state["class_names"])
-        category_ids = list(range(1, len(class_names) + 1))
-    else:
+    if coco is not None:
         class_names, category_ids = coco.class_names, coco.category_ids
+    elif class_names := list(state.get("class_names", ())):
+        category_ids = range(1, len(class_names) + 1)
+    else:
+        raise ValueError(f"{checkpoint}: does not name its classes; name a data set")
     model = trained_model(config, state, checkpoint, class_names).to(device)
     if prm_file is None:
         prm_file = data_root / "prm" / f"{state.get('dataset', '')}.pth"
@@ -171,15 +170,14 @@ def read_picture(
             f"the network does not know {', '.join(unknown)}; it knows {', '.join(names)}"
         )
     image = read_image(path)
-    labels = np.isin(names, list(present)).astype(np.float32)
     if proposals is None:
         proposals = make_proposals(image, inspector.config)
+    labels = np.isin(names, list(present)).astype(np.float32)
     record = ImageRecord(0, path.name, *image.shape[:2], labels)
     return ReadImage(record, image, proposals, no_clusters(len(proposals)))
 
 
 def make_proposals(image: np.ndarray, config: Config) -> Proposals:
     """Proposals of an (H, W, 3) uint8 RGB image as configured."""
-    settings = config.proposals
-    regions = generate_proposals(image, settings.max_proposals, **settings.options)
-    return proposals_from_regions(regions)
+    limit, options = config.proposals.max_proposals, config.proposals.options
+    return proposals_from_regions(generate_proposals(image, limit, **options))

@@ -55,9 +55,9 @@ def open_training_data(
         ValueError: proposals were made from other images; clusters from other images, labels,
             proposals or PRM weights.
     """
-    labelled = [record for record in coco.images if record.image_labels.any()]
     coco.check_files(dataset.images)
     coco.warn_of_labels()
+    labelled = [record for record in coco.images if record.image_labels.any()]
     made_from = _made_from(dataset, labelled, with_clusters, ranks)
     clusters = ClusterStore(dataset.clusters) if with_clusters else None
     proposals = ProposalStore(dataset.proposals)
@@ -163,8 +163,7 @@ def build_trainer(
     Raises:
         ValueError: the images of an update cannot be shared evenly, or the GPU lacks the precision.
     """
-    solver = config.solver
-    runtime = config.runtime
+    solver, runtime = config.solver, config.runtime
     check_precision(runtime, device)
     model.to(device, memory_format=_memory_format(runtime)).train()
     model = FastCIMNet(model, getattr(torch, runtime.precision), runtime.proposals_chunk, kept)
@@ -291,11 +290,11 @@ def check_precision(runtime: RuntimeConfig, device: str) -> None:
     where = torch.device(device)
     if runtime.precision != "bfloat16":
         return
-    if where.type == "cpu" and bfloat16_speedup() < 1:
+    if where.type == "cpu" and (speedup := bfloat16_speedup()) < 1:
         logger.warning(
             "runtime.precision is bfloat16, whose products take %.0f times as long as those of "
             "float32 on this processor; set it to float32",
-            1 / bfloat16_speedup(),
+            1 / speedup,
         )
     if where.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
         raise ValueError(
