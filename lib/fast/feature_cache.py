@@ -29,6 +29,8 @@ logger = logging.getLogger(__name__)
 
 FOLDER = "features"
 """Under the data root."""
+WORTH = 1.2
+"""Features that are used less often on average are not kept."""
 _HEADER = 128
 """Bytes of a file beside the features."""
 _USUAL = 4
@@ -198,7 +200,7 @@ def plan_features(
     told = (
         f"features of the frozen part: {size / 1e9:.2f} GB in float16, each used {uses:.1f} times"
     )
-    if uses < 1.2:
+    if uses < WORTH:
         logger.info("%s: not kept, fewer scales or flips would repeat more", told)
         return None
     limit = 1e9 * gigabytes

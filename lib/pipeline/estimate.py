@@ -6,6 +6,7 @@ import itertools
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,11 +19,14 @@ from lib.data.images import read_image
 from lib.data.loader import CimDataset
 from lib.engine.build import build_trainer, prepare_for_inference, share_threads
 from lib.engine.inference import read_passes
+from lib.fast.feature_cache import WORTH, FeatureCache, allowed_features
+from lib.modeling.backbones import Backbone
 from lib.modeling.model_builder import build_model
 from lib.modeling.scoring import score_passes
 from lib.prm.images import SquareImages
 from lib.prm.network import build_prm
 from lib.prm.peaks import class_scores
+from lib.prm.train import response
 from lib.proposals.generate import generate_proposals
 from lib.proposals.store import ProposalStore
 
@@ -98,15 +102,16 @@ def _prm(
     chosen = [n % len(sample) for n in range(size)]
     labels = images.image_labels[chosen].to(device)
 
-    def update() -> None:
+    def update(kept: FeatureCache | None) -> None:
         batch = images.batch(chosen, ["none"] * size).to(device)
-        F.multilabel_soft_margin_loss(class_scores(net(batch)), labels).backward()
+        F.multilabel_soft_margin_loss(class_scores(response(net, batch, kept)), labels).backward()
 
     def score() -> None:
         with torch.no_grad():
             class_scores(net(images.batch([0], ["none"]).to(device))).cpu()
 
-    updating = _seconds(update, device)
+    uses = config.prm.epochs / len(config.prm.flips)
+    updating = _updating(lambda kept: partial(update, kept), config, net.backbone, uses, device)
     net.eval()
     return updating, _seconds(score, device)
 
@@ -121,10 +126,16 @@ def _cim(
     settings = config.model.model_copy(update={"weights": weights})
     model = build_model(settings, data.coco.num_classes)
     lanes = share_threads(device, threads, solver.images_per_update)
-    trainer = build_trainer(config, model, device, lanes)
     places = zip(itertools.cycle(sample), itertools.cycle(scales), strict=False)
     stream = (data.load(index, scale) for index, scale in places)
-    updating = _seconds(lambda: trainer.update(stream), device)
+
+    def updates(kept: FeatureCache | None) -> Callable[[], Any]:
+        trainer = build_trainer(config, model, device, lanes, kept=kept)
+        return lambda: trainer.update(stream)
+
+    views = len(data.labelled()) * len(scales) * len(config.input.train_flips)
+    uses = solver.max_iter * solver.images_per_update / views
+    updating = _updating(updates, config, model.Conv_Body, uses, device)
 
     lanes = share_threads(device, threads, at_most=4)
     model = prepare_for_inference(model, config.runtime)
@@ -135,6 +146,29 @@ def _cim(
         device,
     )
     return updating, testing / lanes
+
+
+def _updating(
+    updates: Callable[[FeatureCache | None], Callable[[], Any]],
+    config: Config,
+    backbone: Backbone,
+    uses: float,
+    device: str,
+) -> float:
+    """Mean seconds of an update.
+
+    Args:
+        updates: makes a function that updates once, with or without a cache.
+        uses: how often an image is looked at, at the same scale and flip.
+    """
+    computed = _seconds(updates(None), device)
+    limit = allowed_features(config.runtime.feature_cache_gb, backbone, device)
+    if not limit or uses < WORTH:
+        return computed
+    update = updates(FeatureCache(backbone, 1e9 * limit))
+    update()
+    found = min(computed, _seconds(update, device))
+    return found + (computed - found) / uses
 
 
 def _seconds(work: Callable[[], Any], device: str) -> float:

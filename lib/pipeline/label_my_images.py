@@ -170,15 +170,16 @@ def preview_of(
     warmup = min(config.solver.warmup_iters, updates // 10)
     return [
         *("solver.max_iter", f"{updates}", "solver.steps", f"[{max(1, updates * 2 // 3)}]"),
-        *("solver.warmup_iters", f"{warmup}", "prm.epochs", f"{epochs}"),
+        *("solver.warmup_iters", f"{warmup}", "prm.epochs", f"{epochs}", "test.flips", "[none]"),
     ]
 
 
 def share_of_learning(seconds: Mapping[str, float]) -> float:
-    """The share of a preview's updates for which there is time; at least a tenth."""
+    """The share of a preview's updates for which there is time; at least a third, as fewer
+    would tell nothing."""
     learning = seconds["prm"] + seconds["train"]
     left = PREVIEW_SECONDS - (sum(seconds.values()) - learning)
-    return min(1.0, max(0.1, left / learning))
+    return min(1.0, max(1 / 3, left / learning))
 
 
 def shortened(seconds: Mapping[str, float]) -> dict[str, float]:

@@ -88,7 +88,7 @@ def train_prm(
                 for group, lr in zip(optimizer.param_groups, full_lr, strict=True):
                     group["lr"] = lr * _lr_factor(recipe.schedule, done)
                 loss = F.multilabel_soft_margin_loss(
-                    class_scores(_response(net, batch.to(device), kept)), labels[indices].to(device)
+                    class_scores(response(net, batch.to(device), kept)), labels[indices].to(device)
                 )
                 _check(loss, epoch, [images.records[i].file_name for i in indices])
                 optimizer.zero_grad()
@@ -124,7 +124,7 @@ def kept_features(
     return plan_features(net.backbone, limit, pixels, uses, root)
 
 
-def _response(net: PeakResponseNet, images: Tensor, kept: FeatureCache | None) -> Tensor:
+def response(net: PeakResponseNet, images: Tensor, kept: FeatureCache | None) -> Tensor:
     """`net(images)`"""
     if kept is None:
         return net(images)
@@ -227,7 +227,7 @@ def score_images(
     batches = [(chunk, ["none"] * len(chunk)) for chunk in chunks]
     with torch.no_grad():
         scores = [
-            class_scores(_response(net, batch.to(device), kept)).cpu()
+            class_scores(response(net, batch.to(device), kept)).cpu()
             for batch in tqdm(
                 iterate_batches(images, batches, num_workers),
                 total=len(batches),

@@ -8,6 +8,8 @@ from lib.config import load_config
 from lib.data.catalog import catalog
 from lib.data.coco import CocoImages
 from lib.data.shapes import make_shapes
+from lib.modeling.backbones import build_backbone
+from lib.pipeline import estimate as estimating
 from lib.pipeline.estimate import estimate_seconds
 
 ROOT = Path(__file__).parents[2]
@@ -37,6 +39,23 @@ def test_more_work_takes_longer(data):
     many = estimate(data, "solver.max_iter", "100000", "prm.epochs", "100000")
     assert many["train"] > 20 * few["train"]
     assert many["prm"] > 20 * few["prm"]
+
+
+def test_features_that_are_kept_are_computed_once(monkeypatch):
+    # 10 seconds where features are computed, 2 where they are kept.
+    monkeypatch.setattr(estimating, "_seconds", lambda update, device: update())
+    net = build_backbone("resnet18", {"widths": [4], "depths": [1], "strides": [1]}).train()
+
+    def updating(uses, *overrides, device="cpu"):
+        config = load_config(ROOT / "configs/resnet18_shapes.yaml", overrides)
+        updates = lambda kept: lambda: 10.0 if kept is None else 2.0  # noqa: E731
+        return estimating._updating(updates, config, net, uses, device)
+
+    assert updating(4) == 10  # it trains
+    net.requires_grad_(False)
+    assert updating(4) == 2 + 8 / 4
+    assert updating(1) == 10
+    assert updating(4, "runtime.feature_cache_gb", "0") == 10
 
 
 def test_weights_that_are_not_there_are_known_at_once(data):

@@ -76,18 +76,18 @@ def test_a_preview_takes_some_images_of_all_classes(coco, tmp_path, monkeypatch)
 
 
 def test_a_preview_learns_as_long_as_there_is_time(coco):
-    config = load_config(CONFIGS / "custom_small.yaml")
+    config = load_config(CONFIGS / "photos.yaml")
     rest = {"proposals": 30.0, "clusters": 10.0, "masks": 40.0}
-    slow = {**rest, "prm": 300.0, "train": 100.0}
-    assert share_of_learning(slow) == 0.25
+    slow = {**rest, "prm": 150.0, "train": 50.0}
+    assert share_of_learning(slow) == 0.5
     assert sum(shortened(slow).values()) == 180
     assert share_of_learning({**rest, "prm": 30.0, "train": 50.0}) == 1
-    assert share_of_learning({**slow, "masks": 500.0}) == 0.1
+    assert share_of_learning({**slow, "masks": 500.0}) == 1 / 3
     nominal = preview_of(coco, config, None)
     quarter = preview_of(coco, config, None, 0.25)
     assert nominal[:4] == ["solver.max_iter", "300", "solver.steps", "[200]"]
     assert quarter[:4] == ["solver.max_iter", "75", "solver.steps", "[50]"]
     assert quarter[4:6] == ["solver.warmup_iters", "7"]
-    assert (nominal[-1], quarter[-1]) == ("75", "19")  # epochs of 12 images, all in one batch
-    assert load_config(CONFIGS / "custom_small.yaml", quarter).prm.epochs == 19
+    assert (nominal[7], quarter[7]) == ("75", "19")  # epochs of 12 images, all in one batch
+    assert load_config(CONFIGS / "photos.yaml", quarter).prm.epochs == 19
     assert preview_of(coco, config, 40)[1] == "40"
