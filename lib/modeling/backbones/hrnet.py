@@ -41,9 +41,9 @@ class HRNet(Backbone):
     def __init__(self, width: int = 48, depths: Sequence[int] = (1, 4, 3), blocks: int = 4) -> None:
         super().__init__([Layer(128, 4), Layer(256, 8), Layer(512, 16), Layer(2048, STRIDE)])
         widths = [width, 2 * width, 4 * width, 8 * width]
-        self.conv1 = _conv3x3(3, 64, stride=2)
+        self.conv1 = nn.Conv2d(3, 64, kernel_size=3, stride=2, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(64)
-        self.conv2 = _conv3x3(64, 64, stride=2)
+        self.conv2 = nn.Conv2d(64, 64, kernel_size=3, stride=2, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(64)
         more = [Bottleneck(256, 64) for _ in range(blocks - 1)]
         self.layer1 = nn.Sequential(_bottleneck(64, 64), *more)
@@ -125,22 +125,18 @@ class ResolutionModule(nn.Module):
         ]
 
 
-def _conv3x3(channels: int, width: int, stride: int = 1, bias: bool = False) -> nn.Conv2d:
-    return nn.Conv2d(channels, width, kernel_size=3, stride=stride, padding=1, bias=bias)
-
-
 def _unit(
     channels: int, width: int, stride: int, bias: bool = False, relu: bool = True
 ) -> nn.Sequential:
-    layers = [_conv3x3(channels, width, stride, bias), nn.BatchNorm2d(width)]
-    return nn.Sequential(*layers, nn.ReLU(inplace=True)) if relu else nn.Sequential(*layers)
+    conv = nn.Conv2d(channels, width, kernel_size=3, stride=stride, padding=1, bias=bias)
+    activation = [nn.ReLU(inplace=True)] if relu else []
+    return nn.Sequential(conv, nn.BatchNorm2d(width), *activation)
 
 
 def _bottleneck(channels: int, width: int) -> Bottleneck:
     """A torchvision block that changes the channels to 4 * width."""
-    shortcut = nn.Sequential(
-        nn.Conv2d(channels, 4 * width, kernel_size=1, bias=False), nn.BatchNorm2d(4 * width)
-    )
+    conv = nn.Conv2d(channels, 4 * width, kernel_size=1, bias=False)
+    shortcut = nn.Sequential(conv, nn.BatchNorm2d(4 * width))
     return Bottleneck(channels, width, downsample=shortcut)
 
 
@@ -150,15 +146,11 @@ def _stage(widths: Sequence[int], modules: int, blocks: int) -> nn.Sequential:
 
 def _transition(before: Sequence[int], after: Sequence[int]) -> nn.ModuleList:
     """Leads from the branches of a stage to those of the next: one more, of half the size."""
-    layers: list[nn.Module] = []
-    for branch, channels in enumerate(after):
-        if branch >= len(before):
-            layers.append(nn.Sequential(_unit(before[-1], channels, stride=2)))
-        elif channels != before[branch]:
-            layers.append(_unit(before[branch], channels, stride=1))
-        else:
-            layers.append(nn.Identity())
-    return nn.ModuleList(layers)
+    layers: list[nn.Module] = [
+        nn.Identity() if old == new else _unit(old, new, stride=1)
+        for old, new in zip(before, after, strict=False)
+    ]
+    return nn.ModuleList([*layers, nn.Sequential(_unit(before[-1], after[-1], stride=2))])
 
 
 def _widen(transition: nn.ModuleList, branches: list[Tensor]) -> list[Tensor]:
@@ -171,10 +163,8 @@ def _exchange(widths: Sequence[int], source: int, target: int) -> nn.Module:
     if source == target:
         return nn.Identity()
     if source > target:
-        return nn.Sequential(
-            nn.Conv2d(widths[source], widths[target], kernel_size=1, bias=False),
-            nn.BatchNorm2d(widths[target]),
-            nn.Upsample(scale_factor=2 ** (source - target), mode="nearest"),
-        )
+        conv = nn.Conv2d(widths[source], widths[target], kernel_size=1, bias=False)
+        larger = nn.Upsample(scale_factor=2 ** (source - target), mode="nearest")
+        return nn.Sequential(conv, nn.BatchNorm2d(widths[target]), larger)
     steps = [_unit(widths[source], widths[source], stride=2) for _ in range(target - source - 1)]
     return nn.Sequential(*steps, _unit(widths[source], widths[target], stride=2, relu=False))
