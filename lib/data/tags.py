@@ -13,7 +13,7 @@ import io
 import logging
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -104,8 +104,8 @@ def read_text_tags(path: str | Path, class_names: Sequence[str] | None = None) -
         ValueError: with file and line: a class id that is not a whole number from 0, has no name
             or occurs twice; a name that occurs twice; lines that could be ids or 0/1; no line.
     """
-    path = _existing(path)
-    rows: dict[str, tuple[int, list[str]]] = {}
+    rows: dict[str, list[str]] = {}
+    numbers: dict[str, int] = {}
     for number, line in enumerate(_text(path).split("\n"), start=1):
         if not line.strip():
             continue
@@ -119,24 +119,29 @@ def read_text_tags(path: str | Path, class_names: Sequence[str] | None = None) -
                 )
         if name in rows:
             raise ValueError(f"{path}:{number}: image {name} occurs for the second time")
-        rows[name] = number, words
-    if _are_bits(rows, path):
+        rows[name], numbers[name] = words, number
+    widths = {len(words) for words in rows.values()}
+    if len(widths) == 1 and min(widths) > 1 and set().union(*rows.values()) <= {"0", "1"}:
+        if widths == {2} and all(len(set(words)) == 2 for words in rows.values()):
+            raise ValueError(
+                f"{path}:{min(numbers.values())}: every line has one 0 and one 1: class ids, or "
+                "0/1 for each of two classes? Write ids of one class alone, or a CSV with a "
+                "column for each class"
+            )
         logger.warning("%s: read as 0/1 for every class", path)
-        return _from_bits({name: words for name, (_, words) in rows.items()}, class_names, path)
-    labels: dict[str, tuple[int, ...]] = {}
-    for name, (number, words) in rows.items():
-        ids = sorted(map(int, words))
+        return _from_bits(rows, class_names, path)
+    labels = {name: tuple(sorted(map(int, words))) for name, words in rows.items()}
+    for name, ids in labels.items():
         if len(set(ids)) < len(ids):
             raise ValueError(
-                f"{path}:{number}: a class id occurs twice; lines are `name class-id ...`, or "
-                "`name 0 1 0 ...` with as many 0 and 1 on every line as there are classes"
+                f"{path}:{numbers[name]}: a class id occurs twice; lines are `name class-id ...`, "
+                "or `name 0 1 0 ...` with as many 0 and 1 on every line as there are classes"
             )
         if class_names is not None and ids and ids[-1] >= len(class_names):
             raise ValueError(
-                f"{path}:{number}: class id {ids[-1]}, but there are {len(class_names)} classes, "
-                f"0..{len(class_names) - 1}; ids count from 0"
+                f"{path}:{numbers[name]}: class id {ids[-1]}, but there are {len(class_names)} "
+                f"classes, 0..{len(class_names) - 1}; ids count from 0"
             )
-        labels[name] = tuple(ids)
     count = 1 + max((ids[-1] for ids in labels.values() if ids), default=-1)
     if not count:
         raise ValueError(
@@ -148,24 +153,8 @@ def read_text_tags(path: str | Path, class_names: Sequence[str] | None = None) -
     return ImageTags(tuple(class_names or _numbered_names(count)), labels)
 
 
-def _are_bits(rows: Mapping[str, tuple[int, list[str]]], path: Path) -> bool:
-    """Whether the words of all lines are 0/1 for every class, and not class ids."""
-    lengths = {len(words) for _, words in rows.values()}
-    if len(lengths) != 1 or min(lengths) < 2:
-        return False
-    if any(word not in "01" for _, words in rows.values() for word in words):
-        return False
-    if all(len(set(words)) == 2 for _, words in rows.values()) and lengths == {2}:
-        raise ValueError(
-            f"{path}:{min(number for number, _ in rows.values())}: every line has one 0 and one 1: "
-            "class ids, or 0/1 for each of two classes? Write ids of one class alone, or a CSV "
-            "with a column for each class"
-        )
-    return True
-
-
 def _from_bits(
-    rows: Mapping[str, Sequence[Any]], class_names: Sequence[str] | None, path: Path
+    rows: Mapping[str, Sequence[Any]], class_names: Sequence[str] | None, path: str | Path
 ) -> ImageTags:
     """Labels of 0/1 for every class."""
     labels = {name: tuple(i for i, bit in enumerate(r) if int(bit)) for name, r in rows.items()}
@@ -188,7 +177,7 @@ def read_npy_tags(path: str | Path) -> ImageTags:
         FileNotFoundError: there is no such file.
         ValueError: something else is in it, or it would run code.
     """
-    content = load_npy(_existing(path))
+    content = load_npy(path)
     content = content.item() if isinstance(content, np.ndarray) and content.ndim == 0 else content
     if not isinstance(content, dict) or not content:
         raise ValueError(
@@ -204,7 +193,7 @@ def read_npy_tags(path: str | Path) -> ImageTags:
         if str(name) in rows:
             raise ValueError(f"{path}: image {name} occurs for the second time")
         rows[str(name)] = vector.astype(int).tolist()
-    return _from_bits(rows, None, Path(path))
+    return _from_bits(rows, None, path)
 
 
 def read_csv_tags(path: str | Path, class_names: Sequence[str] | None = None) -> ImageTags:
@@ -223,15 +212,12 @@ def read_csv_tags(path: str | Path, class_names: Sequence[str] | None = None) ->
         ValueError: with file and line: another number of columns, no file name, a label that is
             not a class or that may be one or several; or no label at all.
     """
-    path = _existing(path)
     rows = _csv_rows(_text(path), path)
     if not rows:
         raise ValueError(f"{path}: no image has a label; rows are `file,label`")
     header, file_column, columns = _csv_columns(rows, path)
-    body = rows[1:] if header else rows
-    width = len(rows[0][1])
-    if not header and len(columns) == 1:
-        width = 2
+    width = len(rows[0][1]) if header or len(columns) > 1 else 2
+    body = rows[header:]
     for number, row in body:
         if len(row) != width or not row[file_column].strip():
             raise ValueError(
@@ -239,42 +225,48 @@ def read_csv_tags(path: str | Path, class_names: Sequence[str] | None = None) ->
                 f"{f'{width} columns' if width > 2 else '`file,label`'}, got "
                 f"{','.join(row)!r:.80}; an image with several labels has a row for each"
             )
-    if len(columns) > 1 or columns[0][1] is not None:
-        return _from_bit_columns(body, file_column, columns, class_names, path)
-    column = columns[0][0]
-    cells = [(number, row[column].strip()) for number, row in body]
-    split = _splitter(cells, path)
-    found: dict[str, dict[str, None]] = {}
-    for (number, text), (_, row) in zip(cells, body, strict=True):
-        own = found.setdefault(row[file_column].strip(), {})
-        for label in split(text):
+    if (names := list(columns.values())) != [None]:
+        if len(set(names)) < len(names):
+            twice = Counter(names).most_common(1)[0][0]
+            raise ValueError(f"{path}: two columns are called {twice!r}")
+        bits: dict[str, list[int | None]] = {}
+        for number, row in body:
+            name = row[file_column].strip()
+            if name in bits:
+                raise ValueError(f"{path}:{number}: image {name} occurs for the second time")
+            bits[name] = [_bit(row, c) for c in columns]
+        logger.warning("%s: read as 0/1 for every class: %s", path, ", ".join(names))
+        return _from_bits(bits, class_names or names, path)
+    (column,) = columns
+    labels_of = _cell_labels([(number, row[column].strip()) for number, row in body], path)
+    found: dict[str, set[str]] = {}
+    for number, row in body:
+        labels = labels_of[row[column].strip()]
+        for label in labels:
             if class_names is not None and label not in class_names:
                 raise ValueError(
                     f"{path}:{number}: label {label!r} is none of the {len(class_names)} classes "
                     f"({', '.join(class_names[:5])}{', ...' if len(class_names) > 5 else ''})"
                 )
-            own[label] = None
-    names = sorted({*()}.union(*found.values())) if class_names is None else list(class_names)
+        found.setdefault(row[file_column].strip(), set()).update(labels)
+    names = class_names or sorted(set().union(*found.values()))
     if not any(found.values()):
         raise ValueError(f"{path}: no image has a label; rows are `file,label`")
     index = {name: number for number, name in enumerate(names)}
-    return ImageTags(
-        tuple(names),
-        {file: tuple(sorted(index[label] for label in own)) for file, own in found.items()},
-    )
+    labels = {name: tuple(sorted(index[label] for label in own)) for name, own in found.items()}
+    return ImageTags(tuple(names), labels)
 
 
-def _csv_rows(text: str, path: Path) -> list[tuple[int, list[str]]]:
+def _csv_rows(text: str, path: str | Path) -> list[tuple[int, list[str]]]:
     """(line, cells) of every row that is not empty."""
     first = next((line for line in text.splitlines() if line.strip()), "")
-    skip = 0
-    if first.lower().startswith("sep=") and len(first.strip()) <= 5:
+    told = first.lower().startswith("sep=") and len(first.strip()) <= 5
+    if told:
         delimiter = first.rstrip("\r\n")[4:5] or ","
-        skip = 1
     else:
-        bare = "".join(part for i, part in enumerate(first.split('"')) if i % 2 == 0)
-        marks = [mark for mark in bare if mark in ",;"] or [mark for mark in bare if mark == "|"]
-        delimiter = "\t" if "\t" in bare else marks[0] if marks else ","
+        bare = "".join(first.split('"')[::2])
+        marks = [mark for mark in bare if mark in ",;"]
+        delimiter = next((mark for mark in ("\t", *marks[:1], "|") if mark in bare), ",")
     reader = csv.reader(
         io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True, strict=True
     )
@@ -282,65 +274,47 @@ def _csv_rows(text: str, path: Path) -> list[tuple[int, list[str]]]:
         rows = [(reader.line_num, row) for row in reader if any(cell.strip() for cell in row)]
     except csv.Error as error:
         raise ValueError(f"{path}:{reader.line_num}: not valid CSV: {error}") from None
-    return rows[skip:]
+    return rows[told:]
 
 
 def _csv_columns(
-    rows: Sequence[tuple[int, list[str]]], path: Path
-) -> tuple[bool, int, list[tuple[int, str | None]]]:
+    rows: Sequence[tuple[int, list[str]]], path: str | Path
+) -> tuple[bool, int, dict[int, str | None]]:
     """Whether there is a header, the column of files, and those of labels.
 
-    A column of labels is (number, None); columns of 0/1 are (number, name of the class).
+    A column of labels has the name None; columns of 0/1 have that of their class.
     """
     number, head = rows[0]
+    every = [row for _, row in rows]
+    body, width = every[1:], len(head)
     names = ["".join(c for c in cell.lower() if c not in " _-") for cell in head]
-    body = [row for _, row in rows[1:]]
-    files = [c for c in range(len(head)) if body and all(_is_image(row, c) for row in body)]
-    known = any(name in _FILE_HEADERS for name in names)
-    if any(_is_image(head, c) for c in range(len(head))) or not (known or files):
-        return _columns_without_header(rows)
-    file_column = _first(names, _FILE_HEADERS, files)
-    if file_column is None:
-        file_column = next(c for c, name in enumerate(names) if name not in _LABEL_HEADERS)
-    others = [c for c, name in enumerate(names) if c != file_column and name]
-    label = _first([n if c in others else "" for c, n in enumerate(names)], _LABEL_HEADERS)
-    if label is None:
-        columns = [
-            (c, head[c].strip())
-            for c in others
-            if names[c] not in _SPLIT_HEADERS and all(_bit(row, c) is not None for row in body)
-        ]
-        if not columns and len(others) == 1:
-            columns = [(others[0], None)]
-        if not columns or not body:
-            raise ValueError(
-                f"{path}:{number}: no column of labels among {', '.join(head)!r:.200}; call it "
-                "label (or class, category, tags), or have a column of 0 and 1 for every class"
-            )
-    else:
-        columns = [(label, None)]
-    unread = [head[c].strip() for c in others if c not in {column for column, _ in columns}]
-    if unread:
+    files = [names.index(name) for name in _FILE_HEADERS if name in names]
+    files += [c for c in range(width) if body and all(_is_image(row, c) for row in body)]
+    if not files or any(_is_image(head, c) for c in range(width)):
+        bits = range(1, width)
+        if width > 2 and all(_bit(row, c) is not None for row in every for c in bits):
+            return False, 0, {c: f"class {c - 1}" for c in bits}
+        swapped = width == 2 and all(_is_image(row, 1) and not _is_image(row, 0) for row in every)
+        return False, int(swapped), {int(not swapped): None}
+    others = [c for c, name in enumerate(names) if c != files[0] and name]
+    label = next((c for name in _LABEL_HEADERS for c in others if names[c] == name), None)
+    columns: dict[int, str | None] = {
+        c: head[c].strip()
+        for c in others
+        if names[c] not in _SPLIT_HEADERS and body and all(_bit(row, c) is not None for row in body)
+    }
+    if label is None and not columns and len(others) == 1:
+        label = others[0]
+    if label is not None:
+        columns = {label: None}
+    if not columns:
+        raise ValueError(
+            f"{path}:{number}: no column of labels among {', '.join(head)!r:.200}; call it "
+            "label (or class, category, tags), or have a column of 0 and 1 for every class"
+        )
+    if unread := [head[c].strip() for c in others if c not in columns]:
         logger.warning("%s: columns that are not read: %s", path, ", ".join(unread))
-    return True, file_column, columns
-
-
-def _columns_without_header(
-    rows: Sequence[tuple[int, list[str]]],
-) -> tuple[bool, int, list[tuple[int, str | None]]]:
-    width = len(rows[0][1])
-    file_column = 0
-    if width == 2 and all(_is_image(row, 1) and not _is_image(row, 0) for _, row in rows):
-        file_column = 1
-    bits = range(1, width)
-    if width > 2 and all(_bit(row, c) is not None for _, row in rows for c in bits):
-        return False, 0, [(c, f"class {c - 1}") for c in bits]
-    return False, file_column, [(1 - file_column, None)]
-
-
-def _first(names: Sequence[str], wanted: Sequence[str], else_: Sequence[int] = ()) -> int | None:
-    found = (names.index(name) for name in wanted if name in names)
-    return next(found, else_[0] if else_ else None)
+    return True, files[0], columns
 
 
 def _is_image(row: Sequence[str], column: int) -> bool:
@@ -351,51 +325,26 @@ def _bit(row: Sequence[str], column: int) -> int | None:
     return _BITS.get(row[column].strip().lower()) if column < len(row) else None
 
 
-def _from_bit_columns(
-    body: Sequence[tuple[int, list[str]]],
-    file_column: int,
-    columns: Sequence[tuple[int, str | None]],
-    class_names: Sequence[str] | None,
-    path: Path,
-) -> ImageTags:
-    names = [str(name) for _, name in columns]
-    if len(set(names)) < len(names):
-        raise ValueError(f"{path}: two columns are called {Counter(names).most_common(1)[0][0]!r}")
-    rows: dict[str, list[int]] = {}
-    for number, row in body:
-        name = row[file_column].strip()
-        if name in rows:
-            raise ValueError(f"{path}:{number}: image {name} occurs for the second time")
-        rows[name] = [_bit(row, column) or 0 for column, _ in columns]
-    logger.warning("%s: read as 0/1 for every class: %s", path, ", ".join(names))
-    return _from_bits(rows, class_names or names, path)
-
-
-def _splitter(cells: Sequence[tuple[int, str]], path: Path) -> Callable[[str], list[str]]:
-    """Function that splits a cell into labels; all cells together decide how."""
-    lines: dict[str, int] = {}
-    for number, text in cells:
-        lines.setdefault(text, number)
+def _cell_labels(cells: Sequence[tuple[int, str]], path: str | Path) -> dict[str, list[str]]:
+    """The labels of every cell; all cells together decide whether a comma separates labels."""
+    lines = {text: number for number, text in reversed(cells)}
     pieces = {text: parts for text in lines if (parts := _listed(text)) is not None}
-    commas = {
-        text: [part.strip() for part in text.split(",") if part.strip()]
-        for text in lines
-        if "," in text and text not in pieces
-    }
-    alone = {text for text in lines if text not in pieces and text not in commas}
-    alone |= {part for parts in pieces.values() for part in parts}
+    whole = {text for text in lines if text not in pieces}
+    commas = {text: _parts(text, ",") for text in whole if "," in text}
+    alone = (whole - set(commas)).union(*pieces.values())
     times = Counter(part for parts in commas.values() for part in set(parts))
     if any(
         alone.intersection(parts) or all(times[part] > 1 for part in parts)
         for parts in commas.values()
     ):
         pieces |= commas
-    elif text := next((t for t, parts in commas.items() if any(times[p] > 1 for p in parts)), ""):
+    elif unclear := [text for text, parts in commas.items() if any(times[p] > 1 for p in parts)]:
+        text = min(unclear, key=lines.get)
         raise ValueError(
             f"{path}:{lines[text]}: is {text!r:.80} one label or several? Separate several by |, "
             "or give each a row; write one label without the comma"
         )
-    alone |= {part for parts in pieces.values() for part in parts}
+    alone = alone.union(*pieces.values())
     for text in sorted(alone, key=lambda text: lines.get(text, 0)):
         words = text.split()
         if len(words) > 1 and all(word in alone or word.isdecimal() for word in words):
@@ -404,15 +353,11 @@ def _splitter(cells: Sequence[tuple[int, str]], path: Path) -> Callable[[str], l
                 f"{', '.join(words)}? Separate several by | or give each a row; join the words of "
                 "one label by _"
             )
-    several = [text for text, parts in pieces.items() if len(parts) > 1]
-    if several:
-        logger.warning(
-            "%s: cells with several labels, such as %r, are read as %s",
-            path,
-            several[0],
-            " and ".join(pieces[several[0]]),
-        )
-    return lambda text: pieces.get(text, [text] if text else [])
+    if several := [text for text, parts in pieces.items() if len(parts) > 1]:
+        text = min(several, key=lines.get)
+        message = "%s: cells with several labels, such as %r, are read as %s"
+        logger.warning(message, path, text, " and ".join(pieces[text]))
+    return {text: pieces.get(text, [text] if text else []) for text in lines}
 
 
 def _listed(text: str) -> list[str] | None:
@@ -423,10 +368,11 @@ def _listed(text: str) -> list[str] | None:
         except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
             return None
         return [str(part).strip() for part in content if str(part).strip()]
-    for mark in "|;":
-        if mark in text:
-            return [part.strip() for part in text.split(mark) if part.strip()]
-    return None
+    return next((_parts(text, mark) for mark in "|;" if mark in text), None)
+
+
+def _parts(text: str, mark: str) -> list[str]:
+    return [part.strip() for part in text.split(mark) if part.strip()]
 
 
 def read_folder_tags(folder: str | Path, leave_out: Path | None = None) -> ImageTags:
@@ -550,8 +496,8 @@ def _existing(path: str | Path) -> Path:
     return path
 
 
-def _text(path: Path) -> str:
-    content = path.read_bytes()
+def _text(path: str | Path) -> str:
+    content = _existing(path).read_bytes()
     encoding = next((name for mark, name in _MARKS if content.startswith(mark)), "utf-8")
     try:
         text = content.decode(encoding)
