@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 
 from lib.command_line import (
+    IN_CHAIN,
     Command,
     Parser,
     add_dataset_arguments,
     dataset_from_args,
     run_tool,
+    say_next,
 )
 from lib.data.catalog import CATALOG
 from lib.data.coco import CocoImages
@@ -53,6 +55,15 @@ def test_other_errors_and_results_pass_through(capsys):
     assert outcome(capsys, lambda args: None) == (0, "")
     with pytest.raises(ZeroDivisionError):
         outcome(capsys, lambda args: 1 / 0)
+
+
+def test_the_next_tool_is_named_unless_a_chain_goes_on(caplog, monkeypatch):
+    caplog.set_level("INFO")
+    say_next("tools/evaluate.py --run r")
+    assert caplog.messages == ["next: python tools/evaluate.py --run r"]
+    monkeypatch.setenv(IN_CHAIN, "yes")
+    say_next("tools/evaluate.py --run r")
+    assert len(caplog.messages) == 1
 
 
 def commands():

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """From a folder of images and their labels to a mask for every object, and a page to look at.
 
-Every step is one of the ordinary tools, called as a user would call it. What is up to date is not
-made again, and what was interrupted continues where it stopped.
+Every step is one of the ordinary tools. What is up to date is not made again, and what was
+interrupted resumes where it stopped.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from pathlib import Path
 import torch
 
 from lib import command_line as cli
-from lib.pipeline.label_my_images import Settings, label_images
+from lib.pipeline.label_my_images import label_images
+from lib.pipeline.steps import Chain
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 
@@ -65,19 +66,17 @@ def label(args: cli.Namespace) -> None:
     if args.cfg is None:
         small = torch.device(args.device).type == "cpu"
         args.cfg = CONFIGS / ("photos.yaml" if small else "custom.yaml")
-    settings = Settings(
-        output=args.output,
+    dataset = cli.dataset_from_args(args)
+    chain = Chain(
+        dataset.name,
         cfg=args.cfg,
         overrides=tuple(args.set),
-        updates=args.updates,
-        score_thresh=args.score_thresh,
+        run=args.output,
         device=args.device,
         threads=args.threads,
         overwrite=args.overwrite,
-        only_plan=args.plan,
-        preview=args.preview,
     )
-    label_images(cli.dataset_from_args(args), settings)
+    label_images(dataset, chain, args.updates, args.score_thresh, args.plan, args.preview)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """The whole method on the embedded data set: data, proposals, peaks, training, masks, a gallery.
 
-Every step is one of the ordinary tools, called as a user would call it. What is up to date is not
-made again, and what was interrupted continues where it stopped.
+Every step is one of the ordinary tools. What is up to date is not made again, and what was
+interrupted resumes where it stopped.
 """
 
 from __future__ import annotations

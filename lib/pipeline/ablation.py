@@ -1,8 +1,7 @@
 """Variants of the method on the embedded data set, each with several seeds.
 
-A seed stands for the whole chain: PRM, clusters and CIM are trained anew with it. The variants of
-one seed share its PRM and clusters, so that they are compared seed by seed. Images and proposals
-are the same for all.
+PRM, clusters and CIM are trained anew with every seed. The variants of one seed share its PRM and
+clusters and are compared seed by seed. All share images and proposals.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ _SHARED = ("shapes", "proposals", "prm", "clusters")
 
 
 class Training(NamedTuple):
-    """One variant with one seed and, where it is not the configured one, a length."""
+    """One variant with one seed and a number of updates; None takes the configured one."""
 
     variant: str
     seed: int
@@ -54,7 +53,7 @@ class Ablation:
 
     def compare(self) -> str:
         """Trains and measures what is missing; returns the table, which is also written."""
-        data = self._chain("train")
+        data = self._data()
         run_steps([*data.to("proposals"), *self._scored(data).to("proposals", done=["shapes"])])
         trainings = [
             Training(variant, seed, updates)
@@ -78,7 +77,7 @@ class Ablation:
     def _prepare(self, seed: int) -> None:
         """PRM and clusters of one seed."""
         steps = self._of(Training(REFERENCE, seed)).to("clusters", done=_SHARED[:2])
-        run_steps(steps, log=self._log(f"seed{seed}"))
+        run_steps(steps, log=self.output / f"logs/seed{seed}.log")
 
     def _measure(self, training: Training) -> None:
         chain = self._of(training)
@@ -86,35 +85,29 @@ class Ablation:
             *chain.to("train", done=_SHARED),
             *self._scored(chain).to("evaluate", done=[*_SHARED, "train"]),
         ]
-        run_steps(steps, log=self._log(f"{training.name}-seed{training.seed}"))
+        run_steps(steps, log=self._log(training))
 
     def _measure_plus(self, training: Training) -> None:
         """Trains a Mask R-CNN on what CIM finds on the training images, and measures it."""
         run = self._of(training).run
-        cim = replace(
-            self._of(training._replace(variant=REFERENCE)),
-            options={"refine": ("--output", str(run))},
-        )
+        cim = self._of(training._replace(variant=REFERENCE))
         test = self._scored(replace(cim, run=run))
         steps = [
-            *cim.to("refine", done=[*_SHARED, "train"]),
+            *replace(cim, options={"refine": ("--output", str(run))}).to(
+                "refine", done=[*_SHARED, "train"]
+            ),
             *test.to("refine_test"),
             *test.to("evaluate", done=["test"]),
         ]
-        run_steps(steps, log=self._log(f"{training.name}-seed{training.seed}"))
+        run_steps(steps, log=self._log(training))
 
-    def _chain(self, split: str) -> Chain:
-        """A chain of the images of a split, without a run."""
+    def _data(self) -> Chain:
+        """The chain of the training images, without a run."""
         counts: tuple[str, ...] = ()
         if self.images:
             counts = ("--train", f"{self.images[0]}", f"--{self.split}", f"{self.images[1]}")
-        return Chain(
-            f"shapes_{split}",
-            root=self.data_root,
-            cfg=self.cfg,
-            overrides=tuple(self.set),
-            options={"shapes": counts},
-        )
+        overrides, options = tuple(self.set), {"shapes": counts}
+        return Chain("shapes_train", (), self.data_root, self.cfg, overrides, options=options)
 
     def _scored(self, chain: Chain) -> Chain:
         """The same on the images that are scored."""
@@ -127,7 +120,7 @@ class Ablation:
             solver = load_config(self.cfg, self.set).solver
             steps = [round(step * training.updates / solver.max_iter) for step in solver.steps]
             overrides += ("solver.max_iter", f"{training.updates}", "solver.steps", f"{steps}")
-        chain, folder = self._chain("train"), self.output / f"intermediate/seed{training.seed}"
+        chain, folder = self._data(), self.output / f"intermediate/seed{training.seed}"
         places = ("--prm", f"{folder / 'prm.pth'}", "--clusters", f"{folder / 'clusters'}")
         return replace(
             chain,
@@ -136,5 +129,5 @@ class Ablation:
             run=self.output / training.name / f"seed{training.seed}",
         )
 
-    def _log(self, name: str) -> Path:
-        return self.output / "logs" / f"{name}.log"
+    def _log(self, training: Training) -> Path:
+        return self.output / f"logs/{training.name}-seed{training.seed}.log"

@@ -1,4 +1,4 @@
-"""The time that the steps from images to masks will take, measured on a few of the images."""
+"""Estimated time of the steps from images to masks, measured on a few of the images."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ SAMPLE = 3
 _START = 6.0
 """Seconds that a tool takes to start and end."""
 _SHORT = 2.0
-"""Anything faster is measured a second time: the first call does more."""
+"""Seconds; anything faster is measured again, because the first call does more."""
 
 
 def estimate_seconds(
@@ -54,16 +54,19 @@ def estimate_seconds(
     Raises:
         FileNotFoundError, ValueError: weights or images cannot be used.
     """
-    labelled = [n for n, record in enumerate(coco.images) if record.image_labels.any()]
-    sample = labelled[:: max(1, len(labelled) // SAMPLE)][:SAMPLE]
-    prm_update, prm_image = _prm(config, dataset, coco, sample, device, threads)
     with tempfile.TemporaryDirectory() as folder:
         store = ProposalStore(folder)
-        start = time.perf_counter()
-        for index in sample:
-            _make_proposals(config, dataset, coco, index, store)
-        proposals = (time.perf_counter() - start) / len(sample)
         data = CimDataset(coco, dataset.images, store)
+        labelled = data.labelled()
+        sample = labelled[:: max(1, len(labelled) // SAMPLE)][:SAMPLE]
+        prm_update, prm_image = _prm(config, data, sample, device, threads)
+        start = time.perf_counter()
+        for record in (coco.images[index] for index in sample):
+            image = read_image(dataset.images / record.file_name, record.size)
+            settings = config.proposals
+            regions = generate_proposals(image, settings.max_proposals, **settings.options)
+            store.save(record.file_name, regions)
+        proposals = (time.perf_counter() - start) / len(sample)
         update, test = _cim(config, data, sample, device, threads)
     prm_updates = config.prm.epochs * max(1, len(labelled) // config.prm.images_per_update)
     return {
@@ -77,28 +80,15 @@ def estimate_seconds(
     }
 
 
-def _make_proposals(
-    config: Config, dataset: Dataset, coco: CocoImages, index: int, store: ProposalStore
-) -> None:
-    settings, record = config.proposals, coco.images[index]
-    image = read_image(dataset.images / record.file_name, record.size)
-    regions = generate_proposals(image, settings.max_proposals, **settings.options)
-    store.save(record.file_name, regions)
-
-
 def _prm(
-    config: Config,
-    dataset: Dataset,
-    coco: CocoImages,
-    sample: list[int],
-    device: str,
-    threads: int | None,
+    config: Config, data: CimDataset, sample: list[int], device: str, threads: int | None
 ) -> tuple[float, float]:
     """Seconds of an update, and of an image without training."""
     share_threads(device, threads, at_most=1)
-    net = build_prm(config.prm, coco.num_classes).to(device).train()
-    size = min(config.prm.images_per_update, len(coco))
-    images = SquareImages([coco.images[n] for n in sample], dataset.images, config.prm.image_size)
+    net = build_prm(config.prm, data.coco.num_classes).to(device).train()
+    size = min(config.prm.images_per_update, len(data))
+    records = [data.coco.images[n] for n in sample]
+    images = SquareImages(records, data.image_dir, config.prm.image_size)
     chosen = [n % len(sample) for n in range(size)]
     labels = images.image_labels[chosen].to(device)
 
@@ -120,12 +110,12 @@ def _cim(
     config: Config, data: CimDataset, sample: list[int], device: str, threads: int | None
 ) -> tuple[float, float]:
     """Seconds of an update, and of an image in the test."""
-    solver, scales = config.solver, sorted(config.input.train_scales)
-    # From their weights as configured; those of the PRM are not there yet.
-    weights = "random" if config.model.weights == "prm" else config.model.weights
-    settings = config.model.model_copy(update={"weights": weights})
+    settings = config.model
+    if settings.weights == "prm":  # which are not there yet
+        settings = settings.model_copy(update={"weights": "random"})
     model = build_model(settings, data.coco.num_classes)
-    lanes = share_threads(device, threads, solver.images_per_update)
+    lanes = share_threads(device, threads, config.solver.images_per_update)
+    scales = sorted(config.input.train_scales)
     places = zip(itertools.cycle(sample), itertools.cycle(scales), strict=False)
     stream = (data.load(index, scale) for index, scale in places)
 
@@ -134,18 +124,17 @@ def _cim(
         return lambda: trainer.update(stream)
 
     views = len(data.labelled()) * len(scales) * len(config.input.train_flips)
-    uses = solver.max_iter * solver.images_per_update / views
+    uses = config.solver.max_iter * config.solver.images_per_update / views
     updating = _updating(updates, config, model.Conv_Body, uses, device)
 
     lanes = share_threads(device, threads, at_most=4)
     model = prepare_for_inference(model, config.runtime)
-    testing = _seconds(
-        lambda: score_passes(
-            model, read_passes(data, sample[0], config.test.scales, config.test.flips)[1], device
-        ),
-        device,
-    )
-    return updating, testing / lanes
+
+    def test() -> None:
+        _, passes = read_passes(data, sample[0], config.test.scales, config.test.flips)
+        score_passes(model, passes, device)
+
+    return updating, _seconds(test, device) / lanes
 
 
 def _updating(

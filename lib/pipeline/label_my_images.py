@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from lib.evaluation.pseudo_labels import summarise
 from lib.files import id_key, read_json, write_json
 from lib.pipeline.estimate import estimate_seconds
 from lib.pipeline.runner import duration, run_steps
-from lib.pipeline.steps import Chain, data_words
+from lib.pipeline.steps import Chain
 from lib.provenance import changes, file_fingerprint
 
 logger = logging.getLogger(__name__)
@@ -39,29 +39,22 @@ PREVIEW_PRM_UPDATES = 75
 """At most; fewer where they would take longer than PREVIEW_SECONDS allow."""
 
 
-@dataclass(frozen=True)
-class Settings:
-    """What the user may choose."""
-
-    output: Path
-    """Takes all that is made; it is the run folder as well."""
-    cfg: Path
-    overrides: tuple[str, ...] = ()
-    updates: int | None = None
-    """Of CIM; None: by the number of images."""
-    score_thresh: float = 0.3
-    device: str = "cpu"
-    threads: int | None = None
-    overwrite: bool = False
-    """Train anew what was trained with other data or settings, however long it takes."""
-    only_plan: bool = False
-    """Say how long it will take, and end."""
-    preview: bool = False
-    """Take a few of the images and a few updates, and put all that is made in `output/preview`."""
-
-
-def label_images(dataset: Dataset, settings: Settings) -> None:
+def label_images(
+    dataset: Dataset,
+    chain: Chain,
+    updates: int | None,
+    score_thresh: float,
+    only_plan: bool = False,
+    preview: bool = False,
+) -> None:
     """Runs all steps and says where the masks are.
+
+    Args:
+        chain: with run folder, configuration, device and overwrite; the data set is filled in.
+        updates: of CIM; None chooses by the number of images.
+        score_thresh: drops masks scored below.
+        only_plan: says how long it will take, and ends.
+        preview: takes a few images and updates, and writes to `preview` in the run folder.
 
     Raises:
         FileNotFoundError, ValueError: the labels or the settings cannot be used.
@@ -71,56 +64,41 @@ def label_images(dataset: Dataset, settings: Settings) -> None:
     coco.check_files(dataset.images)
     read_ground_truth(dataset.json, need_masks=False)  # the gallery compares with it at the end
     warn_of_few(coco)
-    all_images = len(coco)
-    if settings.preview:
-        settings = replace(settings, output=settings.output / "preview")
-        dataset = some_images(dataset, coco, settings.output)
+    all_images, run, given = len(coco), chain.run, chain.overrides
+    if preview:
+        run = run / "preview"
+        dataset = some_images(dataset, coco, run)
         coco = CocoImages(dataset.json)
-    config = load_config(settings.cfg, settings.overrides)
-    scale = preview_of if settings.preview else scaled_to
-    overrides = (*scale(coco, config, settings.updates), *settings.overrides)
-    seconds = plan(settings, load_config(settings.cfg, overrides), dataset, coco)
-    if settings.only_plan:
+    config = load_config(chain.cfg, given)
+    scaled = (preview_of if preview else scaled_to)(coco, config, updates)
+    files = ("--images", str(dataset.images), "--json", str(dataset.json), "--name", dataset.name)
+    chain = replace(chain, data=files, root=dataset.root, run=run, overrides=(*scaled, *given))
+    seconds = plan(chain, dataset, coco, preview)
+    if only_plan:
         return
-    if settings.preview:
-        short = preview_of(coco, config, settings.updates, share_of_learning(seconds))
-        overrides = (*short, *settings.overrides)
+    overrides = chain.overrides
+    if preview:
+        overrides = (*preview_of(coco, config, updates, share_of_learning(seconds)), *given)
         seconds = shortened(seconds)
-    longest = max(seconds["prm"] + seconds["train"], seconds_trained(settings.output))
-    labels, gallery = settings.output / "pseudo_labels.json", settings.output / "gallery"
-    threshold = ("--score-thresh", f"{settings.score_thresh}")
-    chain = Chain(
-        dataset.name,
-        data_words(dataset),
-        dataset.root,
-        settings.cfg,
-        overrides,
-        run=settings.output,
-        device=settings.device,
-        threads=settings.threads,
-        overwrite=settings.overwrite or longest < AN_HOUR,
-        options={
-            "pseudo_labels": (*threshold, "--output", str(labels)),
-            "gallery": ("--pseudo-labels", str(labels), "--output", str(gallery)),
-        },
-    )
+    longest = max(seconds["prm"] + seconds["train"], seconds_trained(run))
+    labels, gallery = run / "pseudo_labels.json", run / "gallery"
+    options = {
+        "pseudo_labels": ("--score-thresh", f"{score_thresh}", "--output", str(labels)),
+        "gallery": ("--pseudo-labels", str(labels), "--output", str(gallery)),
+    }
+    overwrite = chain.overwrite or longest < AN_HOUR
+    chain = replace(chain, overrides=overrides, overwrite=overwrite, options=options)
     steps = chain.to("pseudo_labels", "gallery", done=["shapes", "test"])
     taken = run_steps(steps, seconds, show_commands=False)
     logger.info(
-        "\nDone in %s: %s\n  %s  the masks, as COCO json\n  %s  the images that they fit\n"
-        "  %s  to look at, in a browser",
-        duration(sum(taken.values())),
-        summarise(read_json(labels)),
-        labels,
-        dataset.images,
-        gallery / "index.html",
+        f"\nDone in {duration(sum(taken.values()))}: {summarise(read_json(labels))}\n"
+        f"  {labels}  the masks, as COCO json\n  {dataset.images}  the images that they fit\n"
+        f"  {gallery / 'index.html'}  to look at, in a browser"
     )
-    if settings.preview:
+    if preview:
         logger.info(
-            "This was a preview: masks of %d of %d images, after a short training on these alone. "
-            "Without preview=1 all are labelled, and better.",
-            len(coco),
-            all_images,
+            f"This was a preview: masks of {len(coco)} of {all_images} images, after a short "
+            "training on these alone. Without preview=1 all are labelled, and better."
         )
 
 
@@ -132,9 +110,8 @@ def warn_of_few(coco: CocoImages) -> None:
     coco.warn_of_labels()
     if len(labels) < 100:
         logger.warning(
-            "%d labelled images are few to learn %d classes from; expect rough masks",
-            len(labels),
-            coco.num_classes,
+            f"{len(labels)} labelled images are few to learn {coco.num_classes} classes from; "
+            "expect rough masks"
         )
 
 
@@ -204,19 +181,18 @@ def scaled_to(coco: CocoImages, config: Config, updates: int | None) -> list[str
     ]
 
 
-def plan(
-    settings: Settings, config: Config, dataset: Dataset, coco: CocoImages
-) -> Mapping[str, float]:
-    """Seconds that every step will take, measured once and remembered in the output folder.
+def plan(chain: Chain, dataset: Dataset, coco: CocoImages, preview: bool) -> Mapping[str, float]:
+    """Seconds that every step will take, measured once and remembered in the run folder.
 
-    Those of a preview are `shortened` where they are told, not in the result.
+    For a preview, the log has them `shortened`, the result has not.
     """
-    path = settings.output / "estimate.json"
+    path = chain.run / "estimate.json"
+    config = load_config(chain.cfg, chain.overrides)
     made_from = {
         "config": config.model_dump(mode="json"),
         "json": file_fingerprint(dataset.json),
-        "device": settings.device,
-        "threads": settings.threads,
+        "device": chain.device,
+        "threads": chain.threads,
     }
     if path.is_file():
         before = read_json(path)
@@ -225,7 +201,7 @@ def plan(
     logger.info("measuring how long it will take ...")
     try:
         seconds = estimate_seconds(
-            config, dataset, coco, settings.device, settings.threads, joblib.cpu_count()
+            config, dataset, coco, chain.device, chain.threads, joblib.cpu_count()
         )
     except FileNotFoundError as error:
         raise FileNotFoundError(
@@ -233,8 +209,8 @@ def plan(
             "less (docs/CUSTOM.md)"
         ) from error
     write_json(path, {"made_from": made_from, "seconds": seconds}, indent=2)
-    told = shortened(seconds) if settings.preview else seconds
-    lines = [f"{len(coco)} images, on {settings.device} with {settings.cfg}:"]
+    told = shortened(seconds) if preview else seconds
+    lines = [f"{len(coco)} images, on {chain.device} with {chain.cfg}:"]
     for name, value in (*told.items(), ("in all", sum(told.values()))):
         lines.append(f"  {name:<13} about {duration(value)}")
     logger.info("\n%s", "\n".join(lines))

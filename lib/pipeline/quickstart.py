@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from lib.files import read_json, write_json
 from lib.pipeline.runner import duration, run_steps
@@ -55,41 +54,34 @@ def quickstart(
         *test.to("pictures", "gallery", done=["test"]),
     ]
     seconds = run_steps(list({(step.name, step.command): step for step in steps}.values()))
-    summary = _summary(train, test, seconds)
-    path = run / "summary.json"
-    write_json(path, summary, indent=2)
-    return f"{_in_words(summary)}\n  {path}  all of this"
-
-
-def _summary(train: Chain, test: Chain, seconds: Mapping[str, float]) -> dict[str, Any]:
+    pictures = test.result("pictures")
     paths = {
-        "run": train.run,
+        "run": run,
         "checkpoints": train.result("train"),
         "detections": test.result("test"),
         "pseudo_labels": train.result("pseudo_labels"),
-        "pictures": test.result("pictures"),
-        "overview": test.result("pictures") / "overview.png",
+        "pictures": pictures,
+        "overview": pictures / "overview.png",
         "gallery": test.result("gallery"),
-        "curves": train.run / "tensorboard",
+        "curves": run / "tensorboard",
     }
-    return {
-        "metrics": read_json(test.result("evaluate"))["metrics"],
-        "seconds": {**seconds, "total": round(sum(seconds.values()), 2)},
+    metrics = read_json(test.result("evaluate"))["metrics"]
+    total = round(sum(seconds.values()), 2)
+    summary = {
+        "metrics": metrics,
+        "seconds": {**seconds, "total": total},
         "proposal_recall": read_json(test.result("recall")),
         "paths": {name: str(path) for name, path in paths.items()},
     }
+    write_json(run / "summary.json", summary, indent=2)
+    return f"""
+Mask AP on the test images, in percent
+{"  ".join(f"{name.upper():>6}" for name in metrics)}
+{"  ".join(f"{100 * value:6.1f}" for value in metrics.values())}
 
-
-def _in_words(summary: Mapping[str, Any]) -> str:
-    metrics, paths = summary["metrics"], summary["paths"]
-    lines = [
-        "\nMask AP on the test images, in percent",
-        "  ".join(f"{name.upper():>6}" for name in metrics),
-        "  ".join(f"{100 * value:6.1f}" for value in metrics.values()),
-        f"\nDone in {duration(summary['seconds']['total'])}. Look at:",
-        f"  {paths['overview']}  detections beside the true masks",
-        f"  {paths['gallery']}  everything, in a browser",
-        f"  {paths['pseudo_labels']}  masks for the training images, as COCO json",
-        f"  {paths['checkpoints']}  the trained network",
-    ]
-    return "\n".join(lines)
+Done in {duration(total)}. Look at:
+  {paths["overview"]}  detections beside the true masks
+  {paths["gallery"]}  everything, in a browser
+  {paths["pseudo_labels"]}  masks for the training images, as COCO json
+  {paths["checkpoints"]}  the trained network
+  {run / "summary.json"}  all of this"""

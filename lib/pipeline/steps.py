@@ -1,4 +1,4 @@
-"""The order of the steps: what each does, its command line, what it needs and what it makes.
+"""The steps in their order: purpose, command line, what each needs and makes.
 
 Quickstart, label_my_images, the ablation and the drivers of scripts/ take their steps from here.
 """
@@ -9,8 +9,6 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
-
-from lib.data.catalog import Dataset
 
 Words = tuple[str, ...]
 """A part of a command line."""
@@ -25,9 +23,9 @@ class Kind(NamedTuple):
     command: str
     """Tool and options; `{...}` are the parts that `Chain` fills in."""
     needs: tuple[str, ...] = ()
-    """Names of the steps whose results it reads."""
+    """Steps whose results it reads."""
     makes: str = ""
-    """Where its result lies."""
+    """Place of its result."""
 
 
 STEPS = (
@@ -160,7 +158,7 @@ class Step(NamedTuple):
 
 @dataclass(frozen=True)
 class Chain:
-    """What the command lines of one data set's steps have in common."""
+    """The steps of one data set, and what their command lines have in common."""
 
     name: str
     """Of the data set."""
@@ -168,7 +166,7 @@ class Chain:
     """Options that name the data set, without --data-root; () for one that is known by name."""
     root: Path = Path("data")
     cfg: Path | None = None
-    """None: as the tools choose it."""
+    """None leaves it to the tools."""
     overrides: Words = ()
     """KEY VALUE of the configuration."""
     run: Path | None = None
@@ -180,7 +178,7 @@ class Chain:
     overwrite: bool = False
     """Train anew what was trained with other data or settings, instead of stopping there."""
     options: Mapping[str, Words] = field(default_factory=dict)
-    """Further options of a step, by its name."""
+    """Further options by the step's name."""
 
     def to(self, *goals: str, done: Collection[str] = ()) -> list[Step]:
         """The steps that make the results of `goals`, in order.
@@ -199,14 +197,10 @@ class Chain:
 
     def result(self, name: str) -> Path:
         """Where the result of a step lies unless an option of that step says otherwise."""
-        return Path(_BY_NAME[name].makes.format(**self._texts()))
-
-    def _texts(self) -> dict[str, str]:
-        return {"root": str(self.root), "run": str(self.run), "name": self.name}
+        return Path(_BY_NAME[name].makes.format(root=self.root, run=self.run, name=self.name))
 
     def _step(self, kind: Kind) -> Step:
-        # --set takes all that follows: it comes last.
-        settings = ("--set", *self.overrides) if self.overrides else ()
+        config = ("--cfg", str(self.cfg)) if self.cfg else ()
         parts = {
             "{launch}": self.launch,
             "{data}": (*(self.data or ("--dataset", self.name)), "--data-root", str(self.root)),
@@ -216,15 +210,10 @@ class Chain:
             "{options}": self.options.get(kind.name, ()),
             "{device}": ("--device", self.device) if self.device else (),
             "{threads}": ("--threads", str(self.threads)) if self.threads else (),
-            "{settings}": (*(("--cfg", str(self.cfg)) if self.cfg else ()), *settings),
+            # --set takes all words that follow, so this stands last.
+            "{settings}": (*config, "--set", *self.overrides) if self.overrides else config,
         }
         words: list[str] = []
         for word in kind.command.split():
-            words += parts[word] if word in parts else [word.format(**self._texts())]
+            words += parts[word] if word in parts else [word.format(root=self.root, run=self.run)]
         return Step(kind.name, self.name, kind.why, tuple(words))
-
-
-def data_words(dataset: Dataset) -> Words:
-    """Options that name a data set by its files."""
-    files = ("--images", str(dataset.images), "--json", str(dataset.json))
-    return (*files, "--name", dataset.name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +17,6 @@ from lib.restricted_pickle import find_image, load_by_image
 from lib.structures import Clusters, ImageRecord
 
 
-def read_label_assign(path: str | Path) -> dict[str, tuple[Any, ...]]:
-    """Published matrices by image, for `lib.restricted_pickle.find_image`.
-
-    Returns:
-        image id, as text, to a tuple of one matrix for `clusters_from_matrix`.
-
-    Raises:
-        FileNotFoundError, ValueError: as `lib.restricted_pickle.load_by_image`.
-    """
-    return load_by_image(path, "mat")
-
-
 def clusters_from_matrix(matrix: np.ndarray, num_classes: int) -> Clusters:
     """Clusters of a published matrix.
 
@@ -36,9 +25,8 @@ def clusters_from_matrix(matrix: np.ndarray, num_classes: int) -> Clusters:
             class (column 0: background) and 0 elsewhere.
 
     Raises:
-        ValueError: another shape, numbers that are not whole or negative, a proposal in two
-            clusters, or a cluster of two classes; names neither file nor image, which the caller
-            knows.
+        ValueError: another shape, numbers that are negative or not whole, a proposal in two
+            clusters, or a cluster of two classes. The caller adds file and image.
     """
     matrix = np.asarray(matrix)
     if matrix.ndim != 2 or matrix.shape[1] != num_classes + 1:
@@ -77,39 +65,38 @@ def import_label_assign(
         samples: see `lib.prm.assign.samples_made_from`.
 
     Returns:
-        (matrices in the file for images that are not in the data set, why images failed by file
-        name: not in the file, without proposals, or with another number of them).
+        (number of matrices for images that are not in the data set, reasons by file name of images
+        that failed: not in the file, without proposals, or with another number of them).
+
+    Raises:
+        FileNotFoundError, ValueError: the file cannot be used, see `load_by_image`.
     """
-    by_image = read_label_assign(path)
+    by_image = load_by_image(path, "mat")
     imported = {"imported": file_fingerprint(Path(path)), "file": Path(path).name}
     found = [find_image(by_image, i.known_as, i.file_name) for i in images]
     tasks = (
-        (
-            i.file_name,
-            (
-                matrix,
-                str(path),
-                i.file_name,
-                num_classes,
-                proposals,
-                clusters,
-                {**samples[i.file_name], **imported},
-            ),
-        )
+        (i.file_name, (i.file_name, matrix, {**samples[i.file_name], **imported}))
         for i, matrix in zip(images, found, strict=True)
     )
-    _, failures = for_each(_import_image, tasks, len(images), jobs, "importing")
+    work = partial(
+        _import_image,
+        path=str(path),
+        num_classes=num_classes,
+        proposals=proposals,
+        clusters=clusters,
+    )
+    _, failures = for_each(work, tasks, len(images), jobs, "importing")
     return len(by_image) - sum(matrix is not None for matrix in found), failures
 
 
 def _import_image(
-    matrix: tuple[Any, ...] | None,
-    path: str,
     file_name: str,
+    matrix: tuple[Any, ...] | None,
+    made_from: MadeFrom,
+    path: str,
     num_classes: int,
     proposals: ProposalStore,
     clusters: ClusterStore,
-    made_from: MadeFrom,
 ) -> None:
     if matrix is None:
         raise ValueError(f"not among the indexes of {path}")

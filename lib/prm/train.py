@@ -43,9 +43,8 @@ def train_prm(
 ) -> None:
     """Trains `net` in place by multi-label soft-margin loss on its class scores.
 
-    After every epoch everything needed to resume is written to `state_file`, and training starts
-    from there. On a CPU an interrupted training ends with the very numbers of an uninterrupted
-    one.
+    Writes everything needed to resume to `state_file` after every epoch, and starts from there. On
+    a CPU an interrupted training ends with the same numbers as an uninterrupted one.
 
     Args:
         images: each with at least one label.
@@ -74,23 +73,26 @@ def train_prm(
     first_epoch = _resume(net, optimizer, state_file, made_from, overwrite)
     labels = images.image_labels
     updates = len(epoch_batches(len(images), recipe, seed, epoch=0))
-    with tqdm(
-        total=recipe.epochs * updates, initial=first_epoch * updates, desc="PRM", unit="update"
-    ) as bar:
+    total = recipe.epochs * updates
+    with tqdm(total=total, initial=first_epoch * updates, desc="PRM", unit="update") as bar:
         for epoch in range(first_epoch, recipe.epochs):
             net.train()
             batches = epoch_batches(len(images), recipe, seed, epoch)
             losses = []
-            for (indices, _), batch in zip(
-                batches, iterate_batches(images, batches, num_workers), strict=True
-            ):
-                done = (epoch * updates + len(losses)) / (recipe.epochs * updates)
+            read = iterate_batches(images, batches, num_workers)
+            for (indices, _), batch in zip(batches, read, strict=True):
+                done = (epoch * updates + len(losses)) / total
                 for group, lr in zip(optimizer.param_groups, full_lr, strict=True):
                     group["lr"] = lr * _lr_factor(recipe.schedule, done)
                 loss = F.multilabel_soft_margin_loss(
                     class_scores(response(net, batch.to(device), kept)), labels[indices].to(device)
                 )
-                _check(loss, epoch, [images.records[i].file_name for i in indices])
+                if not torch.isfinite(loss):
+                    names = ", ".join(images.records[i].file_name for i in indices)
+                    raise FloatingPointError(
+                        f"the PRM's loss became {loss.item()} in epoch {epoch + 1}, images "
+                        f"{names}; lower prm.base_lr and start again"
+                    )
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
@@ -137,7 +139,7 @@ def prm_made_from(
     """The record of a PRM, see lib/provenance.py.
 
     Args:
-        images: that it is trained on, in order.
+        images: the training images, in order.
         content: their fingerprints, by file name.
     """
     weights = Path(settings.weights)
@@ -154,11 +156,11 @@ def prm_made_from(
 def is_finished(path: Path, made_from: MadeFrom, num_classes: int, overwrite: bool) -> bool:
     """Whether there is a trained PRM at `path` that is up to date.
 
-    One that does not say what it was made from, being published or of an earlier version, is
+    A published one, or one of an earlier version, does not say what it was made from; it is
     accepted with a warning.
 
     Args:
-        overwrite: False is returned, with a line, where an error would be raised.
+        overwrite: returns False, with a warning, instead of raising an error.
 
     Raises:
         ValueError: the file is no PRM, or was made from something else.
@@ -167,22 +169,22 @@ def is_finished(path: Path, made_from: MadeFrom, num_classes: int, overwrite: bo
         return False
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-        head = content.get("model", content)["0.classifier.0.weight"]
+        before = content.get("made_from", {})
+        found = len(content.get("model", content)["0.classifier.0.weight"])
     except Exception as error:  # torch.load has no error type of its own
         fault = f"not a PRM checkpoint ({error})"
     else:
-        before = content.get("made_from", {})
-        if len(head) != num_classes:
-            fault = f"a PRM of {len(head)} classes, the data set has {num_classes}"
-        elif told := changes(before, made_from) if "image_labels" in before else []:
-            fault = f"made from something else: {listed(told)}"
-        elif "image_labels" in before:
-            return True
-        else:
+        if found != num_classes:
+            fault = f"a PRM of {found} classes, the data set has {num_classes}"
+        elif "image_labels" not in before:
             fault = "does not say what it was made from (published, or of an earlier version)"
             if not overwrite:
                 logger.warning("%s: %s, and is taken as it is", path, fault)
                 return True
+        elif told := changes(before, made_from):
+            fault = f"made from something else: {listed(told)}"
+        else:
+            return True
     if not overwrite:
         raise ValueError(f"{path}: {fault}; give --overwrite to train anew, or another --output")
     logger.warning("%s: %s; trained anew", path, fault)
@@ -192,8 +194,8 @@ def is_finished(path: Path, made_from: MadeFrom, num_classes: int, overwrite: bo
 def epoch_batches(num_images: int, recipe: PRMConfig, seed: int, epoch: int) -> list[Batch]:
     """(image indices, flips) of every update of an epoch; the same for the same seed and epoch.
 
-    Every image comes once, except those of a last batch that is not full (too few for batch
-    norms); they are others in the next epoch.
+    Every image comes once, except those of a last batch that is not full (too few for batch norms),
+    which change from epoch to epoch.
     """
     generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
     order = torch.randperm(num_images, generator=generator).tolist()
@@ -222,17 +224,13 @@ def score_images(
         (N, C) float32.
     """
     net.to(device).eval()
-    indices = list(range(len(images)))
-    chunks = [indices[at : at + batch_size] for at in indices[::batch_size]]
+    chunks = [chunk.tolist() for chunk in torch.arange(len(images)).split(batch_size)]
     batches = [(chunk, ["none"] * len(chunk)) for chunk in chunks]
+    read = iterate_batches(images, batches, num_workers)
     with torch.no_grad():
         scores = [
             class_scores(response(net, batch.to(device), kept)).cpu()
-            for batch in tqdm(
-                iterate_batches(images, batches, num_workers),
-                total=len(batches),
-                desc="class scores",
-            )
+            for batch in tqdm(read, "class scores", len(batches))
         ]
     return torch.cat(scores).numpy()
 
@@ -287,11 +285,3 @@ def _resume(
     optimizer.load_state_dict(state["optimizer"])
     logger.info("%s: resuming after epoch %d", state_file, state["epoch"])
     return state["epoch"]
-
-
-def _check(loss: Tensor, epoch: int, names: list[str]) -> None:
-    if not torch.isfinite(loss):
-        raise FloatingPointError(
-            f"the PRM's loss became {loss.item()} in epoch {epoch + 1}, images "
-            f"{', '.join(names)}; lower prm.base_lr and start again"
-        )

@@ -18,7 +18,8 @@ from lib.pipeline.steps import Step
 def tools(tmp_path, monkeypatch):
     (tmp_path / "tools").mkdir()
     (tmp_path / "tools/note.py").write_text(
-        "import sys; print('why'); open(sys.argv[1], 'a').write(sys.argv[2]);"
+        "import os, sys; print('why'); open(sys.argv[1], 'a').write(sys.argv[2]);"
+        "assert 'CIM_IN_CHAIN' in os.environ;"
         "sys.exit(int(sys.argv[3]))"
     )
     monkeypatch.setattr(runner, "ROOT", tmp_path)
