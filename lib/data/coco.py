@@ -12,8 +12,9 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -69,21 +70,18 @@ def read_coco(
     where = name if isinstance(source, dict) else str(source)
     content = source if isinstance(source, dict) else read_json(source)
     listed = {key: _entries(content, key, where, annotations) for key in _LISTS}
-    images = _numbered(listed["images"], "images", where)
-    categories = _numbered(listed["categories"], "categories", where)
-    for number, image in enumerate(images):
-        _check_image(image, number, where, sizes)
+    of_images, of_categories = _numbered(listed["images"]), _numbered(listed["categories"])
+    images, categories = ([e.fields for e in entries] for entries in (of_images, of_categories))
+    for entry in of_images:
+        _check_image(entry, sizes)
     _check_unique([image["file_name"] for image in images], "images", "file_name", where)
-    for number, category in enumerate(categories):
-        text = category.get("name")
-        if type(text) in (int, float):
-            text = str(text if whole(text) is None else whole(text))
-        category["name"] = _text(text, category, "categories", number, "name", where)
+    for entry in of_categories:
+        name = entry.fields.get("name")
+        if type(name) in (int, float):
+            entry.fields["name"] = str(name if whole(name) is None else whole(name))
+        entry.text("name")
     find_image, find_category = lookup(images), lookup(categories)
-    kept = [
-        _annotation(entry, number, find_image, find_category, where, masks)
-        for number, entry in enumerate(listed["annotations"])
-    ]
+    kept = [_annotation(e, find_image, find_category, masks) for e in listed["annotations"]]
     _check_unique([a.get("id") for a in kept], "annotations", "id", where)
     categories = _without_parents(categories, {a["category_id"] for a in kept}, where)
     _check_unique([c["name"] for c in categories], "categories", "name", where)
@@ -134,10 +132,8 @@ class CocoImages:
         for number, image in enumerate(content["images"]):
             path = PurePosixPath(image["file_name"])
             if not path.name or path.is_absolute() or ".." in path.parts:
-                raise ValueError(
-                    f"{_entry(self.path, 'images', number, image)} has file_name "
-                    f"{image['file_name']!r}, expected a path inside the image folder"
-                )
+                entry = _Entry(self.path, "images", number, image)
+                entry.refuse("file_name", "a path inside the image folder")
         # What is made from an image is stored under its name without suffix.
         stems = [str(PurePosixPath(i["file_name"]).with_suffix("")) for i in content["images"]]
         _check_unique(stems, "images", "file_name without suffix", self.path)
@@ -176,8 +172,7 @@ class CocoImages:
 
     def warn_of_labels(self) -> None:
         """See `warn_of_labels`."""
-        labels = [record.image_labels for record in self.images]
-        warn_of_labels(self.class_names, np.array(labels), self.path)
+        warn_of_labels(self.class_names, np.array([i.image_labels for i in self.images]), self.path)
 
     def check_files(self, image_dir: str | Path) -> None:
         """Makes sure that every image of the json is there, without decoding any.
@@ -254,7 +249,48 @@ def warn_of_labels(class_names: Sequence[str], labels: np.ndarray, source: str |
 _LISTS = ("images", "categories", "annotations")
 
 
-def _entries(content: Any, key: str, where: str, need_annotations: bool) -> list[dict[str, Any]]:
+@dataclass(slots=True)
+class _Entry:
+    """An entry of one of the lists, and its place, for errors."""
+
+    where: str | Path
+    key: str
+    number: int
+    fields: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        known = f" (id {self.fields['id']!s:.40})" if "id" in self.fields else ""
+        return f"{self.key}[{self.number}]{known}"
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.name}"
+
+    def id(self, field: str = "id") -> int | str:
+        value = id_key(self.fields.get(field))
+        if value is None or (isinstance(value, str) and not _is_unicode(value)):
+            self.refuse(field, "a whole number or text")
+        return value
+
+    def text(self, field: str) -> str:
+        """Text that can be printed; of images not even that, `check_name` says more of those."""
+        value = self.fields.get(field)
+        if not (isinstance(value, str) and value and (self.key == "images" or _is_unicode(value))):
+            self.refuse(field, "text")
+        return value
+
+    def refuse(self, field: str, expected: str) -> NoReturn:
+        if field not in self.fields:
+            raise ValueError(f"{self} has no '{field}'")
+        raise ValueError(f"{self} has {field} {self.fields[field]!r:.200}, expected {expected}")
+
+
+def _is_unicode(text: str) -> bool:
+    """False for half a character, which can neither be printed nor written."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in text)
+
+
+def _entries(content: Any, key: str, where: str, need_annotations: bool) -> list[_Entry]:
     if not isinstance(content, dict):
         raise ValueError(
             f"{where}: found a {type(content).__name__}, expected an object with 'images', "
@@ -278,53 +314,20 @@ def _entries(content: Any, key: str, where: str, need_annotations: bool) -> list
     for number, entry in enumerate(entries):
         if not isinstance(entry, dict):
             raise ValueError(f"{where}: {key}[{number}] is not an object but {entry!r:.80}")
-    return entries
+    return [_Entry(where, key, number, entry) for number, entry in enumerate(entries)]
 
 
-def _entry(where: str | Path, key: str, number: int, entry: dict[str, Any]) -> str:
-    known = f" (id {entry['id']!s:.40})" if "id" in entry else ""
-    return f"{where}: {key}[{number}]{known}"
-
-
-def _id(entry: dict[str, Any], field: str, key: str, number: int, where: str) -> int | str:
-    value = id_key(entry.get(field))
-    if value is None or (isinstance(value, str) and not _is_unicode(value)):
-        _refuse(entry, field, key, number, where, "a whole number or text")
-    return value
-
-
-def _refuse(entry: dict, field: str, key: str, number: int, where: str, expected: str) -> None:
-    if field not in entry:
-        raise ValueError(f"{_entry(where, key, number, entry)} has no '{field}'")
-    raise ValueError(
-        f"{_entry(where, key, number, entry)} has {field} {entry[field]!r:.80}, expected {expected}"
-    )
-
-
-def _text(value: Any, entry: dict, key: str, number: int, field: str, where: str) -> str:
-    if not isinstance(value, str) or not value or not (key == "images" or _is_unicode(value)):
-        _refuse(entry, field, key, number, where, "text")
-    return value
-
-
-def _is_unicode(text: str) -> bool:
-    """False for half a character, which can neither be printed nor written."""
-    return not any("\ud800" <= letter <= "\udfff" for letter in text)
-
-
-def _numbered(entries: list[dict[str, Any]], key: str, where: str) -> list[dict[str, Any]]:
+def _numbered(entries: list[_Entry]) -> list[_Entry]:
     """Copies of the entries whose ids fit 64 bits; see `read_coco` for the others."""
-    keys = [_id(entry, "id", key, number, where) for number, entry in enumerate(entries)]
-    _check_unique(keys, key, "id", where)
+    keys = [entry.id() for entry in entries]
+    _check_unique(keys, entries[0].key, "id", entries[0].where)
     taken = {k for k in keys if isinstance(k, int) and -(2**63) <= k < 2**63}
     free = itertools.filterfalse(taken.__contains__, itertools.count(1))
     copies = []
     for entry, own in zip(entries, keys, strict=True):
-        copy = {field: _plain(value) for field, value in entry.items()}
-        copy["id"] = own
-        if own not in taken:
-            copy |= {"id": next(free), "original_id": own}
-        copies.append(copy)
+        fields = {field: _plain(value) for field, value in entry.fields.items()}
+        ids = {"id": own} if own in taken else {"id": next(free), "original_id": own}
+        copies.append(replace(entry, fields=fields | ids))
     return copies
 
 
@@ -341,63 +344,51 @@ def _plain(value: Any, depth: int = 0) -> Any:
     return value
 
 
-def _check_image(image: dict[str, Any], number: int, where: str, sizes: bool) -> None:
-    name = _text(image.get("file_name"), image, "images", number, "file_name", where)
-    if fault := check_name(name):
-        raise ValueError(f"{_entry(where, 'images', number, image)} has file_name {fault}")
-    for side in ("height", "width") if sizes else ():
-        given = image.get(side)
-        value = whole(id_key(given) if isinstance(given, str) else given)
+def _check_image(entry: _Entry, sizes: bool) -> None:
+    if fault := check_name(entry.text("file_name")):
+        raise ValueError(f"{entry} has file_name {fault}")
+    if not sizes:
+        return
+    image = entry.fields
+    for side in ("height", "width"):
         if side not in image:
-            raise ValueError(
-                f"{_entry(where, 'images', number, image)} has no '{side}'; --labels takes such a "
-                "json, and the sizes from the images"
-            )
+            remedy = "--labels takes such a json, and the sizes from the images"
+            raise ValueError(f"{entry} has no '{side}'; {remedy}")
+        value = whole(id_key(image[side]))
         if value is None:
-            _refuse(image, side, "images", number, where, "a whole number")
+            entry.refuse(side, "a whole number")
         image[side] = value
-    if sizes and not (
-        min(image["height"], image["width"]) >= 1
-        and image["height"] * image["width"] <= rle.MAX_PIXELS
-    ):
+    height, width = image["height"], image["width"]
+    if not (min(height, width) >= 1 and height * width <= rle.MAX_PIXELS):
         raise ValueError(
-            f"{_entry(where, 'images', number, image)} has height {image['height']!s:.40} and "
-            f"width {image['width']!s:.40}, expected at least 1 and together at most "
-            f"{rle.MAX_PIXELS // 10**6} million pixels"
+            f"{entry} has height {height!s:.40} and width {width!s:.40}, expected at least 1 and "
+            f"together at most {rle.MAX_PIXELS // 10**6} million pixels"
         )
 
 
 def _annotation(
-    entry: dict[str, Any],
-    number: int,
-    find_image: Callable,
-    find_category: Callable,
-    where: str,
-    masks: bool,
+    entry: _Entry, find_image: Callable, find_category: Callable, masks: bool
 ) -> dict[str, Any]:
     """Ids, flag and score of an annotation."""
+    fields = entry.fields
     annotation: dict[str, Any] = {}
-    if entry.get("id") is not None:
-        annotation["id"] = _id(entry, "id", "annotations", number, where)
+    if fields.get("id") is not None:
+        annotation["id"] = entry.id()
     for field, find in (("image_id", find_image), ("category_id", find_category)):
-        _id(entry, field, "annotations", number, where)
-        found = find(entry[field])
+        found = find(entry.id(field))
         if found is None:
-            raise ValueError(
-                f"{_entry(where, 'annotations', number, entry)} has {field} "
-                f"{entry[field]!r:.80}, which is not in the json"
-            )
+            raise ValueError(f"{entry} has {field} {fields[field]!r:.80}, which is not in the json")
         annotation[field] = found["id"]
-    flag = entry.get("iscrowd")
+    flag = fields.get("iscrowd")
     if isinstance(flag, str):
         flag = _FLAGS.get(flag.strip().lower(), flag)
     elif flag is None or flag != flag:
         flag = 0
     if isinstance(flag, str | list | dict) or flag not in (0, 1):
-        _refuse(entry, "iscrowd", "annotations", number, where, "0 or 1")
+        entry.refuse("iscrowd", "0 or 1")
     annotation["iscrowd"] = int(flag)
-    if masks and entry.get("score") is not None:
-        annotation["score"] = score_of(entry, _entry(where, "annotations", number, entry))
+    if masks and fields.get("score") is not None:
+        annotation["score"] = score_of(fields, str(entry))
     return annotation
 
 
@@ -412,15 +403,14 @@ def score_of(entry: dict[str, Any], where: str) -> float:
 def _without_parents(
     categories: list[dict[str, Any]], annotated: set[int], where: str
 ) -> list[dict[str, Any]]:
-    above = {id(c): str(c.get("supercategory")) for c in categories}
     # Names that another category has above it, or that a category with an object has.
-    parents = {above[id(c)] for c in categories if above[id(c)] != c["name"]}
+    parents = {str(c.get("supercategory")) for c in categories}
     parents |= {c["name"] for c in categories if c["id"] in annotated}
-    parents |= {c["name"] for c in categories if above[id(c)] == c["name"]}
     kept = []
     for category in categories:
         name = category["name"]
-        if category["id"] in annotated or above[id(category)] == name or name not in parents:
+        own_parent = str(category.get("supercategory")) == name
+        if category["id"] in annotated or own_parent or name not in parents:
             kept.append(category)
         else:
             _tell(
@@ -432,23 +422,23 @@ def _without_parents(
 
 def _with_masks(
     annotations: list[dict[str, Any]],
-    entries: list[dict[str, Any]],
+    entries: list[_Entry],
     find: Callable,
     where: str,
     need: bool,
 ) -> list[dict[str, Any]]:
     kept, left_out = [], []
-    for number, (annotation, entry) in enumerate(zip(annotations, entries, strict=True)):
+    for annotation, entry in zip(annotations, entries, strict=True):
         image = find(annotation["image_id"])
-        at = _entry("", "annotations", number, entry)[2:]
+        size = (image["height"], image["width"])
         try:
-            mask = rle.compressed(entry.get("segmentation"), (image["height"], image["width"]))
+            mask = rle.compressed(entry.fields.get("segmentation"), size)
         except rle.NoMask as error:
-            left_out.append(f"{at}: {error}")
+            left_out.append(f"{entry.name}: {error}")
             continue
         except ValueError as error:
-            raise ValueError(f"{where}: {at} ({image['file_name']}): {error}") from None
-        area = _number(entry.get("area"))
+            raise ValueError(f"{entry} ({image['file_name']}): {error}") from None
+        area = _number(entry.fields.get("area"))
         kept.append(
             {
                 **annotation,
@@ -465,7 +455,7 @@ def _with_masks(
             raise ValueError(
                 f"{where}: none of the {len(annotations)} annotations has a usable mask: {told}"
             )
-        if kept or any(entry.get("segmentation") for entry in entries):  # not labels alone
+        if kept or any(entry.fields.get("segmentation") for entry in entries):  # not labels alone
             _tell(
                 f"{where}: {len(left_out)} of {len(annotations)} annotations have no usable mask "
                 f"and are left out: {told}"
