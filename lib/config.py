@@ -8,7 +8,6 @@ is the frozen object that the code takes; every default stands here alone.
 from __future__ import annotations
 
 import difflib
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import is_dataclass
 from pathlib import Path
@@ -23,23 +22,13 @@ from pydantic_core import PydanticCustomError
 
 from lib.files import write_text
 from lib.modeling.heads import CIMMiner
-
-logger = logging.getLogger(__name__)
+from lib.renamed import RENAMED, with_new_keys
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
 Count = Annotated[int, Field(ge=0)]
 AtLeastOne = Annotated[int, Field(ge=1)]
 Flips = tuple[Literal["none", "horizontal", "vertical", "both"], ...]
-
-_RENAMED = {
-    "loss.refine_iou": "loss.refine_integrity",
-    "prm.trunk": "prm.backbone",
-    "prm.trunk_args": "prm.backbone_args",
-    "prm.trunk_lr_factor": "prm.backbone_lr_factor",
-}
-"""Keys that have changed their names, old to new, each `section.key`; finished runs have the old
-ones."""
 
 
 class _Section(BaseModel):
@@ -287,7 +276,7 @@ def config_from(content: Mapping[str, Any], source: str, overrides: Sequence[str
         )
     try:
         for key, value in zip(overrides[::2], overrides[1::2], strict=True):
-            OmegaConf.update(merged, _RENAMED.get(key, key), yaml.safe_load(value), force_add=True)
+            OmegaConf.update(merged, RENAMED.get(key, key), yaml.safe_load(value), force_add=True)
         content = OmegaConf.to_container(merged, resolve=True)
     except (OmegaConfBaseException, yaml.YAMLError) as error:
         raise ConfigError(f"{source}: {error}") from error
@@ -321,17 +310,6 @@ def _read_yaml(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
         return content
     below = _read_yaml(path.parent / base, seen=(*seen, path))
     return OmegaConf.to_container(OmegaConf.merge(below, content))
-
-
-def with_new_keys(content: Mapping[str, Any], source: str) -> dict[str, Any]:
-    """A copy whose renamed keys have their new names."""
-    content = {k: dict(v) if isinstance(v, Mapping) else v for k, v in content.items()}
-    for old, new in _RENAMED.items():
-        (section, key), new_key = old.split("."), new.split(".")[1]
-        if isinstance(content.get(section), dict) and key in content[section]:
-            logger.warning("%s: %s is called %s now", source, old, new)
-            content[section][new_key] = content[section].pop(key)
-    return content
 
 
 def _explain(error: pydantic.ValidationError, source: str) -> str:

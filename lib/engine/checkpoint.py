@@ -19,9 +19,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lib.config import with_new_keys
 from lib.files import atomic_file
 from lib.provenance import MadeFrom, changes, listed
+from lib.renamed import with_new_keys
 
 logger = logging.getLogger(__name__)
 
