@@ -12,7 +12,8 @@ import os
 import shutil
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -77,16 +78,19 @@ def prepare(
                 "--name for this data set, or remove that file"
             )
         logger.warning("%s: labels or images have changed; it is made anew", target)
-    _warn_of_unlisted(index, found, labels)
+    if unlisted := sorted(set(index.images).difference(found)):
+        message = "%s: %d of the %d images in %s have no label there and are left out: %s"
+        logger.warning(message, labels, len(unlisted), len(index.images), images, _some(unlisted))
     matrix = np.zeros((len(found), len(tags.class_names)), bool)
     for row, classes in zip(matrix, tags.labels.values(), strict=True):
         row[list(classes)] = True
     warn_of_labels(tags.class_names, matrix, target)
     sizes = _read_all(images, found, target.with_suffix(""))
-    content = _coco(tags, sizes)
     info = {"description": f"image-level labels of {labels.name}", "made_from": made_from}
-    write_json(target, {"info": info, **content})
-    logger.info("%s: %s", target, _summary(tags))
+    write_json(target, {"info": info, **_coco(tags, sizes)})
+    counts = zip(tags.class_names, matrix.sum(axis=0), strict=True)
+    told = _some([f"{class_name} {count}" for class_name, count in counts])
+    logger.info("%s: %d images, %d classes (%s)", target, *matrix.shape, told)
     return target, _image_folder(target, images)
 
 
@@ -181,10 +185,10 @@ def _resolve(tags: ImageTags, index: ImageIndex, labels: Path) -> ImageTags:
     missing, ambiguous, twice = [], [], []
     for name, classes in tags.labels.items():
         found = index.find(name)
-        if len(found) != 1:
-            (ambiguous if found else missing).append(
-                f"{name} ({' and '.join(found[:3])})" if found else name
-            )
+        if not found:
+            missing.append(name)
+        elif len(found) > 1:
+            ambiguous.append(f"{name} ({' and '.join(found[:3])})")
         elif names.setdefault(found[0], name) != name:
             twice.append(f"{names[found[0]]} and {name} ({found[0]})")
         else:
@@ -206,12 +210,10 @@ def _resolve(tags: ImageTags, index: ImageIndex, labels: Path) -> ImageTags:
             f"{_some(twice)}; write every image in one way, with its folder"
         )
     if index.unknown_folders:
+        told = _some(sorted(index.unknown_folders))
         logger.warning(
-            "%s: images are found by the ends of their paths; in front of these it has %s, and "
-            "they lie in %s",
-            labels,
-            _some(sorted(index.unknown_folders)),
-            index.folder,
+            f"{labels}: images are found by the ends of their paths; in front of these it has "
+            f"{told}, and they lie in {index.folder}"
         )
     if odd := [fault for file in by_file if (fault := check_name(file))]:
         raise ValueError(
@@ -223,22 +225,8 @@ def _resolve(tags: ImageTags, index: ImageIndex, labels: Path) -> ImageTags:
             f"{labels}: images of one folder differ only in their suffix: {_some(same)}; what is "
             "made from an image is called like it without suffix: rename one of each"
         )
-    ids = tags.image_ids
-    numbers = None if ids is None else {file: ids[names[file]] for file in by_file}
-    return ImageTags(tags.class_names, by_file, tags.category_ids, numbers, tags.original_ids)
-
-
-def _warn_of_unlisted(index: ImageIndex, found: Iterable[str], labels: Path) -> None:
-    unlisted = sorted(set(index.images) - set(found))
-    if unlisted:
-        logger.warning(
-            "%s: %d of the %d images in %s have no label there and are left out: %s",
-            labels,
-            len(unlisted),
-            len(index.images),
-            index.folder,
-            _some(unlisted),
-        )
+    ids = tags.image_ids and {file: tags.image_ids[names[file]] for file in by_file}
+    return replace(tags, labels=by_file, image_ids=ids)
 
 
 def _image_folder(target: Path, images: Path) -> Path:
@@ -279,31 +267,19 @@ def _coco(tags: ImageTags, sizes: Mapping[str, tuple[int, int]]) -> dict[str, An
     category_ids = tags.category_ids or tuple(range(1, len(tags.class_names) + 1))
     images, annotations = [], []
     for number, (file, classes) in enumerate(tags.labels.items(), start=1):
-        image_id = tags.image_ids[file] if tags.image_ids is not None else number
+        image_id = tags.image_ids[file] if tags.image_ids else number
         height, width = sizes[file]
         image = {"id": image_id, "file_name": file, "height": height, "width": width}
         if tags.original_ids and image_id in tags.original_ids:
             image["original_id"] = tags.original_ids[image_id]
         images.append(image)
         for c in classes:
-            annotations.append(
-                {
-                    "id": len(annotations) + 1,
-                    "image_id": image_id,
-                    "category_id": category_ids[c],
-                    "iscrowd": 0,
-                }
-            )
+            ids = {"id": len(annotations) + 1, "image_id": image_id, "category_id": category_ids[c]}
+            annotations.append({**ids, "iscrowd": 0})
     categories = [
         {"id": i, "name": name} for i, name in zip(category_ids, tags.class_names, strict=True)
     ]
     return {"images": images, "categories": categories, "annotations": annotations}
-
-
-def _summary(tags: ImageTags) -> str:
-    counts = Counter(c for classes in tags.labels.values() for c in classes)
-    told = [f"{name} {counts[c]}" for c, name in enumerate(tags.class_names)]
-    return f"{len(tags.labels)} images, {len(told)} classes ({_some(told)})"
 
 
 def _some(names: list[str]) -> str:

@@ -21,10 +21,10 @@ from typing import Any
 import cv2
 import numpy as np
 from numpy.random import Generator
-from pycocotools import mask as coco_mask
 from tqdm import tqdm
 
 from lib.files import atomic_file, read_json, write_json
+from lib.proposals.rle import mask_fields
 
 log = logging.getLogger(__name__)
 
@@ -285,21 +285,13 @@ def _paint_emblem(
     """Paints about 7% of the body's area in the middle of its head; returns the mask."""
     side = math.sqrt(0.07 * body.sum() / math.pi)
     stretch = rng.uniform(0.85, 1.15)
-    emblem = _Outline(
-        y=head.y,
-        x=head.x,
-        half_axes=(side * stretch, side / stretch),
-        angle=rng.uniform(0, math.pi),
-        waves=np.zeros((0, 2)),
-    )
+    half_axes = (side * stretch, side / stretch)
+    emblem = _Outline(head.y, head.x, half_axes, rng.uniform(0, math.pi), np.zeros((0, 2)))
     mask = emblem.mask() & body
     hue = c / len(CLASS_NAMES) + rng.normal(0, 0.015)
     dark = _pattern(c, *emblem.frame())[mask]
-    canvas[mask] = np.where(
-        dark[:, None],
-        _rgb(hue, 0.95, rng.uniform(0.35, 0.5)),
-        _rgb(hue, rng.uniform(0.55, 0.75), 1.0),
-    )
+    shade = _rgb(hue, 0.95, rng.uniform(0.35, 0.5))
+    canvas[mask] = np.where(dark[:, None], shade, _rgb(hue, rng.uniform(0.55, 0.75), 1.0))
     return mask
 
 
@@ -388,18 +380,8 @@ def _write_split(folder: Path, split: str, count: int, seed: int) -> None:
             file.write(png.tobytes())
         images.append({"id": number + 1, "file_name": file_name, "height": SIZE, "width": SIZE})
         for mask, c in zip(scene.masks, scene.class_idx, strict=True):
-            rle = coco_mask.encode(np.asfortranarray(mask, np.uint8))
-            annotations.append(
-                {
-                    "id": len(annotations) + 1,
-                    "image_id": number + 1,
-                    "category_id": int(c) + 1,
-                    "segmentation": {"size": [SIZE, SIZE], "counts": rle["counts"].decode()},
-                    "bbox": [float(x) for x in coco_mask.toBbox(rle)],
-                    "area": int(mask.sum()),
-                    "iscrowd": 0,
-                }
-            )
+            ids = {"id": len(annotations) + 1, "image_id": number + 1, "category_id": int(c) + 1}
+            annotations.append({**ids, **mask_fields(mask), "iscrowd": 0})
     categories = [{"id": c + 1, "name": name} for c, name in enumerate(CLASS_NAMES)]
     content = {"images": images, "categories": categories, "annotations": annotations}
     write_json(folder / "annotations" / f"{split}.json", content)

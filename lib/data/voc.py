@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 import scipy.io
 from PIL import Image
-from pycocotools import mask as coco_mask
 
 from lib.data.tags import read_text_tags
 from lib.files import read_json, write_json
 from lib.parallel import for_each
+from lib.proposals.rle import mask_fields
 
 CLASS_NAMES = (
     *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
@@ -208,19 +208,10 @@ def _image_json(
                 f"{height}x{width}; unpack the data sets again"
             )
     record = _record(path, height, width)
-    annotations = []
-    for number, category_id in objects:
-        rle = coco_mask.encode(np.asfortranarray(labels == number, dtype=np.uint8))
-        annotations.append(
-            {
-                "image_id": record["id"],
-                "category_id": category_id,
-                "segmentation": {"size": [height, width], "counts": rle["counts"].decode()},
-                "area": int(coco_mask.area(rle)),
-                "bbox": coco_mask.toBbox(rle).tolist(),
-                "iscrowd": 0,
-            }
-        )
+    annotations = [
+        {"image_id": record["id"], "category_id": c, **mask_fields(labels == n), "iscrowd": 0}
+        for n, c in objects
+    ]
     return record, annotations
 
 

@@ -53,6 +53,12 @@ def mask_to_rle(mask: np.ndarray) -> dict[str, Any]:
     return _as_text(coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8)))
 
 
+def mask_fields(mask: np.ndarray) -> dict[str, Any]:
+    """Segmentation, area and bbox of an annotation with this (H, W) mask."""
+    rle = mask_to_rle(mask)
+    return {"segmentation": rle, "area": area(rle), "bbox": tight_box(rle)}
+
+
 def rle_to_mask(rle: dict[str, Any]) -> np.ndarray:
     """(H, W) bool mask of a compressed RLE."""
     return coco_mask.decode(rle).astype(bool)
