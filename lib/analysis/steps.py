@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
 
 from lib.analysis.instance_quality import GOOD_IOU, TIGHT_IOU, Truth, means
 from lib.analysis.instances import Known
+from lib.engine.checkpoint import load_checkpoint
 from lib.structures import Clusters
 
 
@@ -55,19 +54,11 @@ def analyse_steps(images: Sequence[Known], prm: Path | None = None) -> dict[str,
         prm: the trained PRM, which notes its class mAP on the labels that it was trained on.
 
     Raises:
-        ValueError: the file is no PRM.
+        CheckpointError: the file is no PRM.
     """
     measures = means([proposal_quality(truth) for _, truth in images])
     if prm is not None:
-        measures["class mAP of the PRM (in training)"] = _class_map(prm)
+        measures["class mAP of the PRM (in training)"] = load_checkpoint(prm).get("train_class_map")
     clusters = [cluster_quality(truth, read.clusters) for read, truth in images]
     counts = [len(values["clusters with a good member"]) for values in clusters]
     return measures | means(clusters) | {"clusters an image": float(np.mean(counts))}
-
-
-def _class_map(path: Path) -> float | None:
-    try:
-        content: Any = torch.load(path, map_location="cpu", weights_only=True)
-        return content.get("train_class_map")
-    except Exception as error:  # torch.load has no error type of its own
-        raise ValueError(f"{path}: not a PRM checkpoint ({error})") from error

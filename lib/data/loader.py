@@ -126,7 +126,7 @@ class CimDataset(ImageDataset):
 
     def _read(self, record: ImageRecord) -> ReadImage:
         proposals = self.store.load(record.file_name, size=record.size)
-        if self.clusters is None:
+        if self.clusters is None or not record.image_labels.any():
             clusters = no_clusters(len(proposals))
         else:
             clusters = self.clusters.load(record.file_name, len(proposals))

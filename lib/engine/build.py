@@ -324,7 +324,7 @@ def share_threads(device: str, threads: int | None, at_most: int) -> int:
 
 
 def images_ahead(device: str, threads: int | None, num_workers: int) -> int:
-    """`num_threads` of `detect_dataset`; sets PyTorch's threads to the share of each.
+    """Threads for `detect_dataset`; sets PyTorch's threads to the share of each.
 
     Args:
         threads: of the processor, as for `share_threads`.
@@ -365,7 +365,7 @@ def training_made_from(
 
 
 def _weights_made_from(weights: str | Path, prm: Path) -> str:
-    """Fingerprint of what a training starts from; its name where that is all there is to say."""
+    """Fingerprint of the weights a training starts from; the name of those that are no file."""
     if weights == "prm":
         return prm_fingerprint(prm)
     return file_fingerprint(Path(weights)) if Path(weights).is_file() else str(weights)

@@ -11,7 +11,7 @@ import os
 import pickle
 import random
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,6 @@ from lib.provenance import MadeFrom, changes, listed
 from lib.renamed import with_new_keys
 
 logger = logging.getLogger(__name__)
-
 
 _NAME = re.compile(r"model_step(\d+)\.pth")
 _FEW = 4
@@ -204,7 +203,14 @@ def find_resumable(
     checkpoints = list_checkpoints(checkpoint_folder(run))
     if not checkpoints:
         return None
-    state = _newest_whole(checkpoints)
+    for path in reversed(checkpoints):  # a disk may have lost newer ones
+        try:
+            state = load_checkpoint(path)
+            break
+        except CheckpointError as error:
+            if path == checkpoints[0]:
+                raise
+            logger.warning("%s; resuming from the checkpoint before it", error)
     before = state.get(MADE_FROM)
     different = changes(before and with_new_keys(before, str(run)), made_from)
     if different and not overwrite:
@@ -217,18 +223,6 @@ def find_resumable(
         logger.warning("%s: out of date, trained anew: %s", run, listed(different))
         return None
     return state
-
-
-def _newest_whole(checkpoints: Sequence[Path]) -> dict[str, Any]:
-    """Content of the last checkpoint that can be read; a disk may have lost newer ones."""
-    *older, newest = checkpoints
-    try:
-        return load_checkpoint(newest)
-    except CheckpointError as error:
-        if not older:
-            raise
-        logger.warning("%s; resuming from the checkpoint before it", error)
-        return _newest_whole(older)
 
 
 def seed_everything(seed: int) -> None:

@@ -1,11 +1,17 @@
 """lib/analysis/steps.py against counts by hand."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
+import torch
 
 from lib.analysis.instance_quality import Truth
 from lib.analysis.steps import cluster_quality, proposal_quality
+from lib.proposals import rle
 from lib.structures import Clusters
+from tests.small_training import DATA, make_place, masks, tool
 
 
 @pytest.fixture
@@ -43,3 +49,24 @@ def test_nothing_to_measure(truth):
     assert all(not values.any() for values in cluster_quality(truth, none).values())
     empty = Truth(np.zeros(0, int), np.zeros((5, 0)), np.zeros((5, 0)), np.zeros((5, 0)))
     assert proposal_quality(empty)["objects with a good proposal"].tolist() == []
+
+
+def test_the_tool_measures_a_data_set_with_an_image_without_labels(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    make_place()
+    content = json.loads(Path("mine.json").read_text())
+    for annotation in content["annotations"]:
+        annotation["segmentation"] = rle.mask_to_rle(masks()[0])
+    Path("mine.json").write_text(json.dumps(content))
+    Path("data/prm").mkdir()
+    content = {"model": {"weight": torch.ones(1)}, "train_class_map": 0.5}
+    torch.save(content, "data/prm/mine.pth")
+    assert tool("study steps")([*DATA, "--output", "steps.json"]) == 0
+    measures = json.loads(Path("steps.json").read_text())
+    assert measures["objects with a tight proposal"] == 1
+    assert measures["IoU of the best proposal"] == 1
+    assert measures["class mAP of the PRM (in training)"] == 0.5
+    assert 0 < measures["clusters an image"] < 1  # the image without labels has none
+    assert "50.0%" in capsys.readouterr().out
+    Path("data/prm/mine.pth").write_bytes(b"broken")
+    assert tool("study steps")(DATA) == 2
