@@ -40,7 +40,7 @@ def measure_options(parser: cli.Parser) -> None:
     cli.add_device_arguments(parser)
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="default: 0")
     parser.add_argument(
-        "--quick", action="store_true", help="small sizes and few repeats, to see that it runs"
+        "--quick", action="store_true", help="small sizes and few repeats, to try whether it runs"
     )
     parser.add_argument(
         "--processor-time",

@@ -31,7 +31,7 @@ def options(parser: cli.Parser) -> None:
         "--output",
         type=Path,
         metavar="DIR",
-        help="takes all that is made, unless --data-root says otherwise (default: Outputs/<name>)",
+        help="takes everything that is made, unless --data-root is given (default: Outputs/<name>)",
     )
     cli.add_config_arguments(
         parser, help="default: configs/custom.yaml on a GPU, configs/photos.yaml on a CPU"

@@ -150,7 +150,7 @@ def check(args: cli.Namespace) -> int:
 def print_best_recall(
     json: Path, store: ProposalStore, unusable: set[str], args: cli.Namespace
 ) -> None:
-    """The best that these proposals allow, where the json has masks to tell by."""
+    """Prints the best recall of these proposals, where the json has masks."""
     truth = read_ground_truth(json, need_masks=False)
     if not truth["annotations"]:
         print(f"recall: {json} has no masks")
@@ -272,7 +272,7 @@ def add_overwrite(parser: cli.Parser) -> None:
 
 
 def images_to_do(images: Sequence[ImageRecord], names: list[str] | None) -> list[ImageRecord]:
-    """The images of these file names, None being all; says how many others there are."""
+    """The images with these file names, None for all; says how many are left out."""
     if names is None:
         return list(images)
     todo = [image for image in images if image.file_name in set(names)]

@@ -53,8 +53,7 @@ def train_options(parser: cli.Parser) -> None:
 def train_mask_rcnn(args: cli.Namespace, ranks: Ranks) -> int:
     """Train a Mask R-CNN on the pseudo labels of a CIM run (CIM+), or resume its training.
 
-    The pseudo labels come from tools/generate_pseudo_labels.py; annotated masks are never looked
-    at.
+    The pseudo labels come from tools/generate_pseudo_labels.py; annotated masks are never read.
     """
     cim = ranks.from_first(cli.run_from_args(args))
     config = load_config(args.cfg or cim / "config.yaml", args.set)

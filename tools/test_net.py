@@ -70,7 +70,7 @@ def test(args: cli.Namespace, ranks: Ranks) -> None:
 
     coco = CocoImages(dataset.json, require_annotations=args.image_labels)
     if not args.image_labels:
-        read_ground_truth(dataset.json, need_masks=False)  # faults are told now, not at the end
+        read_ground_truth(dataset.json, need_masks=False)  # find faults now, not at the end
     data = open_test_data(dataset, coco, ranks)
     state = load_checkpoint(checkpoint)
     model = trained_model(config, state, checkpoint, coco.class_names)

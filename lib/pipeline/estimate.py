@@ -147,8 +147,8 @@ def _updating(
     """Mean seconds of an update.
 
     Args:
-        updates: makes a function that updates once, with or without a cache.
-        uses: how often an image is looked at, at the same scale and flip.
+        updates: makes a function that updates once, with a cache or without.
+        uses: how often training takes an image at the same scale and flip.
     """
     computed = _seconds(updates(None), device)
     limit = allowed_features(config.runtime.feature_cache_gb, backbone, device)

@@ -119,7 +119,7 @@ def some_images(dataset: Dataset, coco: CocoImages, folder: Path) -> Dataset:
     """A data set of PREVIEW_IMAGES of the labelled images, of all classes in turn.
 
     Args:
-        folder: takes its json and all that is made from it.
+        folder: takes its json and everything made from it.
     """
     of_class = [[r for r in coco.images if r.image_labels[c]] for c in range(coco.num_classes)]
     in_turn = (record for turn in zip_longest(*of_class) for record in turn if record is not None)
@@ -184,7 +184,7 @@ def scaled_to(coco: CocoImages, config: Config, updates: int | None) -> list[str
 def plan(chain: Chain, dataset: Dataset, coco: CocoImages, preview: bool) -> Mapping[str, float]:
     """Seconds that every step will take, measured once and remembered in the run folder.
 
-    For a preview, the log has them `shortened`, the result has not.
+    For a preview the log shows them `shortened`; the result is not.
     """
     path = chain.run / "estimate.json"
     config = load_config(chain.cfg, chain.overrides)

@@ -32,13 +32,13 @@ from lib.provenance import MadeFrom, file_fingerprint, fingerprint
 from lib.structures import Clusters, Regions
 
 Found = Peaks | SeenImage
-"""What the clusters of an image are made from, beside its proposals."""
+"""Evidence for the clusters of an image, beside its proposals."""
 Rule = Callable[[Regions, Found], Clusters]
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of the clusters of one image."""
+    """Counts of the clusters made for one image."""
 
     clusters: int
     """Foreground clusters that hold a proposal."""
@@ -101,8 +101,8 @@ def foreground_rule(
 
     Args:
         net: in evaluation mode, on the device to use.
-        labelled: the images that have labels: as many as fit in memory are learned from.
-        records: the images that clusters are wanted for.
+        labelled: the images with labels; as many as fit in memory are learned from.
+        records: the images to make clusters for.
         folder: where the images lie.
 
     Returns:
@@ -139,10 +139,10 @@ def foreground_rule(
 def samples_made_from(
     dataset: Dataset, records: Sequence[ImageRecord], with_missing: bool = False
 ) -> dict[str, MadeFrom]:
-    """What is known of images before their clusters, by file name: the clusters' records say it.
+    """The part of the clusters' records that the PRM does not decide, by file name.
 
     Args:
-        with_missing: images or proposals that are missing are no error, and None.
+        with_missing: missing images or proposals are None instead of an error.
 
     Raises:
         FileNotFoundError: images have no proposals.
@@ -165,7 +165,7 @@ def samples_made_from(
 
 
 def peaks_made_from(prm: Path, settings: PRMConfig, samples: Sequence[MadeFrom]) -> dict[str, Any]:
-    """The part of the clusters' records that all images have in common.
+    """The part of the clusters' records that all images share.
 
     Args:
         samples: of the images, see `samples_made_from`.
@@ -209,8 +209,8 @@ def assign_clusters(
     """Makes and stores the clusters of the images; one that fails does not stop the others.
 
     Args:
-        evidence: what the rule takes, of every image in order, or why there is none.
-        made_from: their records, by file name.
+        evidence: input of the rule for every image in order, or why there is none.
+        made_from: records of the clusters, by file name.
         jobs: processes; -1 is one per core.
         rule: groups the proposals of an image.
 

@@ -23,8 +23,8 @@ class SquareImages:
         records: which images.
         folder: where their files lie.
         size: S; both sides become this long (bilinear).
-        memory_limit: bytes; if all images together are smaller (as uint8), each is read once
-            and then kept.
+        memory_limit: bytes; if all images together take less (as uint8), each is read once and
+            kept.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class SquareImages:
         """(S, S, 3) uint8 RGB.
 
         Raises:
-            FileNotFoundError, ValueError: see lib.data.coco.read_image.
+            FileNotFoundError, ValueError: see lib.data.images.read_image.
         """
         if index in self._kept:
             return self._kept[index]

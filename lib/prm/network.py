@@ -93,7 +93,7 @@ def build_prm(settings: PRMConfig, num_classes: int, weights: str | None = None)
 
     Raises:
         ValueError: the network cannot be made, or the weights do not fit.
-        FileNotFoundError: the weights are not there and cannot be downloaded.
+        FileNotFoundError: the weights are missing and cannot be downloaded.
     """
     net = PeakResponseNet(num_classes, settings)
     net.backbone.start_from(settings.weights if weights is None else weights)

@@ -20,7 +20,7 @@ from lib.prm.network import PeakResponseNet
 
 @dataclass(frozen=True, eq=False)
 class Peaks:
-    """Points of one image, each of a class: peaks of its response maps, or annotated points."""
+    """Points of one image, each with a class: peaks of response maps, or annotated points."""
 
     size: tuple[int, int]
     """(height, width) of the map that the positions belong to."""
@@ -33,7 +33,7 @@ class Peaks:
     response: np.ndarray
     """(K,) float32."""
     fallback: np.ndarray
-    """(K,) bool, taken only because its class had no peak above the threshold."""
+    """(K,) bool; True where the class had no peak above the threshold."""
 
     def __len__(self) -> int:
         return len(self.class_idx)
@@ -92,15 +92,15 @@ def find_peaks(response: Tensor) -> Peaks:
 
 
 def select_peaks(peaks: Peaks, image_labels: np.ndarray, settings: PRMConfig) -> Peaks:
-    """The peaks that clusters are grouped around, in ascending order of response.
+    """The peaks to group clusters around, in ascending order of response.
 
-    Of every class that the image has, all peaks whose response is above the threshold (at it does
-    not count); where there is none, the single highest one. See docs/specification.md.
+    For every class of the image: all peaks with a response above the threshold (not at it), or the
+    highest one if there are none. See docs/specification.md.
 
     Args:
         image_labels: (C,) in {0, 1}.
-        settings: with `peak_thresh`, or `peak_thresh_relative` in its place: at least this fraction
-            of the class's highest response (for networks whose responses have another scale).
+        settings: with `peak_thresh`, or in its place `peak_thresh_relative`: a fraction of the
+            class's highest response that a peak must reach (for responses on another scale).
     """
     relative_thresh = settings.peak_thresh_relative
     kept, fallback = [], np.zeros(len(peaks), bool)
