@@ -33,6 +33,7 @@ FEWEST_UPDATES = 500
 FEWEST_PRM_UPDATES = 300
 
 PREVIEW_IMAGES = 80
+PREVIEW_DETAILS = 12
 PREVIEW_SECONDS = 180.0
 PREVIEW_UPDATES = 300
 PREVIEW_PRM_UPDATES = 75
@@ -82,9 +83,10 @@ def label_images(
         seconds = shortened(seconds)
     longest = max(seconds["prm"] + seconds["train"], seconds_trained(run))
     labels, gallery = run / "pseudo_labels.json", run / "gallery"
+    details = ("--details", f"{PREVIEW_DETAILS}") if preview else ()
     options = {
         "pseudo_labels": ("--score-thresh", f"{score_thresh}", "--output", str(labels)),
-        "gallery": ("--pseudo-labels", str(labels), "--output", str(gallery)),
+        "gallery": ("--pseudo-labels", str(labels), "--output", str(gallery), *details),
     }
     overwrite = chain.overwrite or longest < AN_HOUR
     chain = replace(chain, overrides=overrides, overwrite=overwrite, options=options)
