@@ -53,11 +53,14 @@ def read_image(path: str | Path, size: tuple[int, int] | None = None) -> np.ndar
     if size is not None and image.shape[:2] != tuple(size):
         stored = _TURNS[_BACK.get(orientation, orientation)](image)
         if stored.shape[:2] != tuple(size):
-            both = f"{_by(stored)} pixels as stored" if orientation != 1 else f"{_by(image)} pixels"
-            turned = f", {_by(image)} when turned upright (EXIF)" if orientation != 1 else ""
+            as_stored, turned = "", ""
+            if orientation != 1:
+                as_stored = " as stored"
+                turned = ", {}x{} when turned upright (EXIF)".format(*image.shape)
             raise ValueError(
-                f"{path}: the image has {both} (height x width){turned}, the json says "
-                f"{size[0]}x{size[1]}; take the images the json was made for"
+                f"{path}: the image has {stored.shape[0]}x{stored.shape[1]} pixels{as_stored} "
+                f"(height x width){turned}, the json says {size[0]}x{size[1]}; take the images "
+                "the json was made for"
             )
         image = stored
     return np.ascontiguousarray(image)
@@ -244,44 +247,33 @@ def _write(path: Path, image: np.ndarray) -> None:
         file.write(content.tobytes())
 
 
-def _by(image: np.ndarray) -> str:
-    return f"{image.shape[0]}x{image.shape[1]}"
-
-
 # A marker of a JPEG's entropy-coded data other than stuffing, restarts and fill bytes.
 _NEXT_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]", re.DOTALL)
 
 
 def _is_truncated(content: bytes) -> bool:
-    """Whether a JPEG or PNG ends before its end mark; False for every other format."""
-    if content.startswith(b"\xff\xd8\xff"):
-        return _jpeg_is_truncated(content)
+    """Whether a JPEG or PNG ends before its end mark; False for every other format.
+
+    Looking for the mark from behind would not do: thumbnails carry marks of their own, and whole
+    files may be followed by padding. So this walks from part to part.
+    """
     if content.startswith(b"\x89PNG\r\n\x1a\n"):
-        return _png_is_truncated(content)
+        at = 8
+        while at + 12 <= len(content):
+            length, kind = struct.unpack_from(">I4s", content, at)
+            if kind == b"IEND":
+                return False
+            at += 12 + length
+        return True
+    if content.startswith(b"\xff\xd8\xff"):
+        at = 2
+        while match := _NEXT_MARKER.search(content, at):
+            marker, at = content[match.start() + 1], match.end()
+            if marker == 0xD9:
+                return False
+            if marker != 0x01:
+                if at + 2 > len(content):
+                    return True
+                at += struct.unpack_from(">H", content, at)[0]
+        return True
     return False
-
-
-def _jpeg_is_truncated(content: bytes) -> bool:
-    # Looking for the last two bytes would not do: thumbnails carry end marks of their own, and
-    # whole files may be followed by padding. So walk from segment to segment.
-    at = 2
-    while match := _NEXT_MARKER.search(content, at):
-        marker = content[match.start() + 1]
-        at = match.end()
-        if marker == 0xD9:
-            return False
-        if marker != 0x01:
-            if at + 2 > len(content):
-                return True
-            at += struct.unpack_from(">H", content, at)[0]
-    return True
-
-
-def _png_is_truncated(content: bytes) -> bool:
-    at = 8
-    while at + 12 <= len(content):
-        length, kind = struct.unpack_from(">I4s", content, at)
-        if kind == b"IEND":
-            return False
-        at += 12 + length
-    return True

@@ -6,6 +6,7 @@ import itertools
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -195,13 +196,9 @@ class TrainSampler(Sampler[tuple[int, int, Flip]]):
         return self.num_images * len(self.flips)
 
     def __iter__(self) -> Iterator[tuple[int, int, Flip]]:
-        return itertools.islice(self._all(), 0, None, self.step)
-
-    def _all(self) -> Iterator[tuple[int, int, Flip]]:
         epoch, position = divmod(self.start, self.epoch_length)
-        while True:
-            yield from self._epoch(epoch)[position:]
-            epoch, position = epoch + 1, 0
+        stream = itertools.chain.from_iterable(map(self._epoch, itertools.count(epoch)))
+        return itertools.islice(stream, position, None, self.step)
 
     def _epoch(self, epoch: int) -> list[tuple[int, int, Flip]]:
         rng = np.random.default_rng([self.seed, epoch])
@@ -246,28 +243,16 @@ def train_loader(
         )
     if len(labelled) < len(dataset):
         log.warning(
-            "%s: training leaves out %d of %d images, which have no %s",
-            dataset.coco.path,
-            len(dataset) - len(labelled),
-            len(dataset),
-            dataset.label_name,
+            f"{dataset.coco.path}: training leaves out {len(dataset) - len(labelled)} of "
+            f"{len(dataset)} images, which have no {dataset.label_name}"
         )
-    return load_ahead(
-        _Load(dataset, labelled),
-        TrainSampler(len(labelled), scales, flips, seed, start, step),
-        num_workers,
-        pin_memory,
-        seed,
-    )
+    sampler = TrainSampler(len(labelled), scales, flips, seed, start, step)
+    return load_ahead(partial(_load, dataset, labelled), sampler, num_workers, pin_memory, seed)
 
 
-@dataclass(frozen=True, eq=False)
-class _Load:
-    """Loads what the sampler asks for."""
-
-    dataset: ImageDataset
-    image_idx: Sequence[int]
-
-    def __call__(self, request: tuple[int, int, Flip]) -> TrainingSample:
-        number, long_side, flip = request
-        return self.dataset.load(self.image_idx[number], long_side, flip)
+def _load(
+    dataset: ImageDataset, image_idx: Sequence[int], request: tuple[int, int, Flip]
+) -> TrainingSample:
+    """Loads what the sampler asks for; of a module, so that it can go to another process."""
+    number, long_side, flip = request
+    return dataset.load(image_idx[number], long_side, flip)

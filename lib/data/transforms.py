@@ -35,13 +35,10 @@ def resize_long_side(image: np.ndarray, long_side: int) -> tuple[np.ndarray, flo
     """
     height, width = image.shape[:2]
     factor = long_side / max(height, width)
+    size = None
     if min(height, width) * factor <= 0.5:
         size = (max(1, round(width * factor)), max(1, round(height * factor)))
-        resized = cv2.resize(image.astype(np.float32), size, interpolation=cv2.INTER_LINEAR)
-    else:
-        resized = cv2.resize(
-            image.astype(np.float32), None, fx=factor, fy=factor, interpolation=cv2.INTER_LINEAR
-        )
+    resized = cv2.resize(image.astype(np.float32), size, fx=factor, fy=factor)
     # PARITY: the published system interpolates in float and lets the cast to uint8 truncate.
     return resized.astype(np.uint8), factor
 
@@ -68,12 +65,7 @@ def mask_boxes(masks: Tensor) -> Tensor:
 
 def mirror_image(image: np.ndarray, flip: Flip) -> np.ndarray:
     """(H, W) or (H, W, channels), mirrored; a contiguous copy unless flip is `none`."""
-    horizontal, vertical = _directions(flip)
-    if vertical:
-        image = image[::-1]
-    if horizontal:
-        image = image[:, ::-1]
-    return np.ascontiguousarray(image)
+    return _mirror(image, flip, axes=(0, 1))
 
 
 def mirror_boxes(boxes: _Array, size: tuple[int, int], flip: Flip) -> _Array:
@@ -89,22 +81,22 @@ def mirror_boxes(boxes: _Array, size: tuple[int, int], flip: Flip) -> _Array:
     height, width = size
     mirrored = boxes.clone() if isinstance(boxes, Tensor) else boxes.copy()
     if horizontal:
-        mirrored[:, 0] = width - boxes[:, 2] - 1
-        mirrored[:, 2] = width - boxes[:, 0] - 1
+        mirrored[:, [0, 2]] = width - boxes[:, [2, 0]] - 1
     if vertical:
-        mirrored[:, 1] = height - boxes[:, 3] - 1
-        mirrored[:, 3] = height - boxes[:, 1] - 1
+        mirrored[:, [1, 3]] = height - boxes[:, [3, 1]] - 1
     return mirrored
 
 
 def mirror_roi_masks(roi_masks: np.ndarray, flip: Flip) -> np.ndarray:
     """(P, 7, 7) masks, rows then columns, after mirroring the image."""
+    return _mirror(roi_masks, flip, axes=(1, 2))
+
+
+def _mirror(array: np.ndarray, flip: Flip, axes: tuple[int, int]) -> np.ndarray:
+    """Mirrors an array whose `axes` are rows and columns."""
     horizontal, vertical = _directions(flip)
-    if vertical:
-        roi_masks = roi_masks[:, ::-1]
-    if horizontal:
-        roi_masks = roi_masks[:, :, ::-1]
-    return np.ascontiguousarray(roi_masks)
+    mirrored = axes[:1] * vertical + axes[1:] * horizontal
+    return np.ascontiguousarray(np.flip(array, mirrored))
 
 
 def _directions(flip: Flip) -> tuple[bool, bool]:
