@@ -9,7 +9,7 @@ import re
 import shutil
 import tempfile
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -102,6 +102,12 @@ def id_key(value: Any) -> int | str | None:
         number = re.fullmatch(r"(-?(?:0|[1-9][0-9]{0,30}))(?:\.0+)?", value)
         return int(number[1]) if number else value
     return whole(value)
+
+
+def first_few(names: Sequence[str], most: int = 10) -> str:
+    """The first names of many, safe to print."""
+    text = ", ".join(names[:most]) + (", ..." if len(names) > most else "")
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _umask() -> int:

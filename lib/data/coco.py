@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from lib.data.images import check_name
-from lib.files import find_file, id_key, read_json, whole
+from lib.files import find_file, first_few, id_key, read_json, whole
 from lib.proposals import rle
 from lib.structures import ImageRecord
 
@@ -185,7 +185,7 @@ class CocoImages:
         if missing:
             raise FileNotFoundError(
                 f"{folder}: {len(missing)} of the {len(self)} images that {self.path} names are "
-                f"not there: {', '.join(missing[:5])}{', ...' if len(missing) > 5 else ''}; "
+                f"not there: {first_few(missing)}; "
                 "is it the right folder?"
             )
 
@@ -222,9 +222,8 @@ def warn_of_labels(class_names: Sequence[str], labels: np.ndarray, source: str |
 
     def warn(text: str, classes: Sequence[int], remedy: str) -> None:
         if len(classes):
-            told = ", ".join(f"{class_names[c]} ({counts[c]})" for c in classes[:10])
-            more = ", ..." if len(classes) > 10 else ""
-            _tell(f"{source}: {text}: {told}{more}; {remedy}")
+            told = first_few([f"{class_names[c]} ({counts[c]})" for c in classes])
+            _tell(f"{source}: {text}: {told}; {remedy}")
 
     other = "add images without it, labelled with what they show (a class 'other' will do)"
     if len(there) == 1:
@@ -273,7 +272,7 @@ class _Entry:
         return value
 
     def text(self, field: str) -> str:
-        """Text that can be printed; of images not even that, `check_name` says more of those."""
+        """Text that can be printed; names of images are left to `check_name`, which says more."""
         value = self.fields.get(field)
         if not (isinstance(value, str) and value and (self.key == "images" or _is_unicode(value))):
             self.refuse(field, "text")

@@ -23,7 +23,7 @@ from lib.data import images as image_files
 from lib.data.coco import warn_of_labels
 from lib.data.images import IMAGE_SUFFIXES, check_name, make_usable
 from lib.data.tags import ImageTags, read_tags, visible_files
-from lib.files import link_or_copy, read_json, write_json
+from lib.files import first_few, link_or_copy, read_json, write_json
 from lib.parallel import for_each
 from lib.provenance import Memory, fingerprint
 
@@ -31,8 +31,6 @@ logger = logging.getLogger(__name__)
 
 FEW = 200
 """Below this many images starting processes takes longer than they save."""
-_NAMED = 10
-"""Maximum number of names listed in a message."""
 
 
 def prepare(
@@ -79,8 +77,10 @@ def prepare(
             )
         logger.warning("%s: labels or images have changed; it is made anew", target)
     if unlisted := sorted(set(index.images).difference(found)):
-        message = "%s: %d of the %d images in %s have no label there and are left out: %s"
-        logger.warning(message, labels, len(unlisted), len(index.images), images, _some(unlisted))
+        logger.warning(
+            f"{labels}: {len(unlisted)} of the {len(index.images)} images in {images} have no "
+            f"label there and are left out: {first_few(unlisted)}"
+        )
     matrix = np.zeros((len(found), len(tags.class_names)), bool)
     for row, classes in zip(matrix, tags.labels.values(), strict=True):
         row[list(classes)] = True
@@ -89,7 +89,7 @@ def prepare(
     info = {"description": f"image-level labels of {labels.name}", "made_from": made_from}
     write_json(target, {"info": info, **_coco(tags, sizes)})
     counts = zip(tags.class_names, matrix.sum(axis=0), strict=True)
-    told = _some([f"{class_name} {count}" for class_name, count in counts])
+    told = first_few([f"{class_name} {count}" for class_name, count in counts])
     logger.info("%s: %d images, %d classes (%s)", target, *matrix.shape, told)
     return target, _image_folder(target, images)
 
@@ -196,34 +196,34 @@ def _resolve(tags: ImageTags, index: ImageIndex, labels: Path) -> ImageTags:
     if missing:
         raise FileNotFoundError(
             f"{labels}: {len(missing)} of its {len(tags.labels)} images are not in {index.folder}: "
-            f"{_some(missing)}; is it the right folder? Folders that are written must agree with "
-            "those below it"
+            f"{first_few(missing)}; is it the right folder? Folders that are written must agree "
+            "with those below it"
         )
     if ambiguous:
         raise ValueError(
             f"{labels}: {len(ambiguous)} names may mean several files in {index.folder}: "
-            f"{_some(ambiguous)}; write folder and suffix"
+            f"{first_few(ambiguous)}; write folder and suffix"
         )
     if twice:
         raise ValueError(
             f"{labels}: {len(twice)} files in {index.folder} are meant by two names: "
-            f"{_some(twice)}; write every image in one way, with its folder"
+            f"{first_few(twice)}; write every image in one way, with its folder"
         )
     if index.unknown_folders:
-        told = _some(sorted(index.unknown_folders))
+        told = first_few(sorted(index.unknown_folders))
         logger.warning(
             f"{labels}: images are found by the ends of their paths; in front of these it has "
             f"{told}, and they lie in {index.folder}"
         )
     if odd := [fault for file in by_file if (fault := check_name(file))]:
         raise ValueError(
-            f"{index.folder}: {len(odd)} images have a name that cannot be used: {_some(odd)}"
+            f"{index.folder}: {len(odd)} images have a name that cannot be used: {first_few(odd)}"
         )
     stems = Counter(str(PurePosixPath(file).with_suffix("")) for file in by_file)
     if same := [stem for stem, count in stems.items() if count > 1]:
         raise ValueError(
-            f"{labels}: images of one folder differ only in their suffix: {_some(same)}; what is "
-            "made from an image is called like it without suffix: rename one of each"
+            f"{labels}: images of one folder differ only in their suffix: {first_few(same)}; what "
+            "is made from an image is called like it without suffix: rename one of each"
         )
     ids = tags.image_ids and {file: tags.image_ids[names[file]] for file in by_file}
     return replace(tags, labels=by_file, image_ids=ids)
@@ -244,8 +244,8 @@ def _read_all(images: Path, files: list[str], folder: Path) -> dict[str, tuple[i
     read, failures = for_each(make_usable, tasks, len(files), jobs, "reading images")
     if failures:
         shutil.rmtree(making, ignore_errors=True)
-        reasons = "; ".join(list(failures.values())[:_NAMED])
-        more = f"; and {len(failures) - _NAMED} more" if len(failures) > _NAMED else ""
+        reasons = "; ".join([*failures.values()][:10])
+        more = f"; and {len(failures) - 10} more" if len(failures) > 10 else ""
         raise ValueError(
             f"{len(failures)} of {len(files)} images cannot be used; replace them or take them out "
             f"of the labels: {reasons}{more}"
@@ -280,9 +280,3 @@ def _coco(tags: ImageTags, sizes: Mapping[str, tuple[int, int]]) -> dict[str, An
         {"id": i, "name": name} for i, name in zip(category_ids, tags.class_names, strict=True)
     ]
     return {"images": images, "categories": categories, "annotations": annotations}
-
-
-def _some(names: list[str]) -> str:
-    """The first few names, safe to print."""
-    text = ", ".join(names[:_NAMED]) + (", ..." if len(names) > _NAMED else "")
-    return text.encode("utf-8", "backslashreplace").decode()

@@ -22,6 +22,7 @@ import numpy as np
 
 from lib.data.coco import image_labels, read_coco
 from lib.data.images import IMAGE_SUFFIXES
+from lib.files import first_few
 from lib.restricted_pickle import load_npy
 
 logger = logging.getLogger(__name__)
@@ -246,7 +247,7 @@ def read_csv_tags(path: str | Path, class_names: Sequence[str] | None = None) ->
             if class_names is not None and label not in class_names:
                 raise ValueError(
                     f"{path}:{number}: label {label!r} is none of the {len(class_names)} classes "
-                    f"({', '.join(class_names[:5])}{', ...' if len(class_names) > 5 else ''})"
+                    f"({first_few(class_names)})"
                 )
         found.setdefault(row[file_column].strip(), set()).update(labels)
     names = class_names or sorted(set().union(*found.values()))

@@ -17,7 +17,7 @@ import scipy.io
 from PIL import Image
 
 from lib.data.tags import read_text_tags
-from lib.files import read_json, write_json
+from lib.files import first_few, read_json, write_json
 from lib.parallel import for_each
 from lib.proposals.rle import mask_fields
 
@@ -108,8 +108,7 @@ def prepare_from_labels(voc: str | Path, labels: str | Path, jobs: int = -1) -> 
     if of_val:
         raise ValueError(
             f"{labels}: {len(of_val)} of its images are in VOC's val, on which results are "
-            f"measured: {', '.join(of_val[:5])}{', ...' if of_val[5:] else ''}; take a list for "
-            "training"
+            f"measured: {first_few(of_val)}; take a list for training"
         )
     tasks = ((name, (voc, name, classes)) for name, classes in listed)
     results, missing = for_each(_labelled_image, tasks, len(listed), jobs, "reading sizes")
@@ -183,15 +182,22 @@ def _labelled_image(
     voc: Path, name: str, classes: tuple[int, ...]
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """As `_image_json`, for image-level labels."""
-    path = voc / "JPEGImages" / f"{name}.jpg"
-    with Image.open(_there(path)) as image:
-        record = _record(path, image.height, image.width)
+    record = _record(voc, name)
     annotations = [{"image_id": record["id"], "category_id": c + 1, "iscrowd": 0} for c in classes]
     return record, annotations
 
 
-def _record(path: Path, height: int, width: int) -> dict[str, Any]:
-    return {"id": image_id(path.stem), "file_name": path.name, "height": height, "width": width}
+def _record(voc: Path, name: str, size: tuple[int, int] | None = None) -> dict[str, Any]:
+    """An entry of `images`; `size` (height, width) is that of the masks, if there are any."""
+    path = _there(voc / "JPEGImages" / f"{name}.jpg")
+    with Image.open(path) as image:
+        width, height = image.size
+    if size not in (None, (height, width)):
+        raise ValueError(
+            f"{path}: the image is {height}x{width} (height x width), its masks "
+            f"{size[0]}x{size[1]}; unpack the data sets again"
+        )
+    return {"id": image_id(name), "file_name": path.name, "height": height, "width": width}
 
 
 def _image_json(
@@ -199,15 +205,7 @@ def _image_json(
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """An entry of `images` and its annotations, still without ids."""
     labels, objects = read_objects(root, name)
-    height, width = labels.shape
-    path = voc / "JPEGImages" / f"{name}.jpg"
-    with Image.open(_there(path)) as image:
-        if image.size != (width, height):
-            raise ValueError(
-                f"{path}: the image is {image.height}x{image.width} (height x width), its masks "
-                f"{height}x{width}; unpack the data sets again"
-            )
-    record = _record(path, height, width)
+    record = _record(voc, name, labels.shape)
     annotations = [
         {"image_id": record["id"], "category_id": c, **mask_fields(labels == n), "iscrowd": 0}
         for n, c in objects
