@@ -5,17 +5,19 @@ from pathlib import Path
 
 import pytest
 
+from tests.in_process import run_tools_here
 from tools import quickstart
 
 SHORT = ["solver.max_iter", "3", "solver.steps", "[2]", "prm.epochs", "1"]
 
 
-def test_goes_from_nothing_to_a_summary_and_trains_once(tmp_path, capfd):
+def test_goes_from_nothing_to_a_summary_and_trains_once(tmp_path, capfd, monkeypatch):
     run = tmp_path / "run"
     common = ["--output", str(run), "--data-root", str(tmp_path / "data"), "--images", "6", "4"]
     assert quickstart.main([*common, "--set", *SHORT]) == 0
     said = capfd.readouterr()
     assert "Mask AP on the test images" in said.out
+    assert "next: python" not in said.err  # the chain goes on by itself
     titles = [line.split(":")[0] for line in said.err.splitlines() if line.startswith("[")]
     assert titles == [
         "[1/13] shapes (shapes_train)",
@@ -46,6 +48,7 @@ def test_goes_from_nothing_to_a_summary_and_trains_once(tmp_path, capfd):
 
     made = [*(run / "ckpt").iterdir(), tmp_path / "data/prm/shapes_train.pth"]
     before = [path.stat().st_mtime_ns for path in made]
+    run_tools_here(monkeypatch)
     assert quickstart.main([*common, "--set", *SHORT]) == 0
     assert [path.stat().st_mtime_ns for path in made] == before
     again = json.loads((run / "summary.json").read_text())
