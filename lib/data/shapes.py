@@ -16,7 +16,6 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -179,7 +178,7 @@ def _arrange(count: int, touching: bool, rng: Generator) -> list[_Outline] | Non
             outline = _draw_outline(rng, against)
             mask = outline.mask()
             overlap = (mask & covered).sum() / mask.sum()
-            near = (_grow(mask, 2) & covered).any()
+            near = cv2.dilate(mask.astype(np.uint8), np.ones((5, 5), np.uint8))[covered].any()
             if (0 < overlap < 0.3) if against else not near:
                 break
         else:
@@ -251,7 +250,7 @@ def _paint_clutter(canvas: np.ndarray, rng: Generator) -> None:
         return
     y, x = rng.uniform(0, SIZE, 2)
     mask = _polygon(y, x, rng.uniform(6, 22), rng.uniform(4, 16), rng.integers(3, 6), rng)
-    _fill(canvas, mask, _rgb(rng.random(), rng.uniform(0.1, 0.8), rng.uniform(0.2, 0.9)), rng)
+    _fill(canvas, mask, _draw_colour(rng), rng)
 
 
 def _paint_body(
@@ -266,14 +265,10 @@ def _paint_body(
     u = distance * outline.half_axes[0] * math.cos(direction)
     v = distance * outline.half_axes[1] * math.sin(direction)
     cos, sin = math.cos(outline.angle), math.sin(outline.angle)
+    y, x = outline.y + sin * u + cos * v, outline.x + cos * u - sin * v
     size = rng.uniform(*_HEAD_SIZE)
-    head = _Outline(
-        y=outline.y + sin * u + cos * v,
-        x=outline.x + cos * u - sin * v,
-        half_axes=(size * outline.half_axes[0], size * outline.half_axes[1]),
-        angle=outline.angle,
-        waves=_draw_waves(rng),
-    )
+    half_axes = (size * outline.half_axes[0], size * outline.half_axes[1])
+    head = _Outline(y, x, half_axes, outline.angle, _draw_waves(rng))
     value += rng.uniform(*_HEAD_CONTRAST) * (1 if value < 0.6 else -1)
     _fill(canvas, body & head.mask(), _rgb(hue, saturation, value), rng)
     return body, head
@@ -314,8 +309,12 @@ def _paint_occluder(canvas: np.ndarray, target: _Outline, rng: Generator) -> np.
     reach = rng.uniform(0.7, 1.0) * np.mean(target.half_axes)
     y, x = target.y + reach * math.sin(direction), target.x + reach * math.cos(direction)
     mask = _polygon(y, x, rng.uniform(14, 26), rng.uniform(5, 11), 4, rng)
-    _fill(canvas, mask, _rgb(rng.random(), rng.uniform(0.1, 0.8), rng.uniform(0.2, 0.9)), rng)
+    _fill(canvas, mask, _draw_colour(rng), rng)
     return mask
+
+
+def _draw_colour(rng: Generator) -> np.ndarray:
+    return _rgb(rng.random(), rng.uniform(0.1, 0.8), rng.uniform(0.2, 0.9))
 
 
 def _polygon(
@@ -358,10 +357,6 @@ def _noise(cells: int, channels: int, rng: Generator) -> np.ndarray:
     return np.moveaxis(weight @ values @ weight.T, 0, -1)
 
 
-def _grow(mask: np.ndarray, radius: int) -> np.ndarray:
-    return cv2.dilate(mask.astype(np.uint8), np.ones((2 * radius + 1,) * 2, np.uint8)) > 0
-
-
 def _rgb(hue: float, saturation: float, value: float) -> np.ndarray:
     """HSV to RGB, all in [0, 1]; hues outside wrap around."""
     k = (np.array([5, 3, 1]) + 6 * (hue % 1)) % 6
@@ -369,8 +364,7 @@ def _rgb(hue: float, saturation: float, value: float) -> np.ndarray:
 
 
 def _write_split(folder: Path, split: str, count: int, seed: int) -> None:
-    images: list[dict[str, Any]] = []
-    annotations: list[dict[str, Any]] = []
+    images, annotations = [], []
     code = int.from_bytes(hashlib.sha256(split.encode()).digest()[:4], "big")
     for number in tqdm(range(count), desc=f"shapes {split}", unit="image"):
         scene = draw_scene(np.random.default_rng([seed, code, number]))
@@ -397,10 +391,8 @@ def _hashes(folder: Path, num_images: Mapping[str, int]) -> dict[str, str] | Non
     for split, count in num_images.items():
         files = [folder / "annotations" / f"{split}.json"]
         files += [folder / split / _file_name(split, number) for number in range(count)]
-        digest = hashlib.sha256()
-        for file in files:
-            if not file.is_file():
-                return None
-            digest.update(hashlib.sha256(file.read_bytes()).digest())
-        hashes[split] = digest.hexdigest()
+        if not all(file.is_file() for file in files):
+            return None
+        digests = b"".join(hashlib.sha256(file.read_bytes()).digest() for file in files)
+        hashes[split] = hashlib.sha256(digests).hexdigest()
     return hashes
