@@ -42,7 +42,7 @@ class _WithBackbone(_Section):
     """Options of its constructor, for example widths. One network can start from the backbone of
     another only with the same ones: write `${model.backbone_args}`."""
     weights: str = "imagenet"
-    """What the backbone starts from: `imagenet`, `random`, or the path of a checkpoint file; `prm`
+    """Start of the backbone: `imagenet`, `random`, or the path of a checkpoint file; `prm`
     for `model` is that of the data set's PRM, `cim` for `refine.model` that of the CIM run."""
 
 

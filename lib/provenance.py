@@ -29,7 +29,7 @@ from lib.files import find_file, read_json, write_json
 logger = logging.getLogger(__name__)
 
 MadeFrom = Mapping[str, Any]
-"""What a result was made from; may be nested."""
+"""Inputs that a result was made from; may be nested."""
 
 _FINGERPRINT = re.compile(r"[0-9a-f]{32}")
 _READERS = 8
@@ -62,7 +62,7 @@ def beside(result: Path) -> Path:
 
 
 def changes(before: MadeFrom | None, now: MadeFrom) -> list[str]:
-    """What has changed between two records, in words; [] if the result is up to date."""
+    """Lists the differences between two records in words; [] if the result is up to date."""
     if before == now:
         return []
     if before is None:
@@ -91,7 +91,7 @@ def summary(told: Iterable[Sequence[str]]) -> str:
 
 
 class Memory:
-    """What was read from files, kept in `<root>/fingerprints` for as long as a file is unchanged.
+    """Values read from files, kept in `<root>/fingerprints` for as long as a file is unchanged.
 
     A file counts as unchanged while its size and times are. Losing the memory costs time only.
 

@@ -67,7 +67,7 @@ class Regions:
 
 @dataclass(frozen=True, eq=False)
 class Proposals:
-    """What is stored of an image's proposals: the masks and what the network pools with."""
+    """An image's proposals as stored: the masks, and boxes and 7x7 masks for pooling."""
 
     regions: Regions
     boxes: np.ndarray
@@ -196,7 +196,7 @@ class Instances:
 
 @dataclass(frozen=True, eq=False)
 class Targets:
-    """What the S stages are trained towards, for every proposal."""
+    """Training targets of the S stages, for every proposal."""
 
     column: Tensor
     """(S, P) int64: -1 no label, 0 background, 1..C foreground."""

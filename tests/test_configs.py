@@ -1,4 +1,4 @@
-"""The shipped configurations: SPEC 6 by hand, and files that say only what differs."""
+"""The shipped configurations: the published schedule, and files that say only what differs."""
 
 from pathlib import Path
 

@@ -24,7 +24,7 @@ def proposal_quality(truth: Truth) -> dict[str, np.ndarray]:
 
 
 def cluster_quality(truth: Truth, clusters: Clusters) -> dict[str, np.ndarray]:
-    """How right the clusters of an image are; good is an IoU above 0.5 with an object of the class.
+    """Counts of right clusters of an image; good is an IoU above 0.5 with an object of the class.
 
     Returns:
         0 or 1 for every cluster: it has a good member; for every member: it is good; for every

@@ -42,7 +42,7 @@ _HEAD_OFFSET = (0.25, 0.45)
 _HEAD_SIZE = (0.5, 0.65)
 """Half axes of the head, in those of the body."""
 _HEAD_CONTRAST = (0.15, 0.3)
-"""How much lighter or darker than the rest the head is, in HSV value."""
+"""Difference in HSV value between the head and the rest."""
 _MIN_VISIBLE = 0.5
 _MIN_EMBLEM_VISIBLE = 0.7
 _ALL = slice(None)

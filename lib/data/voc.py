@@ -32,7 +32,7 @@ NUM_IMAGES = {"trainaug": 10582, "val": 1449}
 VOID = 255
 
 MADE_BY = "made by tools/data.py voc of"
-"""What `info.description` of our json files begins with; published ones have another."""
+"""Beginning of `info.description` in our json files; published ones have another."""
 
 Objects = tuple[np.ndarray, list[tuple[int, int]]]
 """(H, W) numbers of objects, and (number, category id) of every object."""

@@ -1,4 +1,4 @@
-"""What a backbone has frozen in front, computed once for every image, scale and flip.
+"""Features of frozen layers, computed once for every image, scale and flip.
 
 The kept maps are found by the fingerprint of the very pixels that the network would see, and belong
 to a frozen part by the fingerprint of its structure and weights (lib/provenance.py): an image or a

@@ -65,8 +65,7 @@ class CIMCriterion:
             generator: draws the anti-noise samples.
 
         Returns:
-            Scalars `bag`, `pcl` (with the factor 12 of its definition) and, if there are
-            refinement stages, `refine_bag`, `refine_cls`, `refine_integrity`.
+            Scalars `bag`, `pcl` and, with stages, `refine_bag`, `refine_cls`, `refine_integrity`.
         """
         labels = sample.image_labels
         losses = {
@@ -86,11 +85,12 @@ class CIMCriterion:
             column, weight = targets.column[stage], targets.weight[stage]
             if stage == 0:
                 weight = self.first_stage_weight * weight
-            target = targets.integrity_target[stage]
             bag = refine_bag_loss(cls_prob, integrity_prob, column, weight, labels)
+            integrity = refine_integrity_loss(
+                integrity_prob, column, weight, targets.integrity_target[stage]
+            )
             refined["refine_bag"].append(bag)
             refined["refine_cls"].append(refine_cls_loss(cls_prob, column, weight))
-            integrity = refine_integrity_loss(integrity_prob, column, weight, target)
             refined["refine_integrity"].append(integrity)
         by_stage = {name: torch.stack(values) for name, values in refined.items()}  # (S,) each
         return losses | (by_stage if self.by_stage else {n: v.sum() for n, v in by_stage.items()})

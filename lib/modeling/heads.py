@@ -14,6 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from lib.modeling.cluster_labels import cluster_instances
 from lib.structures import Clusters, Instances, Scores, Targets
 
 
@@ -80,9 +81,8 @@ class CIMMiner:
     """
 
     labels: Literal["cim", "mist", "clusters"] = "cim"
-    """`mist`: the seeds, ranked by score, are the instances themselves (ablation). `clusters`: the
-    instances are the members of the clusters that stand for them best, for clusters around whole
-    objects (`prm.clusters: foreground`)."""
+    """`mist`: the seeds, ranked by score, are the instances themselves (ablation). `clusters`: see
+    lib/modeling/cluster_labels.py."""
     complete_by: Literal["integrity", "cls"] = "integrity"
     """Teacher's score that chooses among the proposals that contain a seed (`cls`: ablation)."""
     seed_fraction: float = 0.1
@@ -225,11 +225,9 @@ def _greedy_nms(suppresses: Tensor) -> list[int]:
 
 
 def _complete(seeds: Tensor, integrity: Tensor, completes: Tensor) -> Tensor:
-    """For every seed the proposal of the highest integrity that completes it, if there is one.
+    """For every seed (K,) the proposal of highest integrity (P,) that completes it, if any.
 
     Args:
-        seeds: (K,) int64.
-        integrity: (P,), or any other score in [0, 1] that is to choose.
         completes: (P, P) bool, [i, j]: i contains j and may be an instance.
 
     Returns:
@@ -239,36 +237,6 @@ def _complete(seeds: Tensor, integrity: Tensor, completes: Tensor) -> Tensor:
         return seeds
     highest, proposal = integrity[:, None].where(completes[:, seeds], -1).max(dim=0)  # (K,)
     return proposal[highest >= 0].unique()
-
-
-@torch.no_grad()
-def cluster_instances(cls_prob: Tensor, iou: Tensor, clusters: Clusters | None) -> Instances:
-    """Of every cluster, in every stage, the member that stands for it best.
-
-    That is the one with the highest sum of the teacher's class probability and the mean IoU with
-    all members. Its weight is the mean of their class probabilities.
-
-    Args:
-        cls_prob: (S, P, C+1), class probabilities of every stage's teacher.
-        iou: (P, P).
-
-    Raises:
-        ValueError: there are no clusters.
-    """
-    if clusters is None:
-        raise ValueError("mining.labels is `clusters`, got an image without clusters")
-    class_idx = torch.full_like(cls_prob[:, :, 0], -1, dtype=torch.int64)  # (S, P)
-    weight = torch.zeros_like(cls_prob[:, :, 0])
-    stages = torch.arange(len(cls_prob), device=cls_prob.device)
-    for k in clusters.number[clusters.column > 0].unique().tolist():
-        members = (clusters.number == k).nonzero()[:, 0]  # (M,)
-        column = clusters.column[members[0]]
-        confidence = cls_prob[:, members, column]  # (S, M)
-        typical = iou[members][:, members].mean(dim=1)  # (M,)
-        best = members[(confidence + typical).argmax(dim=1)]  # (S,)
-        class_idx[stages, best] = column - 1
-        weight[stages, best] = confidence.mean(dim=1)
-    return Instances(class_idx, weight)
 
 
 @torch.no_grad()

@@ -1,7 +1,14 @@
 """The losses of one image, as pure functions of scores and targets.
 
 Every probability is clamped to [1e-6, 1 - 1e-6] before its logarithm. Where there is nothing to
-learn from a loss is 0, never NaN.
+learn from a loss is 0, never NaN. The arguments are
+
+    cls_prob        (P, C+1), softmax over classes; column 0 is the background
+    det_prob        (P, C+1), softmax over proposals
+    integrity_prob  (P, C+1), sigmoid
+    column          (P,) int64, the label of every proposal: 0 background, -1 without a label
+    weight          (P,), of the label
+    image_labels    (C,) in {0, 1}
 """
 
 from __future__ import annotations
@@ -16,11 +23,6 @@ _EPS = 1e-6
 def bag_loss(cls_prob: Tensor, det_prob: Tensor, image_labels: Tensor) -> Tensor:
     """Multiple instance learning: an image's score of a class is the sum over its proposals.
 
-    Args:
-        cls_prob: (P, C+1), softmax over classes.
-        det_prob: (P, C+1), softmax over proposals.
-        image_labels: (C,) in {0, 1}.
-
     Returns:
         Binary cross-entropy, mean over the C+1 columns; the background is always present.
     """
@@ -34,7 +36,6 @@ def pcl_loss(cls_prob: Tensor, cluster_id: Tensor, cluster_column: Tensor) -> Te
     Members of the background cluster count individually.
 
     Args:
-        cls_prob: (P, C+1).
         cluster_id: (P,) int64, the cluster of every proposal, 0 for none.
         cluster_column: (P,) int64, the column of that cluster's class; -1 for none.
 
@@ -52,13 +53,7 @@ def pcl_loss(cls_prob: Tensor, cluster_id: Tensor, cluster_column: Tensor) -> Te
 
 
 def refine_cls_loss(cls_prob: Tensor, column: Tensor, weight: Tensor) -> Tensor:
-    """Weighted cross-entropy of a stage's classification, mean over the labelled proposals.
-
-    Args:
-        cls_prob: (P, C+1).
-        column: (P,) int64, -1 without a label.
-        weight: (P,).
-    """
+    """Weighted cross-entropy of a stage's classification, mean over the labelled proposals."""
     prob = cls_prob.gather(1, column.clamp(min=0)[:, None])[:, 0]
     return _mean_where(column >= 0, -_clamp(prob).log() * weight)
 
@@ -69,9 +64,6 @@ def refine_integrity_loss(
     """Weighted smooth L1 of a stage's integrity, mean over the proposals labelled foreground.
 
     Args:
-        integrity_prob: (P, C+1), sigmoid.
-        column: (P,) int64, -1 without a label, 0 background.
-        weight: (P,).
         integrity_target: (P,) in {0, 1}.
     """
     of_class = integrity_prob.gather(1, column.clamp(min=0)[:, None])[:, 0]
@@ -87,13 +79,6 @@ def refine_bag_loss(
     The score is cls_prob * integrity_prob. Of a present class only the proposals labelled with it
     compete, and the loss is weighted by the winner's weight. A present class that labels no
     proposal adds a constant, without gradient.
-
-    Args:
-        cls_prob: (P, C+1), softmax over classes.
-        integrity_prob: (P, C+1), sigmoid.
-        column: (P,) int64, -1 without a label.
-        weight: (P,).
-        image_labels: (C,) in {0, 1}.
 
     Returns:
         Binary cross-entropy, mean over the C+1 columns; 0 when there are no labels at all.

@@ -48,7 +48,7 @@ _MEMORY = 2**30
 
 @dataclass(frozen=True, eq=False)
 class SeenImage:
-    """What the PRM sees in an image, for its N present classes."""
+    """The PRM's view of an image, for its N present classes."""
 
     peaks: Peaks
     class_idx: np.ndarray
@@ -63,7 +63,7 @@ class SeenImage:
 def see_images(
     net: PeakResponseNet, records: Sequence[ImageRecord], folder: str | Path
 ) -> Iterator[SeenImage | Exception]:
-    """What the PRM sees in every image in order, or why it cannot be read.
+    """Yields the PRM's view of every image in order, or the error of reading it.
 
     Args:
         net: in evaluation mode, on the device to use.
@@ -92,7 +92,7 @@ def see_images(
 
 
 def num_images_to_learn_from(net: PeakResponseNet) -> int:
-    """How many images' feature maps are kept in memory together."""
+    """Number of images whose feature maps are kept in memory together."""
     stride = net.backbone.stride
     depth = sum(layer.channels for layer in _layers(net))
     return max(1, _MEMORY // (2 * depth * (net.settings.image_size // stride + 1) ** 2))

@@ -29,7 +29,7 @@ _CHECKSUM = "checksum"
 
 
 class Stored(NamedTuple):
-    """What can be told of an image's file without reading its content."""
+    """Facts about an image's file known without reading its content."""
 
     fingerprint: str
     """Of the content, without the record."""
@@ -45,10 +45,10 @@ class ImageStore:
     """
 
     kind: ClassVar[str]
-    """What is stored, for messages."""
+    """Name of the stored things, for messages."""
     version: ClassVar[int]
     remedy: ClassVar[str]
-    """What to do about a file that cannot be used."""
+    """Remedy for a file that cannot be used."""
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
@@ -303,7 +303,7 @@ def _relative(file_name: str) -> str:
 
 
 def _read_stored(path: Path) -> tuple[str, MadeFrom | None] | None:
-    """What `Stored` holds; None if the file is damaged."""
+    """Reads the content of `Stored`; None if the file is damaged."""
     try:
         with np.load(path, allow_pickle=False) as archive:
             text = str(archive[_MADE_FROM]) if _MADE_FROM in archive.files else "null"

@@ -1,4 +1,4 @@
-"""SPEC section 5 word by word, in loops over classes and proposals, in Python floats.
+"""The losses of docs/specification.md in loops over classes and proposals, in Python floats.
 
 The slow twin of lib/modeling/losses.py; that of the miner is tools/benchmarks/slow_twins.py.
 """

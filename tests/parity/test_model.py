@@ -27,7 +27,7 @@ NORM_RTOL = 1e-10
 
 
 def weight_of(name, shape):
-    """The weights that the golden numbers were made with (SPEC 11)."""
+    """The weights that the golden numbers were made with."""
     rng = np.random.Generator(np.random.PCG64(zlib.crc32(name.encode())))
     if name.endswith("running_var"):
         return np.ones(shape, np.float32)

@@ -15,7 +15,7 @@ from lib.proposals.regions import encode
 
 
 def weight_from_name(name: str, shape: torch.Size) -> np.ndarray:
-    """The weights that the vectors were computed with (SPEC 11)."""
+    """The weights that the vectors were computed with."""
     rng = np.random.Generator(np.random.PCG64(zlib.crc32(name.encode())))
     if name.endswith("num_batches_tracked"):
         return np.zeros(shape, np.int64)

@@ -1,4 +1,4 @@
-"""A whole inference, from an image file to detections, as the published system does it (SPEC 7)."""
+"""A whole inference, from an image file to detections, as the published system does it."""
 
 import json
 

@@ -18,7 +18,7 @@ def points(rows: list[tuple[int, int, int]], size: tuple[int, int]) -> Peaks:
 
 
 def slow_agpl(masks: np.ndarray, peaks: Peaks) -> tuple[np.ndarray, np.ndarray]:
-    """AGPL with pixels, one proposal at a time, from SPEC 8."""
+    """AGPL with pixels, one proposal at a time, from the specification."""
     num_proposals, height, width = masks.shape
     number, column = [0] * num_proposals, [-1] * num_proposals
     candidates = set()

@@ -1,4 +1,4 @@
-"""Masks come back bit for bit, in one canonical encoding; boxes and 7x7 masks follow SPEC 1."""
+"""Masks come back bit for bit, in one canonical encoding; boxes and 7x7 masks as specified."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""What `tools/benchmark.py` can measure, each with its goals.
+"""The benchmarks of `tools/benchmark.py`, each with its goals.
 
 A benchmark is a function from `Conditions` to rows; it stands above the engine and may import all
 of lib. A further one is a file in this folder with a function `run`, and its line below.

@@ -1,4 +1,4 @@
-"""What a cache of frozen features saves: updates of CIM and of the PRM with it and without."""
+"""Gain of a cache of frozen features: updates of CIM and of the PRM with it and without."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def _losses(trainer: Trainer, samples: list) -> Iterator[float]:
 
 
 def _update_prm(net: PeakResponseNet, features: torch.Tensor) -> None:
-    """All of an update but the step."""
+    """Computes an update without its step."""
     scores = class_scores(net.smoothed(net.classifier(features)))
     net.zero_grad()
     functional.multilabel_soft_margin_loss(scores, torch.ones_like(scores)).backward()

@@ -1,4 +1,4 @@
-"""What a first run on a GPU has to show, in checks that `tools/benchmark.py gpu` runs one by one.
+"""Checks of a first run on a GPU, which `tools/benchmark.py gpu` runs one by one.
 
 On a CPU they run at small sizes, which shows only that they run. Most need nothing but PyTorch,
 torchvision and NumPy: a machine that is lent for minutes may have no more.
@@ -73,7 +73,7 @@ class Check:
 
 
 def speed(conditions: Conditions) -> Iterator[Row]:
-    """What the machine can do, and whether copies from pinned memory go on by themselves."""
+    """Measures products and copies, and whether copies from pinned memory run by themselves."""
     products = {str(p)[6:]: Product(p, conditions) for p in (torch.float32, torch.bfloat16)}
     for name, timing in time_together(products, seconds=1).items():
         yield Row(f"matrix product, {name}", products[name].tflops(timing), "TFLOP/s")
@@ -250,7 +250,7 @@ def one_rank(conditions: Conditions) -> Iterator[Row]:
 
 
 def trace(conditions: Conditions) -> Iterator[Row]:
-    """What `--profile` writes: on a GPU its kernels must be in it."""
+    """Checks the trace of `--profile`: on a GPU its kernels must be in it."""
     trainer = make_trainer(conditions, torch.bfloat16)
     samples = cycle([draw_sample(96, 20)])
     with tempfile.TemporaryDirectory() as folder:

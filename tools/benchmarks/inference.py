@@ -74,7 +74,7 @@ def run(conditions: Conditions) -> Iterator[Row]:
 
 @torch.inference_mode()
 def score_plainly(model: CIMNet, passes: Sequence[Sample], device: torch.device | str) -> Tensor:
-    """What `score_passes` computes, pass by pass."""
+    """Computes `score_passes` pass by pass."""
     total = 0
     for view in passes:
         view = view.to(device)

@@ -30,7 +30,7 @@ AT_MOST = 30
 
 
 def run(conditions: Conditions) -> Iterator[Row]:
-    """All of COUNTS with all of CLASSES.
+    """Measures all of COUNTS with all of CLASSES.
 
     The proposals are nested like those of a photograph; the scores are random, which gives more
     different instances than those of a network, and so is the harder case.

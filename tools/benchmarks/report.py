@@ -1,4 +1,4 @@
-"""What a benchmark is asked, what it answers, and how that is shown and kept."""
+"""Conditions and rows of a benchmark; shows and keeps them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lib.files import write_json
 
 @dataclass(frozen=True)
 class Conditions:
-    """How to measure."""
+    """Conditions of a measurement."""
 
     device: torch.device = torch.device("cpu")
     seed: int = 0
@@ -36,7 +36,7 @@ class Row:
     at_least: float | None = None
     at_most: float | None = None
     note: str = ""
-    """How the number came about where that is not obvious, such as an extrapolation."""
+    """Origin of the number where it is not obvious, such as an extrapolation."""
 
     @property
     def met(self) -> bool | None:

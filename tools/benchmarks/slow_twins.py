@@ -1,4 +1,4 @@
-"""The definitions of SPEC 1 and 4 word by word, in loops over classes, proposals and pairs.
+"""The definitions of docs/specification.md in loops over classes, proposals and pairs.
 
 What the fast code is compared with, in the tests number by number, in the benchmarks by time.
 float32 where the order of rounding could matter (weights, overlaps).

@@ -19,13 +19,13 @@ import torch
 
 @dataclass(frozen=True)
 class Timing:
-    """How long one function took, round by round."""
+    """Seconds that one function took, round by round."""
 
     seconds: tuple[float, ...]
 
     @property
     def best(self) -> float:
-        """What the function takes by itself; anything above it was other work of the machine."""
+        """Time of the function by itself; anything above it was other work of the machine."""
         return min(self.seconds)
 
     @property
@@ -37,7 +37,7 @@ class Timing:
         return 1e3 * self.best
 
     def times(self, other: Timing) -> float:
-        """How many times as long as the other: the median over the rounds of both."""
+        """Ratio to the other's time: the median over the rounds of both."""
         pairs = zip(self.seconds, other.seconds, strict=True)
         return statistics.median(mine / theirs for mine, theirs in pairs)
 

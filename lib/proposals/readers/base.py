@@ -25,9 +25,9 @@ class Reader(ABC):
     """
 
     content: ClassVar[str] = "the file"
-    """What holds the masks, as error messages call it."""
+    """Source of the masks, as error messages call it."""
     remedy: ClassVar[str] = "make it again from this image"
-    """What to do about a file that does not fit its image."""
+    """Remedy for a file that does not fit its image."""
     needs_size: ClassVar[bool] = False
     """Whether `read` takes the (height, width) of the image as well."""
 
