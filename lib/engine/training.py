@@ -76,6 +76,7 @@ def train(
             record = Record(run, trainer.iteration, max_iter, shown, trainer.device)
             stack.enter_context(record)
         stop = stack.enter_context(StopSignals(second_ends=ranks.count == 1))
+        samples = stop.bounded(samples)
         profiled = stack.enter_context(tracing(run / "profile", ranks, profile))
         while trainer.iteration < max_iter:
             try:
@@ -107,6 +108,10 @@ def train(
     return None
 
 
+WAIT_SECONDS = 20.0
+"""Longest wait for a sample after a signal; Slurm and torchrun kill after 30 s."""
+
+
 class StopSignals:
     """While active, records the first SIGINT or SIGTERM, so that work can end in order.
 
@@ -120,12 +125,14 @@ class StopSignals:
     def __init__(self, second_ends: bool = True) -> None:
         self.received: int | None = None
         self.second_ends = second_ends
+        self._waiting = False
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._before[number] = signal.signal(number, self._note)
+            self._before[signal.SIGALRM] = signal.signal(signal.SIGALRM, self._give_up)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -136,6 +143,32 @@ class StopSignals:
         if self.received is not None and self.second_ends:
             raise SystemExit(128 + number)
         self.received = self.received or number
+        self._limit_wait()
+
+    def bounded(self, samples: Iterator[TrainingSample]) -> Iterator[TrainingSample]:
+        """Yields the samples; after a signal a longer wait for one than WAIT_SECONDS ends it all.
+
+        A worker that hangs, on a lost network disk for instance, would keep the process for ever.
+        """
+        while True:
+            self._waiting = True
+            self._limit_wait()
+            try:
+                sample = next(samples)
+            except StopIteration:
+                return
+            finally:
+                self._waiting = False
+                signal.setitimer(signal.ITIMER_REAL, 0)
+            yield sample
+
+    def _limit_wait(self) -> None:
+        if self._waiting and self.received is not None:
+            signal.setitimer(signal.ITIMER_REAL, WAIT_SECONDS)
+
+    def _give_up(self, _number: int, _frame: FrameType | None) -> None:
+        logger.error("no sample came for %g s; the last checkpoint is usable", WAIT_SECONDS)
+        raise SystemExit(128 + (self.received or signal.SIGALRM))
 
 
 FAILED_UPDATE = "failed_update.pt"

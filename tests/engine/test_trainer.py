@@ -2,6 +2,7 @@ import itertools
 import os
 import signal
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import torch
 from torch import nn
 
 from lib.config import RunConfig, SolverConfig
+from lib.engine import training
 from lib.engine.build import choose_backward
 from lib.engine.checkpoint import list_checkpoints, load_checkpoint, seed_everything
 from lib.engine.distributed import ALONE, Ranks
@@ -352,3 +354,28 @@ def test_outside_the_main_thread_signals_are_left_alone():
     thread = threading.Thread(target=use)
     thread.start()
     thread.join()
+
+
+def test_a_signal_ends_a_wait_for_a_sample_that_never_comes(monkeypatch):
+    monkeypatch.setattr(training, "WAIT_SECONDS", 0.2)
+
+    def never():
+        yield "first"
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)
+
+    with pytest.raises(SystemExit) as error, StopSignals() as stop:
+        samples = stop.bounded(never())
+        assert next(samples) == "first"
+        next(samples)
+    assert error.value.code == 128 + signal.SIGTERM
+    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+
+
+def test_a_sample_in_time_takes_the_limit_away(monkeypatch):
+    monkeypatch.setattr(training, "WAIT_SECONDS", 0.2)
+    with StopSignals() as stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert list(stop.bounded(iter("ab"))) == ["a", "b"]
+        time.sleep(0.3)
+    assert stop.received == signal.SIGTERM
