@@ -23,6 +23,7 @@ from lib.engine.distributed import Ranks
 from lib.engine.runs import new_run, newest_run
 from lib.engine.trainer import Trainer
 from lib.engine.training import TrainingRun, train
+from lib.files import first_few
 from lib.modeling.model_builder import build_model
 
 
@@ -114,7 +115,7 @@ def announce(
 ) -> None:
     model, count = training.config.model, training.train_size
     backbone = model.backbone_args["name"] if model.backbone == "timm" else model.backbone
-    classes = ", ".join(coco.class_names[:6]) + (", ..." if coco.class_names[6:] else "")
+    classes = first_few(coco.class_names, 6)
     training.announce(
         f"{coco.path}, {count} images, {coco.num_classes} classes: {classes}",
         f"{backbone}, {model.num_stages} refinement stages on "

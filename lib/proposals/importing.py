@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from lib.files import first_few
 from lib.parallel import for_each
 from lib.proposals.readers import Reader
 from lib.proposals.regions import encode, select
@@ -127,7 +128,7 @@ def _import_one(
     regions = encode(masks)
     empty, duplicates = empty_masks(regions), duplicate_masks(regions)
     if len(empty) and not drop_empty:
-        some = ", ".join(map(str, empty[:10])) + (", ..." if len(empty) > 10 else "")
+        some = first_few([str(number) for number in empty])
         noun, verb = ("mask", "is") if len(empty) == 1 else ("masks", "are")
         raise ValueError(
             f"{where}: {noun} {some} of {len(masks)} (counted from 0) {verb} empty; import with "

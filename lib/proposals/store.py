@@ -14,7 +14,7 @@ from typing import ClassVar, NamedTuple
 
 import numpy as np
 
-from lib.files import atomic_file
+from lib.files import atomic_file, first_few
 from lib.proposals.regions import proposals_from_regions
 from lib.provenance import MadeFrom, Memory, changes, summary
 from lib.structures import Proposals, Regions
@@ -181,9 +181,8 @@ class ImageStore:
             raise ValueError(self._told(names, len(stored), fault, remedy))
 
     def _told(self, names: list[str], total: int, fault: str, remedy: str = "") -> str:
-        shown = f"{', '.join(names[:5])}{', ...' if names[5:] else ''}"
         which = f"{self.folder}: {self.kind} of {len(names)} of {total} images"
-        return f"{which} {fault}{shown}; {remedy}"
+        return f"{which} {fault}{first_few(names, 5)}; {remedy}"
 
     def _write(
         self, file_name: str, content: dict[str, np.ndarray], made_from: MadeFrom | None
