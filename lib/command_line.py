@@ -18,9 +18,11 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
+from typing import get_args
 
 import torch
 
+from lib.config import PseudoLabelConfig
 from lib.data.catalog import CATALOG, Dataset, named_dataset, own_dataset
 from lib.engine.distributed import ALONE, Ranks, joined_ranks
 from lib.engine.runs import detections_of_run, newest_run, start_logging
@@ -270,6 +272,39 @@ def add_result_arguments(parser: Parser, what: str = "COCO result file") -> None
     either = group.add_mutually_exclusive_group()
     either.add_argument("--detections", type=Path, metavar="FILE", help=f"any {what}")
     add_run_arguments(group, "a run folder", either)
+
+
+def add_selection_arguments(parser: Parser) -> None:
+    """Adds --select and --score-thresh, which `selection_words` reads."""
+    parser.add_argument(
+        "--select",
+        choices=get_args(PseudoLabelConfig.model_fields["select"].annotation),
+        help="masks to keep: all that reach a score, or those that the labels of their image vouch "
+        "for (default: `pseudo_labels.select` of the configuration)",
+    )
+    parser.add_argument(
+        "--score-thresh",
+        type=float,
+        metavar="X",
+        help="keeps all masks scored X or more (default: as configured, 0.3 as published)",
+    )
+
+
+def selection_words(args: Namespace) -> list[str]:
+    """Overrides of the configuration that --select and --score-thresh stand for.
+
+    Raises:
+        ValueError: they contradict each other.
+    """
+    if args.score_thresh is None:
+        return [] if args.select is None else ["pseudo_labels.select", args.select]
+    if args.select == "adaptive":
+        raise ValueError(
+            "--score-thresh is of --select score; `adaptive` has the setting "
+            "pseudo_labels.relative_thresh"
+        )
+    score = ["pseudo_labels.select", "score"]
+    return [*score, "pseudo_labels.score_thresh", f"{args.score_thresh}"]
 
 
 def add_run_arguments(

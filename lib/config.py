@@ -140,6 +140,17 @@ class ProposalConfig(_Section):
     options: dict[str, Any] = {}
 
 
+class PseudoLabelConfig(_Section):
+    """Which detections on the training images become pseudo labels."""
+
+    select: Literal["score", "adaptive"] = "score"
+    """`score`: all that reach `score_thresh`, as published. `adaptive`: the best of every image and
+    label, whatever its score, and others beside it."""
+    score_thresh: Fraction = 0.3
+    relative_thresh: Fraction = 0.4
+    """Of `adaptive`: others need this share of the best one's score."""
+
+
 class RefineModelConfig(_WithBackbone):
     """A feature pyramid stands on the backbone."""
 
@@ -187,8 +198,6 @@ class RefineTestConfig(_Section):
 class RefineConfig(_Section):
     """The Mask R-CNN that is trained on pseudo labels (CIM+)."""
 
-    score_thresh: Fraction = 0.3
-    """Pseudo labels below are not trained on."""
     model: RefineModelConfig = RefineModelConfig()
     solver: RefineSolverConfig = RefineSolverConfig()
     input: RefineInputConfig = RefineInputConfig()
@@ -236,6 +245,7 @@ class Config(_Section):
     test: InferenceConfig = InferenceConfig()
     prm: PRMConfig = PRMConfig()
     proposals: ProposalConfig = ProposalConfig()
+    pseudo_labels: PseudoLabelConfig = PseudoLabelConfig()
     refine: RefineConfig = RefineConfig()
     runtime: RuntimeConfig = RuntimeConfig()
     run: RunConfig = RunConfig()

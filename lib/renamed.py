@@ -16,6 +16,7 @@ RENAMED = {
     "prm.trunk": "prm.backbone",
     "prm.trunk_args": "prm.backbone_args",
     "prm.trunk_lr_factor": "prm.backbone_lr_factor",
+    "refine.score_thresh": "pseudo_labels.score_thresh",
 }
 """Old to new, each `section.key`."""
 
@@ -24,8 +25,8 @@ def with_new_keys(content: Mapping[str, Any], source: str) -> dict[str, Any]:
     """A copy whose renamed keys have their new names."""
     content = {k: dict(v) if isinstance(v, Mapping) else v for k, v in content.items()}
     for old, new in RENAMED.items():
-        (section, key), new_key = old.split("."), new.split(".")[1]
+        (section, key), (new_section, new_key) = old.split("."), new.split(".")
         if isinstance(content.get(section), dict) and key in content[section]:
             logger.warning("%s: %s is called %s now", source, old, new)
-            content[section][new_key] = content[section].pop(key)
+            content.setdefault(new_section, {})[new_key] = content[section].pop(key)
     return content

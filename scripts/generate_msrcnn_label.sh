@@ -10,7 +10,9 @@
 # iter_time     step of the checkpoint (default: the newest of the run)
 # dataset       data set it was trained on (default: shapes_train), or images= with json= or labels=
 # cfg_file      configuration (default: the run's own)
-# score_thresh  drops masks scored below (default: 0.3)
+# select        masks to keep: score (all scored score_thresh or more), or adaptive (the best of every
+#               image and label, and what comes near it; docs/refinement.md); default: as configured
+# score_thresh  keeps all masks scored so or more (default: as configured, 0.3 as published)
 # segmentation  compressed (default) or uncompressed run lengths, or polygon for annotation tools
 # data_root     folder of data sets and proposals (default: data)
 # gpus          number of processes that share the images, each on its own GPU (default: 1)

@@ -13,7 +13,8 @@
 # name          name of the data set (default: that of the folder of images)
 # cfg_file      configuration (default: configs/custom.yaml on a GPU, else configs/photos.yaml)
 # iter_time     number of updates of CIM (default: by the number of images)
-# score_thresh  drops masks scored below (default: 0.3)
+# select        masks to keep: score or adaptive, see docs/refinement.md (default: as configured)
+# score_thresh  keeps all masks scored so or more (default: as configured)
 # data_root     folder of proposals, clusters and networks (default: <output>/data)
 # preview       1: a few images and updates, about three minutes on a CPU, into <output>/preview, to
 #               see whether the whole is worth it
@@ -25,7 +26,7 @@ usage="label_my_images: needs images= and labels=; see the head of ${BASH_SOURCE
 while [[ ${1:-} == *=* || ${1:-} == --overwrite ]]; do
     case ${1%%=*} in
         --overwrite) overwrite=yes ;;
-        images | labels | json | output | name | cfg_file | iter_time | score_thresh | data_root | preview | overwrite)
+        images | labels | json | output | name | cfg_file | iter_time | select | score_thresh | data_root | preview | overwrite)
             declare "${1%%=*}=${1#*=}" ;;
         *) echo "label_my_images: no variable is called ${1%%=*}; see the head of ${BASH_SOURCE[0]}" >&2
             exit 2 ;;
@@ -49,5 +50,5 @@ if [ -n "${cfg_file:-}" ] && [ -e "$cfg_file" ]; then cfg_file=$(from_there "$cf
 source "$(dirname "${BASH_SOURCE[0]}")/install.sh"
 exec python tools/label_my_images.py "${paths[@]}" ${name:+--name "$name"} \
     ${cfg_file:+--cfg "$cfg_file"} ${iter_time:+--updates "$iter_time"} \
-    ${score_thresh:+--score-thresh "$score_thresh"} ${preview:+--preview} \
-    ${overwrite:+--overwrite} --set "$@"
+    ${select:+--select "$select"} ${score_thresh:+--score-thresh "$score_thresh"} \
+    ${preview:+--preview} ${overwrite:+--overwrite} --set "$@"

@@ -11,7 +11,8 @@
 # dataset        data set that CIM was trained on (default: shapes_train), or json= and images=
 # test_dataset   data set to test on (default: shapes_test), or test_json= and test_images=
 # cfg_file       configuration; its section `refine` is used (default: the run's own)
-# score_thresh   drops pseudo labels scored below (default: 0.3)
+# select         pseudo labels to train on: score or adaptive, as for generate_msrcnn_label.sh
+# score_thresh   keeps all pseudo labels scored so or more (default: as configured, 0.3 as published)
 # segmentation   form of the pseudo labels, as for generate_msrcnn_label.sh (default: compressed)
 # overwrite      yes (or --overwrite): train anew what was trained with other data or settings,
 #                instead of stopping there

@@ -177,3 +177,6 @@ def test_keys_of_earlier_versions_are_read(tmp_path, caplog):
         config = load_config(tmp_path / "old.yaml", ["prm.trunk_lr_factor", "0.5"])
     assert (config.prm.backbone, config.prm.backbone_lr_factor) == ("resnet18", 0.5)
     assert "old.yaml: prm.trunk is called prm.backbone now" in caplog.text
+    (tmp_path / "old.yaml").write_text("refine: {score_thresh: 0.5, model: {head_dim: 8}}\n")
+    config = load_config(tmp_path / "old.yaml")
+    assert (config.pseudo_labels.score_thresh, config.refine.model.head_dim) == (0.5, 8)

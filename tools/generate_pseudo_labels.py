@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lib import command_line as cli
+from lib.config import load_config
 from lib.data.coco import read_coco
 from lib.engine.inference import check_detections
 from lib.engine.runs import run_of
@@ -31,9 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def options(parser: cli.Parser) -> None:
-    parser.add_argument(
-        "--score-thresh", type=float, default=0.3, help="drops what is below (default: 0.3)"
-    )
+    cli.add_selection_arguments(parser)
     parser.add_argument(
         "--segmentation",
         choices=SEGMENTATIONS,
@@ -59,6 +58,7 @@ def options(parser: cli.Parser) -> None:
         "--output", type=Path, metavar="FILE", help="default: <run>/pseudo_labels/<data set>.json"
     )
     cli.add_result_arguments(parser)
+    cli.add_config_arguments(parser, help="default: the run's config.yaml")
     cli.add_dataset_arguments(parser, needs_images=False)
 
 
@@ -72,11 +72,15 @@ def generate(args: cli.Namespace) -> None:
         target = run / "pseudo_labels" / f"{dataset.name}.json"
     else:
         target = detections.with_name(f"{detections.stem}_pseudo_labels.json")
+    cfg = args.cfg
+    if cfg is None and run and (run / "config.yaml").is_file():
+        cfg = run / "config.yaml"
+    config = load_config(cfg, [*args.set, *cli.selection_words(args)])
     check_detections(detections, dataset.json)
     labels = to_coco_annotations(
         read_json(detections),
         read_coco(dataset.json),
-        args.score_thresh,
+        config.pseudo_labels,
         args.segmentation,
         name=str(detections),
         tolerance=args.polygon_tolerance,

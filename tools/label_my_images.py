@@ -39,9 +39,7 @@ def options(parser: cli.Parser) -> None:
     parser.add_argument(
         "--updates", type=int, metavar="N", help="of CIM (default: by the number of images)"
     )
-    parser.add_argument(
-        "--score-thresh", type=float, default=0.3, metavar="X", help="drops masks scored below"
-    )
+    cli.add_selection_arguments(parser)
     parser.add_argument(
         "--preview",
         action="store_true",
@@ -70,13 +68,13 @@ def label(args: cli.Namespace) -> None:
     chain = Chain(
         dataset.name,
         cfg=args.cfg,
-        overrides=tuple(args.set),
+        overrides=(*args.set, *cli.selection_words(args)),
         run=args.output,
         device=args.device,
         threads=args.threads,
         overwrite=args.overwrite,
     )
-    label_images(dataset, chain, args.updates, args.score_thresh, args.plan, args.preview)
+    label_images(dataset, chain, args.updates, args.plan, args.preview)
 
 
 if __name__ == "__main__":

@@ -64,7 +64,7 @@ def train_mask_rcnn(args: cli.Namespace, ranks: Ranks) -> int:
         raise FileNotFoundError(
             f"{labels}: no such pseudo labels; make them with scripts/generate_msrcnn_label.sh"
         )
-    data = open_pseudo_labels(labels, dataset.images, refine.score_thresh, KEEP_IN_MEMORY)
+    data = open_pseudo_labels(labels, dataset.images, KEEP_IN_MEMORY)
     cim_weights = None
     if refine.model.weights == "cim":
         cim_weights = load_checkpoint(find_checkpoint(cim))["model"]

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
+from lib.config import PseudoLabelConfig
 from lib.evaluation.coco_files import check_results
 from lib.evaluation.polygons import mask_to_polygons
 from lib.proposals import rle
@@ -21,12 +22,66 @@ Segmentation = Literal["compressed", "uncompressed", "polygon"]
 SEGMENTATIONS: tuple[Segmentation, ...] = get_args(Segmentation)
 MIN_PART = 0.01
 """Parts and holes below this fraction of their mask are left out of a polygon."""
+CONTAINED = 0.85
+"""From this fraction of a mask on, it counts as lying in another."""
+PUBLISHED = PseudoLabelConfig()
+"""All that score 0.3 or more."""
+
+
+def select(
+    results: Sequence[dict[str, Any]], dataset: dict[str, Any], how: PseudoLabelConfig
+) -> list[dict[str, Any]]:
+    """Chooses the detections that become pseudo labels.
+
+    `score` takes all that reach a score. `adaptive` relies on the image-level labels: each tells
+    that there is an object. So the best detection of every image and label stays, whatever its
+    score, and so does every other one with at least `relative_thresh` of that score, unless one
+    with a higher score lies in it: it then joins an object and something else. What lies in a
+    better one stays: more often that is one of several objects than a part of one
+    (docs/refinement.md).
+
+    Args:
+        results: from `check_results`.
+        dataset: as `read_coco` gives it; of its annotations only image and category are read, and
+            only for `adaptive`.
+
+    Returns:
+        Those results, in their order.
+
+    Raises:
+        ValueError: `adaptive`, and the data set has no image-level labels.
+    """
+    if how.select == "score":
+        return [result for result in results if result["score"] >= how.score_thresh]
+    labels = {(a["image_id"], a["category_id"]) for a in dataset["annotations"] if not a["iscrowd"]}
+    if not labels:
+        raise ValueError(
+            "the data set has no image-level labels, which `adaptive` keeps a detection for; take "
+            "--select score"
+        )
+    groups: dict[tuple[int, int], list[int]] = {}
+    for number in sorted(range(len(results)), key=lambda n: -results[n]["score"]):
+        result = results[number]
+        pair = result["image_id"], result["category_id"]
+        if pair in labels and rle.area(result["segmentation"]):
+            groups.setdefault(pair, []).append(number)
+    chosen: list[int] = []
+    for group in groups.values():
+        best = results[group[0]]["score"]
+        high = [n for n in group if results[n]["score"] >= how.relative_thresh * best > 0]
+        inside = rle.containment([results[n]["segmentation"] for n in high])  # (N, N)
+        kept: list[int] = []
+        for i in range(len(high)):
+            if not (inside[i, kept] >= CONTAINED).any():
+                kept.append(i)
+        chosen += [high[i] for i in kept] or group[:1]
+    return [results[number] for number in sorted(chosen)]
 
 
 def to_coco_annotations(
     results: Sequence[dict[str, Any]],
     dataset: dict[str, Any],
-    score_thresh: float = 0.3,
+    how: PseudoLabelConfig = PUBLISHED,
     segmentation: Segmentation = "compressed",
     name: str = "the detections",
     tolerance: float = 0.0,
@@ -34,14 +89,13 @@ def to_coco_annotations(
 ) -> dict[str, Any]:
     """A COCO json whose annotations are detections (docs/specification.md#pseudo-labels).
 
-    Logs a warning with the best score if none reaches the threshold; the json then has no
-    annotations.
+    Logs a warning with the best score if none is selected; the json then has no annotations.
 
     Args:
         results: COCO results on the training images, of their image-level classes.
         dataset: the training json, as `read_coco` gives it. All its images and categories are
-            copied, its annotations are never looked at.
-        score_thresh: detections scored below this are dropped.
+            copied; of its annotations at most image and category are looked at, see `select`.
+        how: see `select`.
         segmentation: `compressed` RLE (text), `uncompressed` RLE (lists of runs, as the published
             system wrote them) or `polygon` (for annotation tools).
         name: what errors call the results, their file for example.
@@ -59,16 +113,19 @@ def to_coco_annotations(
     if segmentation not in SEGMENTATIONS:
         raise ValueError(f"segmentation {segmentation!r}; take one of {', '.join(SEGMENTATIONS)}")
     checked = check_results(results, dataset, name)
-    kept = [r for r in checked if r["score"] >= score_thresh and rle.area(r["segmentation"])]
+    kept = [r for r in select(checked, dataset, how) if rle.area(r["segmentation"])]
     kept.sort(key=lambda r: -r["score"])
     if not checked:
         logger.warning("no pseudo label is left: there are no detections")
     elif not kept:
+        asked = "is of a label of its image"
+        if how.select == "score":
+            asked = f"reaches the score {how.score_thresh:g}"
         logger.warning(
-            "no pseudo label is left: none of %d detections reaches the score %g (the best has "
-            "%.3g); train longer or lower the threshold",
+            "no pseudo label is left: none of %d detections %s (the best has %.3g); train longer "
+            "or lower the threshold",
             len(checked),
-            score_thresh,
+            asked,
             max(r["score"] for r in checked),
         )
     left_out: Counter[str] = Counter()
@@ -98,7 +155,7 @@ def to_coco_annotations(
             min_part,
         )
     return {
-        "info": {"description": f"pseudo labels: detections scored {score_thresh:g} or more"},
+        "info": {"description": "pseudo labels", "selection": how.model_dump(mode="json")},
         "images": dataset["images"],
         "annotations": annotations,
         "categories": dataset["categories"],

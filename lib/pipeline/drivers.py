@@ -15,7 +15,7 @@ from lib.pipeline.steps import Chain, Step, Words
 _DATA = ("dataset", "json", "images", "labels", "name", "data_root")
 _TEST = (*_DATA, "output_file", "cfg_file", "iter_time")
 _RUN = (*_TEST, "gpus", "nnodes", "rdzv")
-_LABELS = (*_RUN, "score_thresh", "segmentation")
+_LABELS = (*_RUN, "select", "score_thresh", "segmentation")
 VARIABLES = {
     "train_CIM": (*_RUN, "points", "prepare_only", "overwrite"),
     "eval_CIM": _RUN,
@@ -121,8 +121,10 @@ def _of_run(given: Mapping[str, str], overrides: Words, default: str = "shapes_t
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{error}; or set output_file=RUN_FOLDER") from None
     at = ("--step", given["iter_time"]) if "iter_time" in given else ()
-    thresh, form = given.get("score_thresh", "0.3"), given.get("segmentation", "compressed")
-    labels = ("--score-thresh", thresh, "--segmentation", form)
+    labels = ("--segmentation", given.get("segmentation", "compressed"))
+    for variable in ("select", "score_thresh"):
+        if variable in given:
+            labels += (f"--{variable.replace('_', '-')}", given[variable])
     chain = _data(given, default)
     return replace(
         chain,

@@ -44,7 +44,6 @@ def label_images(
     dataset: Dataset,
     chain: Chain,
     updates: int | None,
-    score_thresh: float,
     only_plan: bool = False,
     preview: bool = False,
 ) -> None:
@@ -53,7 +52,6 @@ def label_images(
     Args:
         chain: with run folder, configuration, device and overwrite; the data set is filled in.
         updates: of CIM; None chooses by the number of images.
-        score_thresh: drops masks scored below.
         only_plan: says how long it will take, and ends.
         preview: takes a few images and updates, and writes to `preview` in the run folder.
 
@@ -85,7 +83,7 @@ def label_images(
     labels, gallery = run / "pseudo_labels.json", run / "gallery"
     details = ("--details", f"{PREVIEW_DETAILS}") if preview else ()
     options = {
-        "pseudo_labels": ("--score-thresh", f"{score_thresh}", "--output", str(labels)),
+        "pseudo_labels": ("--output", str(labels)),
         "gallery": ("--pseudo-labels", str(labels), "--output", str(gallery), *details),
     }
     overwrite = chain.overwrite or longest < AN_HOUR

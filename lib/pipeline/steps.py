@@ -104,7 +104,7 @@ STEPS = (
     Kind(
         "pseudo_labels",
         "Keep the confident masks as a COCO file, which other detectors can be trained on.",
-        "tools/generate_pseudo_labels.py --run {run} {data} {options}",
+        "tools/generate_pseudo_labels.py --run {run} {data} {options} {settings}",
         needs=("masks",),
         makes="{run}/pseudo_labels/{name}.json",
     ),

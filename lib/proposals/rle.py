@@ -207,6 +207,20 @@ def area(rle: dict[str, Any]) -> int:
     return int(coco_mask.area(rle))
 
 
+def containment(masks: Sequence[dict[str, Any]]) -> np.ndarray:
+    """Fraction of every mask that lies in every other one, of N compressed RLEs.
+
+    Returns:
+        (N, N) float; [i, j] = |i & j| / |j|. N may be 0.
+    """
+    if not masks:
+        return np.zeros((0, 0))
+    masks = list(masks)
+    return np.asarray(
+        coco_mask.iou(masks, masks, [True] * len(masks))
+    ).T  # of a crowd: |i & j| / |i|
+
+
 def tight_box(rle: dict[str, Any]) -> list[float]:
     """[x, y, width, height] around the pixels of a compressed RLE, as COCO wants it."""
     return [float(v) for v in coco_mask.toBbox(rle)]

@@ -101,18 +101,16 @@ class InstanceDataset(ImageDataset):
         )
 
 
-def open_pseudo_labels(
-    path: Path, image_dir: Path, score_thresh: float, memory_limit: int = 0
-) -> InstanceDataset:
+def open_pseudo_labels(path: Path, image_dir: Path, memory_limit: int = 0) -> InstanceDataset:
     """Reads the pseudo labels of a COCO json and checks that they can be trained on.
 
-    Images without a pseudo label that reaches `score_thresh` are left out: they contain an object
-    (they have an image-level label), so they are no examples of background.
+    Images without a pseudo label are left out: they contain an object (they have an image-level
+    label), so they are no examples of background.
 
     Raises:
         FileNotFoundError: the json or images are missing.
         ValueError: a mistake in the json; annotations without a score, which are somebody's masks
-            and never trained on; none that reaches the threshold.
+            and never trained on; no annotation at all.
     """
     coco = CocoImages(path)
     coco.check_files(image_dir)
@@ -124,10 +122,10 @@ def open_pseudo_labels(
             f"{', ...' if unscored[1:] else ''}); expected pseudo labels, which have one and are "
             "made by tools/generate_pseudo_labels.py; annotated masks are never trained on"
         )
-    instances = by_image(content, read_coco(path), str(path), score_thresh)
+    instances = by_image(content, read_coco(path), str(path))
     if not instances:
         raise ValueError(
-            f"{path}: none of its {len(content['annotations'])} pseudo labels reaches the score "
-            f"{score_thresh:g}; lower refine.score_thresh, or train CIM longer"
+            f"{path}: it has no pseudo label; make them with --select adaptive or a lower "
+            "--score-thresh, or train CIM longer"
         )
     return InstanceDataset(coco, image_dir, instances, memory_limit)

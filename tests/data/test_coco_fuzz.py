@@ -14,6 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from lib.config import PseudoLabelConfig
 from lib.data.coco import CocoImages, read_coco
 from lib.data.tags import read_coco_tags
 from lib.evaluation.coco_eval import evaluate_segm
@@ -61,6 +62,8 @@ FOUND = [
     }
     for a in GOOD["annotations"]
 ]
+
+ALL = PseudoLabelConfig(score_thresh=0)
 
 odd_numbers = st.sampled_from(
     [0, -1, 1, 2, 3, 0.0, 1.0, 2.0, 0.5, -0.0, 1e9, 1e18, 1e308, 2**31, 2**32, 2**53 + 1, 2**63]
@@ -137,7 +140,7 @@ def uses(path, content):
     yield (
         "export",
         lambda: json.dumps(
-            to_coco_annotations(FOUND, read_coco(path), 0.0, "polygon"), allow_nan=False
+            to_coco_annotations(FOUND, read_coco(path), ALL, "polygon"), allow_nan=False
         ),
     )
     yield "drawing", lambda: by_image(read_json(path), read_coco(GOOD), str(path), 0.3)

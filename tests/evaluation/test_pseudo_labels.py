@@ -7,8 +7,15 @@ import pytest
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
+from lib.config import PseudoLabelConfig
 from lib.data.coco import read_coco
-from lib.evaluation.pseudo_labels import SEGMENTATIONS, count_table, summarise, to_coco_annotations
+from lib.evaluation.pseudo_labels import (
+    SEGMENTATIONS,
+    count_table,
+    select,
+    summarise,
+    to_coco_annotations,
+)
 from lib.proposals import rle
 
 
@@ -134,11 +141,14 @@ def test_counts_per_image_and_class():
 
 
 def test_the_threshold_is_an_option():
-    assert len(to_coco_annotations(RESULTS, DATASET, score_thresh=0.0)["annotations"]) == 4
+    assert (
+        len(to_coco_annotations(RESULTS, DATASET, PseudoLabelConfig(score_thresh=0))["annotations"])
+        == 4
+    )
 
 
 def test_nothing_left_is_said(caplog):
-    content = to_coco_annotations(RESULTS, DATASET, score_thresh=0.95)
+    content = to_coco_annotations(RESULTS, DATASET, PseudoLabelConfig(score_thresh=0.95))
     assert content["annotations"] == []
     assert len(content["images"]) == 3
     assert "none of 4 detections reaches the score 0.95 (the best has 0.9)" in caplog.text
@@ -158,3 +168,76 @@ def test_summary():
         summarise(to_coco_annotations(RESULTS, DATASET))
         == "3 instances on 2 of 3 images (cat 1, dog 2)"
     )
+
+
+ADAPTIVE = PseudoLabelConfig(select="adaptive")
+LABELLED = {
+    **DATASET,
+    "annotations": [
+        {"image_id": 4, "category_id": 11, "iscrowd": 0},
+        {"image_id": 2, "category_id": 7, "iscrowd": 0},
+        {"image_id": 8, "category_id": 7, "iscrowd": 1},
+    ],
+}
+
+
+def found(*scored, image_id=4, category_id=11):
+    return [
+        {
+            "image_id": image_id,
+            "category_id": category_id,
+            "score": score,
+            "segmentation": rle.mask_to_rle(mask),
+        }
+        for score, mask in scored
+    ]
+
+
+def scores(results, how=ADAPTIVE):
+    return [result["score"] for result in select(results, LABELLED, how)]
+
+
+def test_the_best_of_every_image_and_label_stays_whatever_its_score():
+    apart = [square(0, 0, 4), square(5, 0, 4), square(10, 0, 4), square(0, 6, 4)]
+    low = found((0.11, apart[0]), (0.1, apart[1]), (0.25, apart[2]), (0.09, apart[3]))
+    assert scores(low) == [0.11, 0.1, 0.25]  # 0.4 of the best is enough; in their order
+    assert scores(low, PseudoLabelConfig(select="adaptive", relative_thresh=0.5)) == [0.25]
+    assert scores(found((0.0, apart[0]), (0.0, apart[1]))) == [0.0]
+    other = found((0.9, apart[0]), image_id=2, category_id=7)
+    assert scores(low + other) == [0.11, 0.1, 0.25, 0.9]  # images do not measure each other
+
+
+def test_only_labels_of_the_image_count():
+    square_ = square(0, 0, 4)
+    assert scores(found((0.9, square_), category_id=7)) == []
+    assert scores(found((0.9, square_), image_id=8, category_id=7)) == []  # a crowd is no label
+    with pytest.raises(ValueError, match="no image-level labels.*--select score"):
+        select([], {**DATASET, "annotations": []}, ADAPTIVE)
+
+
+def test_what_joins_a_better_one_with_something_else_is_dropped():
+    """But what lies in a better one stays: it may be one of several objects."""
+    whole, part = square(2, 2, 8), square(3, 3, 4)
+    assert scores(found((0.9, part), (0.8, whole))) == [0.9]
+    assert scores(found((0.8, part), (0.9, whole))) == [0.8, 0.9]
+    aside = square(8, 3, 4)  # half of it lies in the whole
+    assert scores(found((0.9, aside), (0.8, whole))) == [0.9, 0.8]
+    # What is dropped does not drop others: the third holds the second alone.
+    third = whole.copy()
+    third[3:7, 3:7] = False
+    third[:, 0:3] = True
+    assert scores(found((0.9, part), (0.8, whole), (0.7, third))) == [0.9, 0.7]
+
+
+def test_a_mask_without_a_pixel_is_not_the_best():
+    nothing, something = np.zeros((12, 16), bool), square(0, 0, 4)
+    assert scores(found((0.9, nothing), (0.1, something))) == [0.1]
+
+
+def test_the_selection_is_told_in_the_file(caplog):
+    adaptive = to_coco_annotations(RESULTS, LABELLED, ADAPTIVE)
+    assert [a["score"] for a in adaptive["annotations"]] == [0.9, 0.4]
+    assert adaptive["info"]["selection"]["select"] == "adaptive"
+    assert to_coco_annotations(RESULTS, DATASET)["info"]["selection"]["score_thresh"] == 0.3
+    to_coco_annotations(found((0.9, square(0, 0, 4)), category_id=7), LABELLED, ADAPTIVE)
+    assert "none of 1 detections is of a label of its image (the best has 0.9)" in caplog.text

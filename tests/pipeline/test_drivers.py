@@ -165,9 +165,11 @@ def test_pseudo_labels():
     assert commands[-2:] == [
         f"tools/test_net.py --run Outputs/a {data} --image-labels --cfg Outputs/a/config.yaml "
         "--set test.flips [none]",
-        f"tools/generate_pseudo_labels.py --run Outputs/a {data} --score-thresh 0.3 "
-        "--segmentation compressed",
+        f"tools/generate_pseudo_labels.py --run Outputs/a {data} --segmentation compressed "
+        "--cfg Outputs/a/config.yaml --set test.flips [none]",
     ]
+    commands = calls("generate_msrcnn_label", select="adaptive", output_file="Outputs/a")
+    assert "--segmentation compressed --select adaptive --cfg" in commands[-1]
 
 
 def test_refinement():
@@ -176,8 +178,8 @@ def test_refinement():
     train = "--dataset shapes_train --data-root data"
     test = "--run Outputs/a/mask_rcnn --dataset shapes_test --data-root data"
     assert commands[-4:] == [
-        f"tools/generate_pseudo_labels.py --run Outputs/a {train} --score-thresh 0.3 "
-        "--segmentation compressed",
+        f"tools/generate_pseudo_labels.py --run Outputs/a {train} --segmentation compressed "
+        f"{config}",
         f"tools/refine.py train --run Outputs/a {train} {config}",
         f"tools/refine.py test {test} {config}",
         f"tools/evaluate.py {test} --per-class {config}",

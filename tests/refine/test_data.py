@@ -52,7 +52,7 @@ def made(tmp_path):
 
 
 def test_masks_boxes_and_classes(made):
-    data = open_pseudo_labels(made / "labels.json", made, 0.3)
+    data = open_pseudo_labels(made / "labels.json", made)
     sample = data.load(0, 30)
     assert sample.image.shape == (3, *SIZE)
     assert sample.class_idx.tolist() == [1, 0]  # by ascending category id
@@ -63,7 +63,7 @@ def test_masks_boxes_and_classes(made):
 
 @pytest.mark.parametrize("flip", ["horizontal", "vertical", "both"])
 def test_mirrored_and_scaled_masks_stay_on_the_image(made, flip):
-    data = open_pseudo_labels(made / "labels.json", made, 0.3)
+    data = open_pseudo_labels(made / "labels.json", made)
     plain, mirrored = data.load(0, 60), data.load(0, 60, flip)
     axes = {"horizontal": (2,), "vertical": (1,), "both": (1, 2)}[flip]
     assert plain.masks.shape == (2, 40, 60)
@@ -78,25 +78,26 @@ def test_an_instance_too_small_for_the_scale_is_dropped(made):
     content = json.loads((made / "labels.json").read_text())
     content["annotations"][0]["segmentation"] = rle.mask_to_rle(mask(1, 1, 1, 1))
     (made / "labels.json").write_text(json.dumps(content))
-    data = open_pseudo_labels(made / "labels.json", made, 0.3)
+    data = open_pseudo_labels(made / "labels.json", made)
     sample = data.load(0, 10)
     assert sample.class_idx.tolist() == [0]
     assert len(sample.boxes) == len(sample.masks) == 1
 
 
-def test_images_without_labels_above_the_threshold_are_left_out(made, caplog):
-    data = open_pseudo_labels(made / "labels.json", made, 0.3)
+def test_images_without_a_label_are_left_out(made, caplog):
+    content = json.loads((made / "labels.json").read_text())
+    content["annotations"].pop()
+    (made / "labels.json").write_text(json.dumps(content))
+    data = open_pseudo_labels(made / "labels.json", made)
     assert data.labelled() == [0, 2]
-    assert open_pseudo_labels(made / "labels.json", made, 0.1).labelled() == [0, 1, 2]
-    assert open_pseudo_labels(made / "labels.json", made, 0.45).labelled() == [0]
     stream = train_loader(data, (30,), ("none",), seed=0)
     assert {next(stream).file_name for _ in range(8)} == {"a.png", "c.png"}
     assert "leaves out 1 of 3 images, which have no pseudo label" in caplog.text
 
 
 def test_images_are_read_once_if_there_is_room(made):
-    kept = open_pseudo_labels(made / "labels.json", made, 0.3, memory_limit=10**6)
-    again = open_pseudo_labels(made / "labels.json", made, 0.3, memory_limit=100)
+    kept = open_pseudo_labels(made / "labels.json", made, memory_limit=10**6)
+    again = open_pseudo_labels(made / "labels.json", made, memory_limit=100)
     assert kept.read(0) is kept.read(0)
     assert again.read(0) is not again.read(0)
 
@@ -108,12 +109,14 @@ def test_annotated_masks_are_refused(made):
     with pytest.raises(
         ValueError, match=r"1 annotations have no score \(ids 2\).*never trained on"
     ):
-        open_pseudo_labels(made / "labels.json", made, 0.3)
+        open_pseudo_labels(made / "labels.json", made)
 
 
 def test_nothing_to_train_on_is_said(made):
-    with pytest.raises(ValueError, match="none of its 4 pseudo labels reaches the score 0.95"):
-        open_pseudo_labels(made / "labels.json", made, 0.95)
+    content = json.loads((made / "labels.json").read_text())
+    (made / "none.json").write_text(json.dumps({**content, "annotations": []}))
+    with pytest.raises(ValueError, match="none.json: it has no pseudo label; make them with"):
+        open_pseudo_labels(made / "none.json", made)
     (made / "b.png").unlink()
     with pytest.raises(FileNotFoundError, match="b.png"):
-        open_pseudo_labels(made / "labels.json", made, 0.3)
+        open_pseudo_labels(made / "labels.json", made)

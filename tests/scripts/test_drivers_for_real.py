@@ -73,7 +73,6 @@ def test_from_images_to_pictures(tmp_path):
     assert seen <= {(a["image_id"], a["category_id"]) for a in truth["annotations"]}
 
     refine = {
-        "refine.score_thresh": 0,
         "refine.solver.max_iter": 2,
         "refine.solver.steps": [1],
         "refine.solver.images_per_update": 2,

@@ -152,6 +152,17 @@ def test_pseudo_labels_options(place, capsys, caplog):
     assert tool("generate_pseudo_labels")([*arguments, "--score-thresh", "0.95"]) == 0
     assert "none of 3 detections reaches the score 0.95" in caplog.text
     assert tool("generate_pseudo_labels")([*MINE, "--run", "nowhere"]) == 2
+    assert tool("generate_pseudo_labels")([*arguments, "--select", "adaptive"]) == 0
+    labels = json.loads((place / "labels.json").read_text())
+    assert [a["score"] for a in labels["annotations"]] == [0.9, 0.4]
+    (RUN / "config.yaml").write_text("pseudo_labels: {select: adaptive}")
+    assert tool("generate_pseudo_labels")(arguments) == 0
+    labels = json.loads((place / "labels.json").read_text())
+    assert labels["info"]["selection"]["select"] == "adaptive"
+    capsys.readouterr()
+    both = ["--select", "adaptive", "--score-thresh", "0.5"]
+    assert tool("generate_pseudo_labels")([*arguments, *both]) == 2
+    assert "--score-thresh is of --select score" in capsys.readouterr().err
 
 
 def test_visualize_all_kinds(place, capsys):
