@@ -7,6 +7,9 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
+# Progress bars in a log file: a line every half minute in place of ten a second.
+[ -t 2 ] || export TQDM_MININTERVAL=${TQDM_MININTERVAL:-30}
+
 if [ "${CIM_VENV:-.venv}" = none ]; then return 0 2>/dev/null || exit 0; fi
 
 # What was installed is known by a stamp over the files and the variable that decide it.

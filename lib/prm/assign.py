@@ -127,11 +127,9 @@ def foreground_rule(
     )
 
     def evidence() -> Iterator[SeenImage | Exception]:
+        others = see_images(net, [r for r in records if r.file_name not in seen], folder)
         for record in records:
-            if record.file_name in seen:
-                yield seen[record.file_name]
-            else:
-                yield from see_images(net, [record], folder)
+            yield seen[record.file_name] if record.file_name in seen else next(others)
 
     return partial(foreground_clusters, foreground=foreground), evidence()
 

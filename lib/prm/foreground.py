@@ -10,7 +10,9 @@ the classifier itself prefers. What is wrong in one image is outvoted by the oth
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -59,36 +61,48 @@ class SeenImage:
     """(D, h, w) float16, maps of several layers."""
 
 
-@torch.no_grad()
 def see_images(
     net: PeakResponseNet, records: Sequence[ImageRecord], folder: str | Path
 ) -> Iterator[SeenImage | Exception]:
     """Yields the PRM's view of every image in order, or the error of reading it.
+
+    On a CPU as many images at a time as PyTorch has threads, each on one: single images are too
+    small to share.
 
     Args:
         net: in evaluation mode, on the device to use.
         folder: where the images lie.
     """
     images = SquareImages(records, folder, net.settings.image_size, memory_limit=0)
-    device = next(net.parameters()).device
-    num_maps = len(_layers(net))
-    for index, record in enumerate(records):
-        try:
-            image = images.batch([index], ["none"]).to(device)
-        except (ValueError, OSError) as error:
-            yield error
-            continue
-        maps = net.backbone.feature_maps(image)
-        response = net.classifier(maps[-1])  # (1, C, h, w)
-        maps = [F.adaptive_avg_pool2d(m, response.shape[2:])[0] for m in maps[-num_maps:]]
-        class_idx = np.flatnonzero(record.image_labels)
-        peaks = find_peaks(net.smoothed(response)[0])
-        yield SeenImage(
-            peaks=select_peaks(peaks, record.image_labels, net.settings),
-            class_idx=class_idx,
-            response=response[0, class_idx].cpu().numpy(),
-            features=torch.cat(maps).half().cpu().numpy(),
-        )
+    threads = torch.get_num_threads()
+    at_once = threads if next(net.parameters()).device.type == "cpu" else 1
+    with ThreadPoolExecutor(at_once) as pool:
+        for start in range(0, len(records), 8 * at_once):
+            some = range(start, min(start + 8 * at_once, len(records)))
+            torch.set_num_threads(max(1, threads // at_once))
+            seen = list(pool.map(partial(_see, net, images), some))
+            torch.set_num_threads(threads)
+            yield from seen
+
+
+@torch.no_grad()
+def _see(net: PeakResponseNet, images: SquareImages, index: int) -> SeenImage | Exception:
+    try:
+        image = images.batch([index], ["none"])
+    except (ValueError, OSError) as error:
+        return error
+    maps = net.backbone.feature_maps(image.to(next(net.parameters()).device))
+    response = net.classifier(maps[-1])  # (1, C, h, w)
+    maps = [F.adaptive_avg_pool2d(m, response.shape[2:])[0] for m in maps[-len(_layers(net)) :]]
+    labels = images.records[index].image_labels
+    class_idx = np.flatnonzero(labels)
+    peaks = find_peaks(net.smoothed(response)[0])
+    return SeenImage(
+        peaks=select_peaks(peaks, labels, net.settings),
+        class_idx=class_idx,
+        response=response[0, class_idx].cpu().numpy(),
+        features=torch.cat(maps).half().cpu().numpy(),
+    )
 
 
 def num_images_to_learn_from(net: PeakResponseNet) -> int:
