@@ -1,4 +1,4 @@
-"""Studies: an ablation, every step and mined instances beside the truth, a failed update again."""
+"""Studies: an ablation; steps, mined instances, pseudo labels beside the truth; a failed update."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import torch
 
 from lib import command_line as cli
 from lib.analysis.ablation import PLUS, VARIANTS
+from lib.analysis.instance_quality import GOOD_IOU, TIGHT_IOU
 from lib.analysis.instances import (
     Rows,
     analyse_checkpoint,
@@ -19,13 +20,17 @@ from lib.analysis.instances import (
     known_images,
     seeds_table,
 )
+from lib.analysis.labels import label_quality
 from lib.analysis.replay import Replayed, load_failed_update, not_finite, replay_update
 from lib.analysis.steps import analyse_steps
 from lib.config import config_from, load_config
 from lib.data.coco import CocoImages
 from lib.engine.build import open_test_data, open_training_data
 from lib.engine.checkpoint import list_checkpoints
-from lib.engine.runs import checkpoint_folder, find_checkpoint
+from lib.engine.inference import check_detections
+from lib.engine.runs import checkpoint_folder, detections_of_run, find_checkpoint
+from lib.evaluation.coco_files import check_results, read_ground_truth
+from lib.evaluation.pseudo_labels import select
 from lib.files import read_json, write_json
 from lib.pipeline.ablation import Ablation
 
@@ -42,6 +47,7 @@ TAUGHT = (
 )
 HEADS = ("ap50", "ap75", "ap50 by cls", "ap75 by cls", "good", "tight", "coverage", "purity")
 """Measures of the tables, in percent; the JSON has all."""
+MATCHED = ("recall", "precision")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -49,6 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "ablation": cli.Command(ablation, ablation_options),
         "instances": cli.Command(instances, instances_options),
         "steps": cli.Command(steps, steps_options),
+        "labels": cli.Command(labels, labels_options),
         "replay": cli.Command(replay, replay_options),
     }
     return cli.run_tool(__doc__, commands, argv)
@@ -161,6 +168,48 @@ def steps(args: cli.Namespace) -> None:
         share = name not in ("clusters an image", "IoU of the best proposal")
         text = "-" if value is None else f"{value:.1%}" if share else f"{value:.2f}"
         print(f"{name:<36} {text:>6}")
+
+
+def labels_options(parser: cli.Parser) -> None:
+    parser.add_argument(
+        "runs",
+        nargs="+",
+        type=Path,
+        help="run folders, or files of detections: the seeds of one variant",
+    )
+    parser.add_argument("--output", type=Path, metavar="FILE", help="a JSON file for the numbers")
+    cli.add_config_arguments(parser)
+    cli.add_dataset_arguments(parser, needs_images=False)
+
+
+def labels(args: cli.Namespace) -> None:
+    """Compare pseudo labels with the true masks: recall and precision, by both rules of selection.
+
+    The detections on the training images are those that tools/generate_pseudo_labels.py takes. The
+    true masks of the data set's json are read for this report alone. Rows are all images, images
+    by their number of objects, and classes; a match needs an IoU of 0.5 or 0.75.
+    """
+    dataset = cli.dataset_from_args(args)
+    config = load_config(args.cfg, args.set).pseudo_labels
+    rules = [config.model_copy(update={"select": rule}) for rule in ("score", "adaptive")]
+    truth = read_ground_truth(dataset.json)
+    of_runs: dict[str, Rows] = {}
+    for run in args.runs:
+        path = run if run.is_file() else detections_of_run(run, dataset.name, image_labels=True)
+        check_detections(path, dataset.json)
+        found = check_results(read_json(path), truth, str(path))
+        of_rules = {how.select: label_quality(select(found, truth, how), truth) for how in rules}
+        groups = sorted({group for quality in of_rules.values() for group in quality})
+        of_runs[str(run)] = {
+            group: {rule: of[group] for rule, of in of_rules.items() if group in of}
+            for group in groups
+        }
+    if args.output:
+        settings = config.model_dump(mode="json", exclude={"select"})
+        content = {"dataset": dataset.name, "settings": settings, "runs": of_runs}
+        write_json(args.output, content, indent=1)
+    columns = [f"{measure} {iou:g}" for iou in (GOOD_IOU, TIGHT_IOU) for measure in MATCHED]
+    print(seeds_table(list(of_runs.values()), columns, "labels", of="pseudo labels"))
 
 
 def replay_options(parser: cli.Parser) -> None:

@@ -191,13 +191,16 @@ def _of_instances(instances: Instances, stage: int, truth: Truth) -> Values:
     return {**values, **weighed, "instances": np.array([len(proposal_idx)], float)}
 
 
-def seeds_table(of_runs: Sequence[Rows], columns: Sequence[str], count: str | None = None) -> str:
+def seeds_table(
+    of_runs: Sequence[Rows], columns: Sequence[str], count: str | None = None, of: str = "updates"
+) -> str:
     """Mean and standard deviation over the runs, in percent, as a Markdown table; "" if empty.
 
     Args:
         count: a measure that is not a share, shown in the first column.
+        of: title of the first names.
     """
-    titles = ["updates", "", *([count] if count else []), *columns]
+    titles = [of, "", *([count] if count else []), *columns]
     rows = []
     for step, heads in of_runs[0].items():
         for name in heads:

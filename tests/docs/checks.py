@@ -39,6 +39,7 @@ RUN_FOR_REAL = {
     "tools/study.py ablation": "tests/tools/test_ablation.py",
     "tools/study.py instances": "tests/tools/test_ablation.py",
     "tools/study.py steps": "tests/tools/test_ablation.py",
+    "tools/study.py labels": "tests/analysis/test_labels.py",
     "tools/prm.py clusters": "tests/prm/test_tools.py",
     "tools/benchmark.py": "tests/benchmarks/test_frame.py",
     "tools/proposals.py baseline": "tests/proposals/test_tools.py",
