@@ -49,5 +49,8 @@ setup(
     ],
     extras_require={
         "dask": ["distributed>=2025.1"],
+        "export": ["onnx>=1.19", "onnxscript>=0.5.4", "onnxruntime>=1.22"],
+        # Earlier versions bring an opencv of their own.
+        "supervision": ["supervision>=0.31"],
     },
 )

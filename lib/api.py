@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -31,6 +31,9 @@ from lib.modeling.model_builder import CIMNet, build_model
 from lib.proposals.regions import mask_areas, proposals_from_masks, proposals_from_regions
 from lib.structures import Proposals, Regions
 from lib.visualization.draw import draw_instances
+
+if TYPE_CHECKING:
+    from supervision import Detections
 
 ImageLike = str | Path | Image.Image | np.ndarray
 """The path of a file, a PIL image, or (H, W, 3) or (H, W) uint8 in RGB order."""
@@ -51,7 +54,7 @@ class Prediction:
     masks: np.ndarray
     """(K, H, W) bool."""
     proposal_idx: np.ndarray
-    """(K,) int64, the proposal that each instance is."""
+    """(K,) int64, the proposal that each instance is; -1 where there is none."""
     class_names: tuple[str, ...]
     """Names of all C classes."""
 
@@ -62,6 +65,68 @@ class Prediction:
     def names(self) -> list[str]:
         """The class names of the K instances."""
         return [self.class_names[label] for label in self.labels]
+
+    def to_supervision(self) -> Detections:
+        """The instances as `supervision.Detections`, with class names and proposals in `data`.
+
+        Raises:
+            ImportError: the package supervision is not installed.
+        """
+        supervision = _supervision()
+        return supervision.Detections(
+            xyxy=self.boxes,
+            mask=self.masks,
+            confidence=self.scores,
+            class_id=self.labels,
+            data={"class_name": np.array(self.names, str), "proposal_idx": self.proposal_idx},
+        )
+
+    @classmethod
+    def from_supervision(
+        cls, detections: Detections, image: ImageLike, class_names: Sequence[str]
+    ) -> Prediction:
+        """The way back, for detections of any origin.
+
+        Args:
+            detections: with masks of the size of the image, confidences and class ids.
+            image: the image that they were found in.
+            class_names: of all C classes.
+
+        Raises:
+            ValueError: masks, confidences or class ids are missing or do not fit.
+        """
+        pixels = as_rgb(image)
+        if not len(detections):
+            detections = _supervision().Detections(
+                np.zeros((0, 4)), np.zeros((0, *pixels.shape[:2]), bool), np.zeros(0), np.zeros(0)
+            )
+        given = (detections.mask, detections.confidence, detections.class_id)
+        if any(part is None for part in given):
+            raise ValueError(
+                "an instance needs a mask, a confidence and a class id; one is missing"
+            )
+        masks, scores, labels = (np.asarray(part) for part in given)
+        if masks.shape[1:] != pixels.shape[:2]:
+            raise ValueError(
+                f"masks of {masks.shape[1]}x{masks.shape[2]} pixels for an image of "
+                f"{pixels.shape[0]}x{pixels.shape[1]} (height x width)"
+            )
+        if not np.isin(labels, range(len(class_names))).all():
+            raise ValueError(
+                f"class ids {labels.min()} to {labels.max()}; {len(class_names)} class names were "
+                "given, for the ids from 0 on"
+            )
+        proposals = detections.data.get("proposal_idx", np.full(len(labels), -1))
+        order = np.argsort(-scores, kind="stable")
+        return cls(
+            image=pixels,
+            boxes=np.asarray(detections.xyxy, np.float32)[order],
+            labels=labels.astype(np.int64)[order],
+            scores=scores.astype(np.float32)[order],
+            masks=masks.astype(bool)[order],
+            proposal_idx=np.asarray(proposals, np.int64)[order],
+            class_names=tuple(class_names),
+        )
 
     def draw(self) -> np.ndarray:
         """The image with the instances over it, enlarged if it is small, as (H, W, 3) uint8 RGB."""
@@ -231,6 +296,14 @@ def as_rgb(image: ImageLike) -> np.ndarray:
             "uint8 in RGB order"
         )
     return np.ascontiguousarray(image)
+
+
+def _supervision() -> Any:
+    try:
+        import supervision
+    except ImportError as error:
+        raise ImportError("supervision is missing; pip install -e .[supervision]") from error
+    return supervision
 
 
 def _as_proposals(proposals: Proposals | Regions | np.ndarray, pixels: np.ndarray) -> Proposals:

@@ -26,6 +26,7 @@ from lib.config import PseudoLabelConfig
 from lib.data.catalog import CATALOG, Dataset, named_dataset, own_dataset
 from lib.engine.distributed import ALONE, Ranks, joined_ranks
 from lib.engine.runs import detections_of_run, newest_run, start_logging
+from lib.evaluation.pseudo_labels import MIN_PART
 from lib.parallel import failures_text, workers
 
 __all__ = ["SUPPRESS", "Command", "Namespace", "Parser", "run_tool"]
@@ -161,6 +162,25 @@ def add_train_overwrite(parser: Parser) -> None:
         "--overwrite",
         action="store_true",
         help="train anew where the result there was made from other settings or data",
+    )
+
+
+def add_polygon_arguments(parser: Parser) -> None:
+    """Adds --polygon-tolerance and --polygon-min-part, see `mask_to_polygons`."""
+    parser.add_argument(
+        "--polygon-tolerance",
+        type=float,
+        default=1.0,
+        metavar="PX",
+        help="how far a polygon may be off the mask's edge; 0 follows every pixel (default: 1)",
+    )
+    parser.add_argument(
+        "--polygon-min-part",
+        type=float,
+        default=MIN_PART,
+        metavar="FRACTION",
+        help="drops parts and fills holes that are a smaller share of their mask (default: "
+        "%(default)s)",
     )
 
 

@@ -34,6 +34,32 @@ def atomic_file(path: str | Path) -> Iterator[BinaryIO]:
         raise
 
 
+@contextmanager
+def atomic_folder(path: Path, kind: str, mark: str | Path) -> Iterator[Path]:
+    """A folder to fill that takes the place of `path` only when the block ends well.
+
+    Args:
+        kind: what the folder is to be, in a word.
+        mark: a file that every folder of this kind has: an older one is replaced.
+
+    Raises:
+        FileExistsError: `path` is a folder of something else.
+    """
+    if path.exists() and any(path.iterdir()) and not (path / mark).is_file():
+        raise FileExistsError(f"{path}: holds files that are no {kind}; name another --output")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    remove_parts(path)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
+    try:
+        temporary.chmod(0o777 & ~_umask())
+        yield temporary
+        if path.exists():
+            shutil.rmtree(path)
+        temporary.rename(path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
 def remove_parts(path: Path) -> None:
     """Removes the remains of killed processes that were writing `path`, a file or a folder."""
     for part in path.parent.glob(f".{glob.escape(path.name)}.*.part"):

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from lib.api import CIM, as_rgb
+from lib.api import CIM, Prediction, as_rgb
 from lib.config import ConfigError, load_config, save_config
 from lib.data.coco import CocoImages
 from lib.data.shapes import make_shapes
@@ -137,6 +138,55 @@ def test_nothing_to_find(world):
     assert found.names == []
     everything = cim.predict(np.zeros((20, 30), np.uint8), score_thresh=2.0)
     assert len(everything) == 0
+
+
+def fields(found):
+    names = ("boxes", "labels", "scores", "masks", "proposal_idx", "image")
+    return [getattr(found, name) for name in names]
+
+
+def test_to_supervision_and_back(world):
+    supervision = pytest.importorskip("supervision", reason="pip install -e .[supervision]")
+    root, run, coco, _, _ = world
+    path = root / "shapes/test" / coco.images[0].file_name
+    cim = CIM.load(run, device="cpu")
+    found = cim.predict(path, tta=False)
+    assert len(found) > 3
+    detections = found.to_supervision()
+    assert isinstance(detections, supervision.Detections)
+    assert detections.data["class_name"].tolist() == found.names
+    assert detections[detections.class_id == found.labels[0]].confidence[0] == found.scores[0]
+    back = Prediction.from_supervision(detections[::-1], path, cim.class_names)
+    assert back.class_names == found.class_names
+    for one, two in zip(fields(back), fields(found), strict=True):
+        assert one.dtype == two.dtype
+        assert np.array_equal(one, two)
+    del detections.data["proposal_idx"]  # somebody else's
+    back = Prediction.from_supervision(detections, path, cim.class_names)
+    assert set(back.proposal_idx) == {-1}
+
+    nothing = cim.predict(path, score_thresh=2.0, tta=False)
+    for empty in (nothing.to_supervision(), supervision.Detections.empty()):
+        back = Prediction.from_supervision(empty, path, cim.class_names)
+        for one, two in zip(fields(back), fields(nothing), strict=True):
+            assert one.dtype == two.dtype
+            assert one.shape == two.shape
+
+    with pytest.raises(ValueError, match="masks of .* pixels for an image of 9x9"):
+        Prediction.from_supervision(detections, np.zeros((9, 9, 3), np.uint8), cim.class_names)
+    with pytest.raises(ValueError, match="class ids .*; 1 class names were given"):
+        detections.class_id[0] = 1
+        Prediction.from_supervision(detections, path, ["cat"])
+    with pytest.raises(ValueError, match="needs a mask, a confidence"):
+        Prediction.from_supervision(supervision.Detections(detections.xyxy), path, ["cat"])
+
+
+def test_without_supervision(world, monkeypatch):
+    monkeypatch.setitem(sys.modules, "supervision", None)
+    cim = CIM.load(world[1], device="cpu")
+    found = cim.predict(np.zeros((20, 30, 3), np.uint8), np.zeros((0, 20, 30), bool))
+    with pytest.raises(ImportError, match=r"pip install -e \.\[supervision\]"):
+        found.to_supervision()
 
 
 def test_image_labels_by_name(world):

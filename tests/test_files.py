@@ -4,7 +4,7 @@ import stat
 import pytest
 
 from lib import files
-from lib.files import atomic_file, read_json, remove_parts, write_json, write_text
+from lib.files import atomic_file, atomic_folder, read_json, remove_parts, write_json, write_text
 
 
 def test_write_and_read(tmp_path):
@@ -44,6 +44,26 @@ def test_what_a_killed_process_left_of_a_file_is_removed(tmp_path):
     remove_parts(path)
     left = {p.name for p in tmp_path.iterdir()}
     assert left == {path.name, ".a1.json.x1.part", ".b.json.x.part"}
+
+
+def test_a_folder_is_replaced_when_the_new_one_is_whole(tmp_path):
+    path = tmp_path / "new" / "x"
+    for text in ("one", "two"):
+        with atomic_folder(path, "gallery", "index") as folder:
+            write_text(folder / "index", text)
+            write_text(folder / text, "")
+            assert not (path / text).exists()
+        assert sorted(p.name for p in path.iterdir()) == ["index", text]
+    with pytest.raises(KeyboardInterrupt), atomic_folder(path, "gallery", "index"):
+        raise KeyboardInterrupt
+    assert (path / "two").is_file()
+    assert list(path.parent.iterdir()) == [path]
+    with (
+        pytest.raises(FileExistsError, match="x: holds files that are no gallery; name another"),
+        atomic_folder(path, "gallery", "other"),
+    ):
+        pass
+    assert (path / "two").is_file()
 
 
 def test_permissions_are_those_of_an_ordinary_new_file(tmp_path):

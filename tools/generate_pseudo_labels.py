@@ -18,7 +18,6 @@ from lib.data.coco import read_coco
 from lib.engine.inference import check_detections
 from lib.engine.runs import run_of
 from lib.evaluation.pseudo_labels import (
-    MIN_PART,
     SEGMENTATIONS,
     count_table,
     summarise,
@@ -39,21 +38,7 @@ def options(parser: cli.Parser) -> None:
         default="compressed",
         help="RLE as text (default), RLE as lists of runs, or polygons for annotation tools",
     )
-    parser.add_argument(
-        "--polygon-tolerance",
-        type=float,
-        default=1.0,
-        metavar="PX",
-        help="how far a polygon may be off the mask's edge; 0 follows every pixel (default: 1)",
-    )
-    parser.add_argument(
-        "--polygon-min-part",
-        type=float,
-        default=MIN_PART,
-        metavar="FRACTION",
-        help="drops parts and fills holes that are a smaller share of their mask (default: "
-        "%(default)s)",
-    )
+    cli.add_polygon_arguments(parser)
     parser.add_argument(
         "--output", type=Path, metavar="FILE", help="default: <run>/pseudo_labels/<data set>.json"
     )

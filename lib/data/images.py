@@ -71,6 +71,11 @@ def read_record(record: ImageRecord, folder: Path) -> np.ndarray:
     return read_image(folder / record.file_name, record.size)
 
 
+def is_turned(path: str | Path) -> bool:
+    """Whether EXIF says that the image is to be shown otherwise than it is stored."""
+    return _orientation(_whole_content(path)) != 1
+
+
 def check_name(name: str) -> str | None:
     """Says why a file name cannot be used, with the remedy; None if it can."""
     try:

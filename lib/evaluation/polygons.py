@@ -6,7 +6,9 @@ Polygons are COCO's: flat lists x, y, x, y, ... along the edges of pixels, where
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
+from collections.abc import Sequence
 
 import cv2
 import numpy as np
@@ -55,6 +57,12 @@ def mask_to_polygons(
                 left_out["holes"] += 1
         polygons.append([float(v) for v in (polygon + (left, top)).ravel()])
     return polygons
+
+
+def as_one_polygon(polygons: Sequence[Sequence[float]]) -> list[float]:
+    """Joins the parts of a mask by seams, for formats with one polygon for each instance."""
+    parts = [np.reshape(polygon, (-1, 2)) for polygon in polygons]
+    return [float(v) for v in functools.reduce(_with_hole, parts).ravel()]
 
 
 def _outlines(

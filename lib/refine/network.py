@@ -153,7 +153,8 @@ class PaddedBatch(nn.Module):
     ) -> tuple[ImageList, list[dict[str, Tensor]] | None]:
         sizes = [tuple(image.shape[-2:]) for image in images]
         height, width = (
-            -(-max(side) // self.multiple) * self.multiple for side in zip(*sizes, strict=True)
+            (max(side) + self.multiple - 1) // self.multiple * self.multiple  # ONNX: no -(-n // m)
+            for side in zip(*sizes, strict=True)
         )
         padded = [F.pad(i, (0, width - i.shape[-1], 0, height - i.shape[-2])) for i in images]
         return ImageList(torch.stack(padded), sizes), targets

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -23,7 +22,7 @@ import numpy as np
 from lib.data.coco import ImageRecord
 from lib.data.images import read_image
 from lib.evaluation.coco_eval import percent
-from lib.files import remove_parts, write_text
+from lib.files import atomic_folder, write_text
 from lib.parallel import for_each
 from lib.proposals import rle
 from lib.visualization.draw import color_of
@@ -127,21 +126,8 @@ def write_gallery(
         FileExistsError: the folder holds something else.
         ValueError: no image can be read.
     """
-    folder = Path(folder)
-    if folder.exists() and any(folder.iterdir()) and not (folder / _OVERVIEW).is_file():
-        raise FileExistsError(f"{folder}: holds files that are no gallery; name another --output")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    remove_parts(folder)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".part", dir=folder.parent))
-    try:
-        temporary.chmod(0o755)
-        failures = _write(temporary, page, pictures, details, jobs)
-        if folder.exists():
-            shutil.rmtree(folder)
-        temporary.rename(folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return failures
+    with atomic_folder(Path(folder), "gallery", _OVERVIEW) as temporary:
+        return _write(temporary, page, pictures, details, jobs)
 
 
 def _write(

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from lib.evaluation.polygons import mask_to_polygons
+from lib.evaluation.polygons import as_one_polygon, mask_to_polygons
 from lib.proposals import rle
 
 
@@ -90,3 +90,15 @@ def test_a_simplified_outline_is_close_and_short(tolerance):
     assert len(simple[0]) < 0.8 * len(exact[0])
     found = drawn(simple, mask.shape)
     assert (found & (mask > 0)).sum() / (found | (mask > 0)).sum() > 1 - 0.03 * tolerance
+
+
+def test_parts_are_joined_by_seams_along_the_nearest_points():
+    mask = np.zeros((6, 20), bool)
+    mask[1:5, 1:5] = mask[2:4, 9:11] = mask[1:3, 15:19] = True
+    polygons = mask_to_polygons(mask)
+    one = as_one_polygon(polygons)
+    assert len(polygons) == 3
+    assert rle.area(rle.compressed([one], mask.shape)) == mask.sum()
+    points = np.reshape(one, (-1, 2))
+    assert len(points) == sum(len(p) // 2 for p in polygons) + 2 * (len(polygons) - 1)
+    assert as_one_polygon(polygons[:1]) == polygons[0]
