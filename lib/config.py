@@ -155,6 +155,12 @@ class RefineModelConfig(_WithBackbone):
     """A feature pyramid stands on the backbone."""
 
     fpn_channels: AtLeastOne = 256
+    fpn_norms: bool = False
+    """Group norms in the pyramid, for a backbone whose maps have large values (timm's
+    EfficientNets). As published there are none."""
+    finest_stride: AtLeastOne = 4
+    """Of the pyramid's levels, in pixels. The finest level takes much of the time and is needed
+    for small objects alone."""
     head_dim: AtLeastOne = 1024
     """Width of the box head's two linear layers."""
     mask_layers: AtLeastOne = 4

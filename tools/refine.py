@@ -10,7 +10,13 @@ from pathlib import Path
 from lib import command_line as cli
 from lib.config import load_config
 from lib.data.coco import CocoImages
-from lib.engine.build import KEEP_IN_MEMORY, build_refine_trainer, images_ahead, share_threads
+from lib.engine.build import (
+    KEEP_IN_MEMORY,
+    build_refine_trainer,
+    images_ahead,
+    memory_format,
+    share_threads,
+)
 from lib.engine.checkpoint import CheckpointError, load_checkpoint, load_model, seed_everything
 from lib.engine.distributed import Ranks
 from lib.engine.inference import detect_dataset
@@ -135,6 +141,7 @@ def test_mask_rcnn(args: cli.Namespace, ranks: Ranks) -> None:
         raise CheckpointError(f"{checkpoint}: not a Mask R-CNN; take tools/test_net.py for CIM")
     model = build_mask_rcnn(refine.model, refine.test, coco.num_classes, pretrained=False)
     load_model(model, state["model"], checkpoint, coco.num_classes)
+    model.to(memory_format=memory_format(config.runtime))
     logger.info("network: %s after %s updates", checkpoint, state.get("step", "?"))
     logger.info("data: %s, %d images", coco.path, len(coco))
     detector = MaskRCNNDetector(model, coco.category_ids, refine, ranks.device)

@@ -165,7 +165,7 @@ def build_trainer(
     """
     solver, runtime = config.solver, config.runtime
     check_precision(runtime, device)
-    model.to(device, memory_format=_memory_format(runtime)).train()
+    model.to(device, memory_format=memory_format(runtime)).train()
     model = FastCIMNet(model, getattr(torch, runtime.precision), runtime.proposals_chunk, kept)
     criterion = CIMCriterion(fast_miner(config.mining, device))
     together = score_images if runtime.images_together else None
@@ -190,7 +190,7 @@ def build_refine_trainer(
 ) -> Trainer:
     """Builds a trainer of the Mask R-CNN; arguments as for `build_trainer`."""
     solver = config.refine.solver
-    model.to(device).train()
+    model.to(device, memory_format=memory_format(config.runtime)).train()
     return Trainer(
         model=model,
         backward=choose_backward(model, mask_rcnn_forward, dict, solver, num_lanes, ranks),
@@ -275,7 +275,7 @@ def prepare_for_inference(model: CIMNet, runtime: RuntimeConfig) -> FastCIMNet:
     fold_batch_norms(model.Conv_Body)
     precision = getattr(torch, runtime.precision)
     for part in (model.Conv_Body, model.Box_Head):
-        part.to(precision, memory_format=_memory_format(runtime))
+        part.to(precision, memory_format=memory_format(runtime))
     if runtime.compile:
         model.Conv_Body.compile(dynamic=True)
     return FastCIMNet(model, precision, runtime.proposals_chunk or PROPOSALS_TOGETHER)
@@ -303,7 +303,8 @@ def check_precision(runtime: RuntimeConfig, device: str) -> None:
         )
 
 
-def _memory_format(runtime: RuntimeConfig) -> torch.memory_format:
+def memory_format(runtime: RuntimeConfig) -> torch.memory_format:
+    """Of the weights; feature maps follow it."""
     return torch.channels_last if runtime.channels_last else torch.contiguous_format
 
 

@@ -9,8 +9,9 @@ parallel. Detections keep their small masks; lib/refine/detect.py pastes them in
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from itertools import pairwise
-from math import lcm, log2
+from math import gcd, lcm, log2
 
 import torch
 from torch import Tensor, nn
@@ -36,8 +37,11 @@ _MULTIPLE = 32
 class Pyramid(nn.Module):
     """A feature pyramid (Lin et al., CVPR 2017) on a backbone.
 
-    Uses the backbone's last layer of every stride of at least 4; the coarsest level is pooled from
-    the one before.
+    Uses the backbone's last layer of every stride of at least `finest`; the coarsest level is
+    pooled from the one before.
+
+    Args:
+        norms: adds a group norm to each of the pyramid's convolutions.
 
     Attributes:
         out_channels: channels of every level.
@@ -47,12 +51,12 @@ class Pyramid(nn.Module):
         ValueError: the strides do not double from level to level.
     """
 
-    def __init__(self, body: Backbone, channels: int) -> None:
+    def __init__(self, body: Backbone, channels: int, finest: int = 4, norms: bool = False) -> None:
         super().__init__()
         self.body = body
         layers = body.layers
         last = sorted({layer.stride: n for n, layer in enumerate(layers)}.values())
-        self.levels = [n for n in last if layers[n].stride >= 4] or last[-1:]
+        self.levels = [n for n in last if layers[n].stride >= finest] or last[-1:]
         strides = [layers[n].stride for n in self.levels]
         if any(2 * fine != coarse for fine, coarse in pairwise(strides)):
             raise ValueError(
@@ -60,7 +64,10 @@ class Pyramid(nn.Module):
                 f"level, got {', '.join(map(str, strides))}; check {body.section}.backbone_args"
             )
         self.fpn = FeaturePyramidNetwork(
-            [layers[n].channels for n in self.levels], channels, extra_blocks=LastLevelMaxPool()
+            [layers[n].channels for n in self.levels],
+            channels,
+            extra_blocks=LastLevelMaxPool(),
+            norm_layer=partial(nn.GroupNorm, gcd(16, channels)) if norms else None,
         )
         self.out_channels = channels
         self.strides = [*strides, 2 * strides[-1]]
@@ -98,7 +105,7 @@ def build_mask_rcnn(
         body.load_weights(cim_backbone, "the CIM network")
     elif pretrained:
         body.start_from(config.weights)
-    backbone = Pyramid(body, config.fpn_channels)
+    backbone = Pyramid(body, config.fpn_channels, config.finest_stride, config.fpn_norms)
     channels = backbone.out_channels
     mask_layers = (channels,) * config.mask_layers
     model = MaskRCNN(

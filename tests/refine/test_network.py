@@ -85,8 +85,23 @@ def test_the_pyramid_takes_the_last_stage_of_every_stride():
     assert whole.backbone.levels == [0, 1, 2, 3]
 
 
-def test_every_parameter_gets_a_gradient_and_batch_norms_stay():
-    model = small().train()
+def test_the_pyramid_may_begin_later_and_have_norms():
+    """Then its levels are of the size of 1, whatever the size of the backbone's maps."""
+    model = small(finest_stride=8, fpn_norms=True)
+    assert model.backbone.strides == [8, 16]
+    assert model.roi_heads.box_roi_pool.scales == [1 / 8]
+    for factor in (1, 30):
+        maps = [
+            factor * torch.randn(2, layer.channels, 8, 12) for layer in model.backbone.body.layers
+        ]
+        model.backbone.body.feature_maps = lambda _images, maps=maps: maps
+        first, *_ = model.backbone(torch.zeros(2, 3, 64, 96)).values()
+        assert first.std().item() == pytest.approx(1, abs=0.01)
+
+
+@pytest.mark.parametrize("changes", [{}, {"fpn_norms": True}])
+def test_every_parameter_gets_a_gradient_and_batch_norms_stay(changes):
+    model = small(**changes).train()
     before = {n: b.clone() for n, b in model.named_buffers()}
     losses = mask_rcnn_losses(model, sample(), torch.Generator().manual_seed(0))
     assert tuple(losses) == LOSSES
@@ -236,8 +251,11 @@ def test_what_cannot_be_made_is_said(changes, told):
         small(**changes)
 
 
-def test_the_embedded_data_sets_recipe_builds():
-    config = load_config("configs/resnet18_shapes.yaml").refine
+@pytest.mark.parametrize(
+    ("recipe", "channels"),
+    [("resnet18_shapes", [16, 24, 48, 64]), ("photos", [16, 24, 40, 112, 320])],
+)
+def test_the_small_recipes_build(recipe, channels):
+    config = load_config(f"configs/{recipe}.yaml").refine
     model = build_mask_rcnn(config.model, config.test, 5, pretrained=False)
-    assert isinstance(model, nn.Module)
-    assert [layer.channels for layer in model.backbone.body.layers] == [16, 24, 48, 64]
+    assert [layer.channels for layer in model.backbone.body.layers] == channels
