@@ -213,8 +213,9 @@ class RefineConfig(_Section):
 class RuntimeConfig(_Section):
     """Use of the hardware. Results change by rounding only."""
 
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """Of the products in backbone and MaskFuse. Weights, heads, losses and mining are float32."""
+    precision: Literal["float32", "bfloat16", "fastest"] = "float32"
+    """Of the products in backbone and MaskFuse. Weights, heads, losses and mining are float32.
+    `fastest`: bfloat16 where the processor has products for it, else float32."""
     channels_last: bool = True
     """Memory layout of images and feature maps."""
     compile: bool = False

@@ -164,9 +164,9 @@ def build_trainer(
         ValueError: the images of an update cannot be shared evenly, or the GPU lacks the precision.
     """
     solver, runtime = config.solver, config.runtime
-    check_precision(runtime, device)
+    precision = chosen_precision(runtime, device)
     model.to(device, memory_format=memory_format(runtime)).train()
-    model = FastCIMNet(model, getattr(torch, runtime.precision), runtime.proposals_chunk, kept)
+    model = FastCIMNet(model, precision, runtime.proposals_chunk, kept)
     criterion = CIMCriterion(fast_miner(config.mining, device))
     together = score_images if runtime.images_together else None
     backward = choose_backward(model, score_image, criterion, solver, num_lanes, ranks, together)
@@ -249,9 +249,8 @@ def build_detector(
         ValueError: the GPU lacks the precision.
     """
     test = config.test
-    check_precision(config.runtime, device)
     return Detector(
-        model=prepare_for_inference(model, config.runtime),
+        model=prepare_for_inference(model, config.runtime, device),
         category_ids=category_ids,
         scales=test.scales if augment else (max(test.scales),),
         flips=test.flips if augment else ("none",),
@@ -264,16 +263,22 @@ def build_detector(
     )
 
 
-def prepare_for_inference(model: CIMNet, runtime: RuntimeConfig) -> FastCIMNet:
+def prepare_for_inference(
+    model: CIMNet, runtime: RuntimeConfig, device: str = "cpu"
+) -> FastCIMNet:
     """The fast form of a network for testing, with batch norms folded and weights stored in the
     precision that they are used in.
 
     Args:
         model: is changed in place and cannot be trained or saved any more.
+        device: that it will be used on.
+
+    Raises:
+        ValueError: the GPU lacks the precision.
     """
+    precision = chosen_precision(runtime, device)
     model.eval().requires_grad_(False)
     fold_batch_norms(model.Conv_Body)
-    precision = getattr(torch, runtime.precision)
     for part in (model.Conv_Body, model.Box_Head):
         part.to(precision, memory_format=memory_format(runtime))
     if runtime.compile:
@@ -281,15 +286,21 @@ def prepare_for_inference(model: CIMNet, runtime: RuntimeConfig) -> FastCIMNet:
     return FastCIMNet(model, precision, runtime.proposals_chunk or PROPOSALS_TOGETHER)
 
 
-def check_precision(runtime: RuntimeConfig, device: str) -> None:
-    """Warns where a CPU computes bfloat16 slower than float32.
+def chosen_precision(runtime: RuntimeConfig, device: str) -> torch.dtype:
+    """The configured precision of products; warns where a CPU computes bfloat16 slower.
 
     Raises:
         ValueError: a GPU has no products of that type.
     """
     where = torch.device(device)
-    if runtime.precision != "bfloat16":
-        return
+    if runtime.precision == "fastest":
+        if where.type == "cpu":
+            has_products = bfloat16_speedup() > 1
+        else:
+            has_products = torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if has_products else torch.float32
+    if runtime.precision == "float32":
+        return torch.float32
     if where.type == "cpu" and (speedup := bfloat16_speedup()) < 1:
         logger.warning(
             "runtime.precision is bfloat16, whose products take %.0f times as long as those of "
@@ -301,6 +312,7 @@ def check_precision(runtime: RuntimeConfig, device: str) -> None:
             f"runtime.precision is bfloat16, which {torch.cuda.get_device_name(where)} does not "
             "compute; set it to float32"
         )
+    return torch.bfloat16
 
 
 def memory_format(runtime: RuntimeConfig) -> torch.memory_format:

@@ -131,7 +131,7 @@ def _cim(
     updating = _updating(updates, config, model.Conv_Body, uses, device)
 
     lanes = share_threads(device, threads, at_most=4)
-    model = prepare_for_inference(model, config.runtime)
+    model = prepare_for_inference(model, config.runtime, device)
 
     def test() -> None:
         _, passes = read_passes(data, sample[0], config.test.scales, config.test.flips)

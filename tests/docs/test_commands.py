@@ -140,7 +140,7 @@ def test_variables_and_quotes_are_the_shells(rehearsal, monkeypatch):
     calls, _ = rehearsal.run("iter_time=5 bash scripts/train_CIM.sh")
     assert calls[0].exported == {"iter_time": "5"}
     assert calls[-1].arguments == ("tools/steps.py", "train_CIM")
-    assert calls[-1].exported == {"iter_time": "5"}
+    assert calls[-1].exported == {"iter_time": "5", "TQDM_MININTERVAL": "30"}
 
 
 def test_pages_are_taken_apart(tmp_path):

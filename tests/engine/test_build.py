@@ -12,7 +12,7 @@ from torch import nn
 
 from lib.config import Config, RuntimeConfig, SolverConfig
 from lib.engine import build
-from lib.engine.build import build_trainer, check_precision, prepare_for_inference
+from lib.engine.build import build_trainer, chosen_precision, prepare_for_inference
 from lib.engine.trainer import NonFiniteLossError
 from lib.modeling.model_builder import build_model
 from lib.modeling.scoring import proposal_scores, score_passes
@@ -68,17 +68,20 @@ def test_a_gpu_without_bfloat16_is_told_at_the_start(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Old GPU")
     with pytest.raises(ValueError, match="bfloat16, which Old GPU does not compute; set it to"):
-        check_precision(RuntimeConfig(precision="bfloat16"), "cuda")
-    check_precision(RuntimeConfig(precision="float32"), "cuda")
+        chosen_precision(RuntimeConfig(precision="bfloat16"), "cuda")
+    chosen_precision(RuntimeConfig(precision="float32"), "cuda")
 
 
 @pytest.mark.parametrize(("speedup", "warned"), [(1 / 45, True), (2.2, False)])
 def test_a_cpu_without_bfloat16_products_is_warned_of(speedup, warned, monkeypatch, caplog):
     monkeypatch.setattr(build, "bfloat16_speedup", lambda: speedup)
-    check_precision(RuntimeConfig(precision="bfloat16"), "cpu")
+    chosen_precision(RuntimeConfig(precision="bfloat16"), "cpu")
     assert ("45 times as long" in caplog.text) == warned
     caplog.clear()
-    check_precision(RuntimeConfig(precision="float32"), "cpu")
+    chosen_precision(RuntimeConfig(precision="float32"), "cpu")
+    assert not caplog.text
+    fastest = chosen_precision(RuntimeConfig(precision="fastest"), "cpu")
+    assert fastest == (torch.float32 if warned else torch.bfloat16)
     assert not caplog.text
 
 
