@@ -263,9 +263,7 @@ def build_detector(
     )
 
 
-def prepare_for_inference(
-    model: CIMNet, runtime: RuntimeConfig, device: str = "cpu"
-) -> FastCIMNet:
+def prepare_for_inference(model: CIMNet, runtime: RuntimeConfig, device: str = "cpu") -> FastCIMNet:
     """The fast form of a network for testing, with batch norms folded and weights stored in the
     precision that they are used in.
 
