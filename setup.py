@@ -52,5 +52,6 @@ setup(
         "export": ["onnx>=1.19", "onnxscript>=0.5.4", "onnxruntime>=1.22"],
         # Earlier versions bring an opencv of their own.
         "supervision": ["supervision>=0.31"],
+        "transformers": ["transformers>=5.23,<6"],
     },
 )

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,6 @@ import numpy as np
 import torch
 from PIL import Image
 
-from lib.analysis.inspection import make_proposals
 from lib.config import Config, ConfigError, config_from, load_config
 from lib.data.coco import ImageRecord
 from lib.data.images import read_image
@@ -28,6 +28,8 @@ from lib.engine.build import build_detector
 from lib.engine.checkpoint import CheckpointError, load_checkpoint, load_model
 from lib.engine.runs import find_checkpoint
 from lib.modeling.model_builder import CIMNet, build_model
+from lib.prm.prompts import open_generator
+from lib.proposals.generator import Generate
 from lib.proposals.regions import mask_areas, proposals_from_masks, proposals_from_regions
 from lib.structures import Proposals, Regions
 from lib.visualization.draw import draw_instances
@@ -202,7 +204,12 @@ class CIM:
 
     def propose(self, image: ImageLike) -> Proposals:
         """Makes mask proposals of an image as configured."""
-        return make_proposals(as_rgb(image), self.config)
+        return proposals_from_regions(self._generate(as_rgb(image)))
+
+    @cached_property
+    def _generate(self) -> Generate:
+        """Opened when it is needed first."""
+        return open_generator(self.config, str(self._detector.device))
 
     def predict(
         self,

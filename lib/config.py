@@ -22,6 +22,8 @@ from pydantic_core import PydanticCustomError
 
 from lib.files import write_text
 from lib.modeling.heads import CIMMiner
+from lib.proposals.generator import Generator, Trees
+from lib.proposals.sam import Sam
 from lib.renamed import RENAMED, with_new_keys
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -134,10 +136,26 @@ class PRMConfig(_WithBackbone):
 
 
 class ProposalConfig(_Section):
-    """Options of lib.proposals.generate.generate_proposals."""
-
     max_proposals: AtLeastOne = 1000
+    generator: str = "trees"
+    """`trees`: the built-in one, which learns nothing; or the name of a section below."""
     options: dict[str, Any] = {}
+    """Of `trees`: keyword arguments of lib.proposals.generate.generate_proposals."""
+    sam: Sam = Sam()
+    """Segment Anything, which was trained with masks (docs/proposals.md)."""
+
+    @pydantic.field_validator("generator")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        known = [n for n, of in cls.model_fields.items() if isinstance(of.default, Generator)]
+        if name not in ("trees", *known):
+            raise PydanticCustomError("generator", f"must be one of trees, {', '.join(known)}")
+        return name
+
+    @property
+    def chosen(self) -> Generator:
+        """The generator with its options."""
+        return Trees(self.options) if self.generator == "trees" else getattr(self, self.generator)
 
 
 class PseudoLabelConfig(_Section):

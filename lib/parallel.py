@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -102,6 +104,26 @@ def end_thread_pools() -> None:
     Its pool of threads does not survive a fork: a forked process that comes near it never ends.
     """
     cv2.setNumThreads(1)
+
+
+def free_memory() -> float:
+    """Bytes free here, on the machine or in its container; 0 where the system does not tell."""
+    free = _number_in("/proc/meminfo", r"MemAvailable:\s+(\d+) kB") * 1024
+    group = "/sys/fs/cgroup/memory."
+    limit = _number_in(f"{group}max", r"(\d+)")
+    if limit:
+        cache = _number_in(f"{group}stat", r"\binactive_file (\d+)")
+        free = min(free, limit - _number_in(f"{group}current", r"(\d+)") + cache)
+    return max(0.0, free)
+
+
+def _number_in(file: str, pattern: str) -> float:
+    """The number that a pattern finds in a file of the system; 0 without it."""
+    try:
+        found = re.search(pattern, Path(file).read_text())
+    except OSError:
+        return 0.0
+    return float(found[1]) if found else 0.0
 
 
 def failures_text(failures: dict[str, str], total: int, limit: int = 100) -> str:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import sys
+import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from lib import command_line as cli
 from lib.config import load_config
@@ -16,14 +19,20 @@ from lib.data.images import read_image, read_record
 from lib.evaluation.coco_files import read_ground_truth
 from lib.evaluation.proposal_recall import find_objects, recall_table, table_text
 from lib.files import write_json
+from lib.pipeline.runner import duration
+from lib.prm.prompts import generator_record, open_generator
 from lib.proposals.baseline import felzenszwalb_segments
 from lib.proposals.check import check_store, check_text, compare_with_published, named_text
-from lib.proposals.generate import generate_proposals, generate_settings, make_all
+from lib.proposals.generate import make_all
+from lib.proposals.generator import Generate
 from lib.proposals.importing import import_all, imports_made_from
 from lib.proposals.readers import READERS
 from lib.proposals.store import ProposalStore
-from lib.structures import ImageRecord
+from lib.provenance import Memory
+from lib.structures import ImageRecord, Regions
 from lib.visualization.panels import contact_sheet, mask_row, save_png
+
+logger = logging.getLogger("proposals")
 
 ALL = 2**31
 """More proposals than any image has."""
@@ -46,12 +55,21 @@ def make_options(parser: cli.Parser) -> None:
     cli.add_dataset_arguments(parser)
     add_overwrite(parser)
     cli.add_parallel_arguments(parser)
+    cli.add_device_arguments(parser)
 
 
 def make(args: cli.Namespace) -> int:
     """Make the proposals of the images of a data set that have none, or not up to date ones."""
-    settings = load_config(args.cfg, args.set).proposals
-    made_with = generate_settings(settings.max_proposals, settings.options)
+    config = load_config(args.cfg, args.set)
+    on_device = config.proposals.chosen.on_device
+    if on_device and args.backend == "dask":
+        raise ValueError(
+            f"the generator {config.proposals.generator} works on the device of one machine; leave "
+            "out --backend dask"
+        )
+    if args.threads is not None:
+        torch.set_num_threads(args.threads)
+    made_with = generator_record(config, Memory(args.data_root))
     dataset = cli.dataset_from_args(args)
     images = CocoImages(dataset.json, require_annotations=False).images
     store = ProposalStore(dataset.proposals)
@@ -64,11 +82,32 @@ def make(args: cli.Namespace) -> int:
     todo = images_to_do(images, names)
     if not todo:
         return 0
-    generate = partial(generate_proposals, max_proposals=settings.max_proposals, **settings.options)
+    generate = open_generator(config, args.device)
+    if on_device:
+        logger.info("%s on %s", config.proposals.generator, args.device)
+        generate = Timed(generate, len(todo))
     read = partial(read_record, folder=dataset.images)
-    counts, failures = make_all(store, todo, read, generate, made_from, args.jobs)
+    jobs = 1 if on_device else args.jobs
+    counts, failures = make_all(store, todo, read, generate, made_from, jobs)
     print(f"{store.folder}: {sum(counts.values())} proposals of {len(counts)} images stored")
     return cli.report_failures(failures, len(todo))
+
+
+class Timed:
+    """A generator that says after its first image how long all of them will take."""
+
+    def __init__(self, generate: Generate, images: int) -> None:
+        self.generate, self.images, self.told = generate, images, False
+
+    def __call__(self, image: np.ndarray) -> Regions:
+        start = time.perf_counter()
+        regions = self.generate(image)
+        if not self.told:
+            seconds = time.perf_counter() - start
+            whole = duration(seconds * self.images)
+            logger.info("%.1f s for the first of %d images: about %s", seconds, self.images, whole)
+            self.told = True
+        return regions
 
 
 def import_options(parser: cli.Parser) -> None:
@@ -222,17 +261,16 @@ def show_options(parser: cli.Parser) -> None:
         "--width", type=int, default=160, metavar="PX", help="of each tile (default: 160)"
     )
     cli.add_config_arguments(parser, help="its section `proposals` is used")
+    cli.add_device_arguments(parser, threads=False)
 
 
 def show(args: cli.Namespace) -> None:
     """Make the proposals of some images and draw the first of each, one row an image."""
-    settings = load_config(args.cfg, args.set).proposals
-    generate_settings(settings.max_proposals, settings.options)  # checks them
+    generate = open_generator(load_config(args.cfg, args.set), args.device, args.count)
     tiles = []
     for path in args.images:
         image = read_image(path)
-        regions = generate_proposals(image, args.count, **settings.options)
-        tiles += mask_row(image, regions.masks(), args.count)
+        tiles += mask_row(image, generate(image).masks(), args.count)
     save_png(args.output, contact_sheet(tiles, args.count + 1, args.width))
 
 

@@ -23,7 +23,7 @@ from lib.engine.runs import find_checkpoint
 from lib.prm.clusters import agpl_clusters
 from lib.prm.network import PeakResponseNet, build_prm, load_prm
 from lib.prm.peaks import Peaks, find_peaks, peak_response_maps, select_peaks
-from lib.proposals.generate import generate_proposals
+from lib.prm.prompts import open_generator
 from lib.proposals.regions import proposals_from_regions
 from lib.structures import Clusters, Detections, Instances, Proposals
 
@@ -171,13 +171,12 @@ def read_picture(
         )
     image = read_image(path)
     if proposals is None:
-        proposals = make_proposals(image, inspector.config)
+        proposals = make_proposals(image, inspector.config, inspector.device)
     labels = np.isin(names, list(present)).astype(np.float32)
     record = ImageRecord(0, path.name, *image.shape[:2], labels)
     return ReadImage(record, image, proposals, no_clusters(len(proposals)))
 
 
-def make_proposals(image: np.ndarray, config: Config) -> Proposals:
+def make_proposals(image: np.ndarray, config: Config, device: str = "cpu") -> Proposals:
     """Proposals of an (H, W, 3) uint8 RGB image as configured."""
-    limit, options = config.proposals.max_proposals, config.proposals.options
-    return proposals_from_regions(generate_proposals(image, limit, **options))
+    return proposals_from_regions(open_generator(config, device)(image))

@@ -9,7 +9,6 @@ whether it was kept, so that resuming a training changes nothing.
 from __future__ import annotations
 
 import logging
-import re
 import shutil
 import threading
 import time
@@ -23,6 +22,7 @@ from torch import Tensor
 
 from lib.files import atomic_file, write_json
 from lib.modeling.backbones import Backbone
+from lib.parallel import free_memory
 from lib.provenance import fingerprint
 
 logger = logging.getLogger(__name__)
@@ -204,16 +204,7 @@ def plan_features(
         logger.info("%s: not kept, fewer scales or flips would repeat more", told)
         return None
     limit = 1e9 * gigabytes
-    folder = None if min(size, limit) < _free_memory() / 2 else root / FOLDER
+    folder = None if min(size, limit) < free_memory() / 2 else root / FOLDER
     part = f"; {limit / size:.0%} of them, by runtime.feature_cache_gb" if limit < size else ""
     logger.info("%s, kept in %s%s", told, folder or "memory", part)
     return FeatureCache(backbone, limit, folder)
-
-
-def _free_memory() -> float:
-    """Bytes; 0 where the system does not tell."""
-    try:
-        found = re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text())
-    except OSError:
-        return 0
-    return 1024 * float(found[1]) if found else 0

@@ -26,8 +26,8 @@ from lib.modeling.scoring import score_passes
 from lib.prm.images import SquareImages
 from lib.prm.network import build_prm
 from lib.prm.peaks import class_scores
+from lib.prm.prompts import open_generator
 from lib.prm.train import response
-from lib.proposals.generate import generate_proposals
 from lib.proposals.store import ProposalStore
 
 SAMPLE = 3
@@ -63,17 +63,19 @@ def estimate_seconds(
         sample = labelled[:: max(1, len(labelled) // SAMPLE)][:SAMPLE]
         prm_update, prm_image = _prm(config, data, sample, device, threads)
         start = time.perf_counter()
+        generate = open_generator(config, device)
+        opening = time.perf_counter() - start
         for record in (coco.images[index] for index in sample):
             image = read_image(dataset.images / record.file_name, record.size)
-            settings = config.proposals
-            regions = generate_proposals(image, settings.max_proposals, **settings.options)
-            store.save(record.file_name, regions)
-        proposals = (time.perf_counter() - start) / len(sample)
+            store.save(record.file_name, generate(image))
+        proposals = (time.perf_counter() - start - opening) / len(sample)
+        del generate
+        together = 1 if config.proposals.chosen.on_device else min(cores, len(coco))
         update, test = _cim(config, data, sample, device, threads)
     fitted = _FITTED if config.prm.clusters == "foreground" else 0.0
     prm_updates = config.prm.epochs * max(1, len(labelled) // config.prm.images_per_update)
     return {
-        "proposals": _START + proposals * len(coco) / min(cores, len(coco)),
+        "proposals": _START + opening + proposals * len(coco) / together,
         "prm": _START + prm_update * prm_updates + prm_image * len(labelled),
         "clusters": _START + (prm_image + fitted) * len(labelled),
         "train": _START + update * config.solver.max_iter,

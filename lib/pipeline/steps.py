@@ -38,8 +38,8 @@ STEPS = (
     ),
     Kind(
         "proposals",
-        "Cut every image into candidate masks by merging superpixels. Nothing is learned yet.",
-        "tools/proposals.py make {data} {options} {settings}",
+        "Cut every image into candidate masks. Nothing is learned yet.",
+        "tools/proposals.py make {data} {options} {device} {threads} {settings}",
         needs=("shapes",),
         makes="{root}/proposals/{name}",
     ),

@@ -15,6 +15,7 @@ from lib.modeling.backbones import Backbone, build_backbone, read_state_dict
 from lib.provenance import fingerprint
 
 _FEATURES = "0.features."
+_HEAD = "0.classifier.0.weight"
 
 
 class PeakResponseNet(nn.Sequential):
@@ -109,11 +110,10 @@ def load_prm(net: PeakResponseNet, path: str | Path) -> None:
     """
     found = _read(path)
     own = net.state_dict()
-    head = "0.classifier.0.weight"
-    if head in found and len(found[head]) != len(own[head]):
+    if _HEAD in found and len(found[_HEAD]) != len(own[_HEAD]):
         raise ValueError(
-            f"{path}: the PRM knows {len(found[head])} classes, the data set has "
-            f"{len(own[head])}; train one on this data set with tools/prm.py train"
+            f"{path}: the PRM knows {len(found[_HEAD])} classes, the data set has "
+            f"{len(own[_HEAD])}; train one on this data set with tools/prm.py train"
         )
     optional = {name for name in own if name.endswith("num_batches_tracked")}
     wrong = sorted(
@@ -127,6 +127,18 @@ def load_prm(net: PeakResponseNet, path: str | Path) -> None:
             "was trained with?"
         )
     net.load_state_dict(own | found)
+
+
+def open_prm(settings: PRMConfig, path: str | Path) -> PeakResponseNet:
+    """The network of a PRM checkpoint with the classes that it knows, in evaluation mode.
+
+    Raises:
+        FileNotFoundError, ValueError: as `load_prm`.
+    """
+    head = _read(path).get(_HEAD)
+    net = build_prm(settings, 1 if head is None else len(head), weights="random")
+    load_prm(net, path)
+    return net.eval()
 
 
 def prm_fingerprint(path: str | Path) -> str:

@@ -7,6 +7,8 @@ overlap a matrix product over regions instead of pixels (docs/specification.md#p
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 
 from lib.proposals import _regions
@@ -29,13 +31,26 @@ def encode(masks: np.ndarray) -> Regions:
     masks = np.asarray(masks)
     if masks.ndim != 3 or 0 in masks.shape[1:]:
         raise ValueError(f"masks have shape {masks.shape}, expected (P, H, W) with H, W >= 1")
-    num_proposals, height, width = masks.shape
-    masks = np.ascontiguousarray(masks if masks.dtype == bool else masks != 0)
-    keys = _regions.pack_memberships(masks.view(np.uint8).reshape(num_proposals, height * width))
+    return encode_parts([masks], masks.shape[1:])
+
+
+def encode_parts(parts: Iterable[np.ndarray], size: tuple[int, int]) -> Regions:
+    """As `encode`, of many masks that need not be in memory together.
+
+    Args:
+        parts: (64, H, W) masks each, the last any number of them.
+        size: (H, W).
+    """
+    keys, num_proposals, num_pixels = [], 0, size[0] * size[1]
+    for masks in parts:
+        masks = np.ascontiguousarray(masks if masks.dtype == bool else masks != 0)
+        keys.append(_regions.pack_memberships(masks.view(np.uint8).reshape(len(masks), num_pixels)))
+        num_proposals += len(masks)
+    keys = keys[0] if len(keys) == 1 else np.concatenate(keys, axis=1)
     labels, first, areas = _regions.number_keys(keys)
     bits = np.unpackbits(keys[first], axis=1, count=num_proposals, bitorder="little")
     membership = np.ascontiguousarray(bits.T).view(bool)
-    return Regions(labels=labels.reshape(height, width), membership=membership, areas=areas)
+    return Regions(labels=labels.reshape(size), membership=membership, areas=areas)
 
 
 def encode_unions(labels: np.ndarray, membership: np.ndarray) -> Regions:

@@ -281,11 +281,11 @@ def test_estimate_and_place(tmp_path, monkeypatch, caplog):
     net = backbone("all")
     pixels = 100 * 448**2
     size = 2 * 320 / 16**2 * pixels / 1e9
-    monkeypatch.setattr("lib.fast.feature_cache._free_memory", lambda: 1e9)
+    monkeypatch.setattr("lib.fast.feature_cache.free_memory", lambda: 1e9)
     features = plan_features(net, 2, pixels, 3.0, tmp_path)
     assert features.folder is None
     assert f"{size:.2f} GB in float16, each used 3.0 times, kept in memory" in caplog.text
-    monkeypatch.setattr("lib.fast.feature_cache._free_memory", lambda: 1e7)
+    monkeypatch.setattr("lib.fast.feature_cache.free_memory", lambda: 1e7)
     assert plan_features(net, 2, pixels, 3.0, tmp_path).folder == tmp_path / "features"
     assert str(tmp_path / "features") in caplog.text
     plan_features(net, size / 4, pixels, 3.0, tmp_path)
