@@ -170,15 +170,20 @@ class PseudoLabelConfig(_Section):
 
 
 class RefineModelConfig(_WithBackbone):
-    """A feature pyramid stands on the backbone."""
+    """A network with a feature pyramid on the backbone."""
 
+    network: str = "mask_rcnn"
+    """A name in lib/refine/second_stage.py. Of what follows, others than mask_rcnn take
+    `network_args` and `finest_stride`."""
+    network_args: dict[str, Any] = {}
+    """See the class `Options` in the network's file."""
     fpn_channels: AtLeastOne = 256
     fpn_norms: bool = False
     """Group norms in the pyramid, for a backbone whose maps have large values (timm's
     EfficientNets). As published there are none."""
     finest_stride: AtLeastOne = 4
-    """Of the pyramid's levels, in pixels. The finest level takes much of the time and is needed
-    for small objects alone."""
+    """Of the maps of the backbone that are used, in pixels. The finest one takes much of the time
+    and is needed for small objects alone."""
     head_dim: AtLeastOne = 1024
     """Width of the box head's two linear layers."""
     mask_layers: AtLeastOne = 4
@@ -220,7 +225,7 @@ class RefineTestConfig(_Section):
 
 
 class RefineConfig(_Section):
-    """The Mask R-CNN that is trained on pseudo labels (CIM+)."""
+    """The network that is trained on pseudo labels (CIM+)."""
 
     model: RefineModelConfig = RefineModelConfig()
     solver: RefineSolverConfig = RefineSolverConfig()

@@ -1,12 +1,14 @@
 #!/usr/bin/env bash
-# CIM+: trains a Mask R-CNN on the pseudo labels of a trained CIM network and tests it. No annotated
-# mask is used for training. Run again, it resumes where it stopped.
+# CIM+: trains a Mask R-CNN, or the network that refine.model.network names, on the pseudo labels of a
+# trained CIM network and tests it. No annotated mask is used for training. Run again, it resumes where
+# it stopped.
 #
 #   bash scripts/refine_msrcnn.sh                                  newest run, embedded data set
 #   output_file=Outputs/resnet50_voc/20260101-120000 dataset=voc2012trainaug \
 #       test_dataset=voc2012sbdval bash scripts/refine_msrcnn.sh
 #
-# output_file    run folder of CIM (default: the newest run); the Mask R-CNN goes to mask_rcnn in it
+# output_file    run folder of CIM (default: the newest run); the network goes to a folder of its
+#                name in it, mask_rcnn or mask2former
 # iter_time      step of CIM's checkpoint (default: the newest of the run)
 # dataset        data set that CIM was trained on (default: shapes_train), or json= and images=
 # test_dataset   data set to test on (default: shapes_test), or test_json= and test_images=

@@ -5,8 +5,7 @@ import torch
 from lib.config import load_config
 from lib.modeling.model_builder import build_model
 from lib.prm.network import build_prm
-from lib.refine.network import build_mask_rcnn
-from lib.refine.training import mask_rcnn_losses
+from lib.refine.mask_rcnn import build_mask_rcnn, mask_rcnn_losses
 from lib.structures import InstanceSample
 
 

@@ -16,7 +16,7 @@ from lib.evaluation.submission import submission_name, write_submission
 from lib.evaluation.yolo import write_yolo
 from lib.files import read_json
 from lib.provenance import file_fingerprint, fingerprint
-from lib.refine.network import build_mask_rcnn
+from lib.refine.mask_rcnn import build_mask_rcnn
 from lib.refine.onnx_export import write_onnx
 from lib.refine.training import is_mask_rcnn
 

@@ -1,4 +1,4 @@
-"""CIM+: a Mask R-CNN trained on the pseudo labels of CIM."""
+"""CIM+: a Mask R-CNN or Mask2Former trained on the pseudo labels of CIM."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ from lib.engine.runs import find_checkpoint, newest_run
 from lib.engine.training import TrainingRun, train
 from lib.provenance import fingerprint
 from lib.refine.data import InstanceDataset, open_pseudo_labels
-from lib.refine.detect import MaskRCNNDetector
-from lib.refine.network import build_mask_rcnn
-from lib.refine.training import is_mask_rcnn, refinement_made_from
+from lib.refine.detect import InstanceDetector
+from lib.refine.second_stage import second_stage
+from lib.refine.training import is_cim, refinement_made_from
 
 logger = logging.getLogger("refine")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     commands = {
-        "train": cli.Command(train_mask_rcnn, train_options, distributed=True),
-        "test": cli.Command(test_mask_rcnn, test_options, distributed=True),
+        "train": cli.Command(train_network, train_options, distributed=True),
+        "test": cli.Command(test_network, test_options, distributed=True),
     }
     return cli.run_tool(__doc__, commands, argv)
 
@@ -50,20 +50,21 @@ def train_options(parser: cli.Parser) -> None:
         "--output",
         type=Path,
         metavar="DIR",
-        help="default: <run>/mask_rcnn; resumes one with checkpoints",
+        help="default: <run>/<network>; resumes one with checkpoints",
     )
     cli.add_train_overwrite(parser)
     cli.add_device_arguments(parser)
 
 
-def train_mask_rcnn(args: cli.Namespace, ranks: Ranks) -> int:
-    """Train a Mask R-CNN on the pseudo labels of a CIM run (CIM+), or resume its training.
+def train_network(args: cli.Namespace, ranks: Ranks) -> int:
+    """Train a network on the pseudo labels of a CIM run (CIM+), or resume its training.
 
-    The pseudo labels come from tools/generate_pseudo_labels.py; annotated masks are never read.
+    The configuration names the network (`refine.model.network`): mask_rcnn or mask2former. The
+    pseudo labels come from tools/generate_pseudo_labels.py; annotated masks are never read.
     """
     cim = ranks.from_first(cli.run_from_args(args))
     config = load_config(args.cfg or cim / "config.yaml", args.set)
-    refine = config.refine
+    refine, network = config.refine, second_stage(config.refine.model.network)
     dataset = cli.dataset_from_args(args, ranks)
     labels = args.pseudo_labels or cim / "pseudo_labels" / f"{dataset.name}.json"
     if not labels.is_file():
@@ -75,7 +76,7 @@ def train_mask_rcnn(args: cli.Namespace, ranks: Ranks) -> int:
     if refine.model.weights == "cim":
         cim_weights = load_checkpoint(find_checkpoint(cim))["model"]
     training = TrainingRun(
-        folder=args.output or cim / "mask_rcnn",
+        folder=args.output or cim / refine.model.network,
         config=config,
         settings=refine,
         made_from=ranks.from_first(refinement_made_from(config, dataset, data, cim_weights)),
@@ -89,7 +90,7 @@ def train_mask_rcnn(args: cli.Namespace, ranks: Ranks) -> int:
     at_most = refine.solver.images_per_update if ranks.count == 1 else 1
     lanes = share_threads(args.device, args.threads, at_most)
     seed_everything(config.run.seed)
-    model = build_mask_rcnn(
+    model = network.build(
         refine.model,
         refine.test,
         data.coco.num_classes,
@@ -102,7 +103,7 @@ def train_mask_rcnn(args: cli.Namespace, ranks: Ranks) -> int:
     count = sum(map(len, data.instances.values()))
     training.announce(
         f"{data.coco.path}, {count} pseudo labels on {training.train_size} images",
-        f"Mask R-CNN, {refine.model.backbone} with a feature pyramid",
+        f"{network.title}, {refine.model.backbone} with a feature pyramid",
         refine.model.weights,
         trainer,
     )
@@ -115,7 +116,7 @@ def train_mask_rcnn(args: cli.Namespace, ranks: Ranks) -> int:
 
 
 def test_options(parser: cli.Parser) -> None:
-    cli.add_run_arguments(parser, "default: mask_rcnn in the newest run")
+    cli.add_run_arguments(parser, "default: <network> in the newest run")
     parser.add_argument("--step", type=int, metavar="N", help="default: the newest checkpoint")
     cli.add_config_arguments(parser, help="default: the run's config.yaml")
     cli.add_dataset_arguments(parser)
@@ -125,26 +126,30 @@ def test_options(parser: cli.Parser) -> None:
     cli.add_device_arguments(parser)
 
 
-def test_mask_rcnn(args: cli.Namespace, ranks: Ranks) -> None:
-    """Run a trained Mask R-CNN over a data set and write the detections, as test_net does."""
+def test_network(args: cli.Namespace, ranks: Ranks) -> None:
+    """Run a network of `train` over a data set and write the detections, as test_net does."""
     dataset = cli.dataset_from_args(args, ranks)
-    folder = args.run if args.run is not None else newest_run(args.outputs) / "mask_rcnn"
+    folder = args.run
+    if folder is None:
+        cim = newest_run(args.outputs)
+        config = load_config(args.cfg or cim / "config.yaml", args.set)
+        folder = cim / config.refine.model.network
     checkpoint = find_checkpoint(folder, args.step)
-    config = load_config(args.cfg or folder / "config.yaml", args.set)
-    refine = config.refine
+    refine = load_config(args.cfg or folder / "config.yaml", args.set).refine
+    network = second_stage(refine.model.network)
     output = args.output or folder / "test" / dataset.name / "detections.json"
     coco = CocoImages(dataset.json, require_annotations=False)
     coco.check_files(dataset.images)
 
     state = load_checkpoint(checkpoint)
-    if not is_mask_rcnn(state):
-        raise CheckpointError(f"{checkpoint}: not a Mask R-CNN; take tools/test_net.py for CIM")
-    model = build_mask_rcnn(refine.model, refine.test, coco.num_classes, pretrained=False)
+    if is_cim(state):
+        raise CheckpointError(f"{checkpoint}: a CIM network; take tools/test_net.py for it")
+    model = network.build(refine.model, refine.test, coco.num_classes, pretrained=False)
     load_model(model, state["model"], checkpoint, coco.num_classes)
     model.to(memory_format=memory_format(config.runtime))
     logger.info("network: %s after %s updates", checkpoint, state.get("step", "?"))
     logger.info("data: %s, %d images", coco.path, len(coco))
-    detector = MaskRCNNDetector(model, coco.category_ids, refine, ranks.device)
+    detector = InstanceDetector(model, coco.category_ids, refine, ranks.device)
     ahead = images_ahead(args.device, args.threads, refine.input.num_workers)
     made_from = {
         "weights": fingerprint(state["model"]),

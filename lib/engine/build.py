@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
-from torchvision.models.detection import MaskRCNN
+from torch import Tensor, nn
 
 from lib.config import Config, RuntimeConfig, SolverConfig
 from lib.data.catalog import Dataset
@@ -18,7 +17,7 @@ from lib.data.loader import CimDataset
 from lib.engine.checkpoint import load_checkpoint, load_model
 from lib.engine.distributed import ALONE, Ranks
 from lib.engine.inference import Detector
-from lib.engine.solver import build_optimizer
+from lib.engine.solver import OPTIMIZERS, build_optimizer
 from lib.engine.trainer import Criterion, Forward, OneByOne, Together, Trainer
 from lib.fast.feature_cache import FeatureCache, allowed_features, plan_features
 from lib.fast.folding import fold_batch_norms
@@ -33,7 +32,8 @@ from lib.prm.clusters import ClusterStore
 from lib.prm.network import prm_backbone, prm_fingerprint
 from lib.proposals.store import ProposalStore
 from lib.provenance import MadeFrom, file_fingerprint, fingerprint
-from lib.refine.training import LOSSES, mask_rcnn_forward
+from lib.refine.second_stage import second_stage
+from lib.structures import InstanceSample
 
 logger = logging.getLogger(__name__)
 
@@ -186,17 +186,23 @@ def build_trainer(
 
 
 def build_refine_trainer(
-    config: Config, model: MaskRCNN, device: str, num_lanes: int = 1, ranks: Ranks = ALONE
+    config: Config, model: nn.Module, device: str, num_lanes: int = 1, ranks: Ranks = ALONE
 ) -> Trainer:
-    """Builds a trainer of the Mask R-CNN; arguments as for `build_trainer`."""
-    solver = config.refine.solver
+    """Builds a trainer of the second stage; arguments as for `build_trainer`."""
+    solver, network = config.refine.solver, second_stage(config.refine.model.network)
+
+    def forward(
+        model: nn.Module, sample: InstanceSample, generator: torch.Generator
+    ) -> tuple[dict[str, Tensor]]:
+        return (network.losses(model, sample, generator),)  # `dict` is the criterion
+
     model.to(device, memory_format=memory_format(config.runtime)).train()
     return Trainer(
         model=model,
-        backward=choose_backward(model, mask_rcnn_forward, dict, solver, num_lanes, ranks),
-        optimizer=build_optimizer(model, solver),
+        backward=choose_backward(model, forward, dict, solver, num_lanes, ranks),
+        optimizer=OPTIMIZERS[network.optimizer](model, solver),
         solver=solver,
-        loss_weights=dict.fromkeys(LOSSES, 1.0),
+        loss_weights=network.loss_weights,
         seed=config.run.seed,
         device=torch.device(device),
         ranks=ranks,

@@ -29,7 +29,7 @@ from lib.files import atomic_file, read_json, remove_parts, write_json
 from lib.modeling.scoring import score_passes
 from lib.provenance import MadeFrom, beside, changes, fingerprint, listed
 from lib.refine.data import ReadInstances
-from lib.refine.detect import MaskRCNNDetector
+from lib.refine.detect import InstanceDetector
 from lib.structures import Detections, ImageRecord, Sample, View
 
 logger = logging.getLogger(__name__)
@@ -119,7 +119,7 @@ class Detector:
 
 
 def detect_dataset(
-    detector: Detector | MaskRCNNDetector,
+    detector: Detector | InstanceDetector,
     dataset: ImageDataset,
     output: Path,
     made_from: MadeFrom,
@@ -293,7 +293,7 @@ def _merged(
 
 
 def _detections(
-    detector: Detector | MaskRCNNDetector,
+    detector: Detector | InstanceDetector,
     dataset: ImageDataset,
     image_idx: Sequence[int],
     num_threads: int,

@@ -1,4 +1,4 @@
-"""Stochastic gradient descent as the published numbers were made (paper, section 4.1)."""
+"""Gradient descent as the published numbers were made (paper, section 4.1), and AdamW."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
+
+from lib.modeling.backbones import Backbone
 
 if TYPE_CHECKING:
     from lib.config import SolverConfig
@@ -45,7 +47,42 @@ def build_optimizer(model: nn.Module, solver: SolverConfig) -> torch.optim.SGD:
     return torch.optim.SGD(groups, lr=0.0, momentum=solver.momentum, fused=True)
 
 
-def set_learning_rate(optimizer: torch.optim.SGD, rate: float) -> None:
+ADAMW_BACKBONE_FACTOR = 0.1
+"""The backbone learns this many times as fast as the rest."""
+
+
+def build_adamw(model: nn.Module, solver: SolverConfig) -> torch.optim.AdamW:
+    """AdamW as Mask2Former (Cheng et al., CVPR 2022, section 4.1) and its code use it.
+
+    A backbone learns ten times slower; vectors (biases, norms) and embeddings do not decay.
+    """
+    of_backbone, embeddings = set(), set()
+    for module in model.modules():
+        if isinstance(module, Backbone):
+            of_backbone.update(module.parameters())
+        elif isinstance(module, nn.Embedding):
+            embeddings.update(module.parameters())
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            factor = ADAMW_BACKBONE_FACTOR if parameter in of_backbone else 1.0
+            decays = parameter.ndim > 1 and parameter not in embeddings
+            decay = solver.weight_decay if decays else 0.0
+            groups.setdefault((factor, decay), []).append(parameter)
+    return torch.optim.AdamW(
+        [
+            {"params": parameters, "weight_decay": decay, "lr_factor": factor}
+            for (factor, decay), parameters in groups.items()
+        ],
+        lr=0.0,
+        betas=(solver.momentum, 0.999),
+    )
+
+
+OPTIMIZERS = {"sgd": build_optimizer, "adamw": build_adamw}
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
     """Sets the rate of the next update; when it drops, the momentum shrinks with it.
 
     PARITY: the update here is p -= rate * buffer, so that a smaller rate already damps what the
@@ -61,7 +98,7 @@ def set_learning_rate(optimizer: torch.optim.SGD, rate: float) -> None:
                 buffer.mul_(group["lr"] / before)
 
 
-def lay_out_momentum(optimizer: torch.optim.SGD) -> None:
+def lay_out_momentum(optimizer: torch.optim.Optimizer) -> None:
     """Gives loaded momentum the memory layout of its parameters.
 
     A checkpoint keeps the layout of the training that wrote it, contiguous or channels_last. The

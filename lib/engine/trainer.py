@@ -62,7 +62,7 @@ class Trainer:
     backward: Callable[[Images, Weigh], list[Losses]]
     """Adds the gradients of an update's images to the model's and returns their losses: OneByOne,
     or a faster way with the same result."""
-    optimizer: torch.optim.SGD
+    optimizer: torch.optim.Optimizer
     solver: SolverConfig
     loss_weights: Mapping[str, float]
     seed: int = 0

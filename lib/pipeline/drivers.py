@@ -9,8 +9,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from lib.config import load_config
 from lib.engine.runs import newest_run
 from lib.pipeline.steps import Chain, Step, Words
+from lib.refine.second_stage import check_network
 
 _DATA = ("dataset", "json", "images", "labels", "name", "data_root")
 _TEST = (*_DATA, "output_file", "cfg_file", "iter_time")
@@ -76,8 +78,11 @@ def _train(given: Mapping[str, str], words: Words) -> list[Step]:
 
 
 def _refine(given: Mapping[str, str], chain: Chain) -> list[Step]:
+    cfg = chain.cfg if chain.cfg.is_file() else None  # the tools say that it is missing
+    network = load_config(cfg, chain.overrides).refine.model.network
+    check_network(network)
     steps = chain.to("refine", done=[*_done(chain, given), "train"])
-    run = chain.result("refine").parent
+    run = chain.run / network
     test = _data(given, "shapes_test", "test_")
     test = replace(test, cfg=chain.cfg, overrides=chain.overrides, run=run, launch=chain.launch)
     steps += test.to("refine_test")

@@ -110,14 +110,13 @@ STEPS = (
     ),
     Kind(
         "refine",
-        "Train a Mask R-CNN on the pseudo labels (CIM+).",
+        "Train a second network on the pseudo labels (CIM+).",
         "{launch} tools/refine.py train --run {run} {data} {overwrite} {options} {settings}",
         needs=("pseudo_labels",),
-        makes="{run}/mask_rcnn/ckpt",
     ),
     Kind(
         "refine_test",
-        "Detect objects with the Mask R-CNN.",
+        "Detect objects with that network.",
         "{launch} tools/refine.py test --run {run} {data} {options} {settings}",
         makes="{run}/test/{name}/detections.json",
     ),

@@ -1,46 +1,16 @@
-"""A Mask R-CNN on pseudo labels, trained by the same Trainer as CIM (lib/engine/trainer.py)."""
+"""Provenance of a second stage; lib/engine/training.py trains it, like CIM."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
-from torchvision.models.detection import MaskRCNN
 
 from lib.config import Config
 from lib.data.catalog import Dataset
 from lib.provenance import file_fingerprint, fingerprint
 from lib.refine.data import InstanceDataset
-from lib.structures import InstanceSample
-
-LOSSES = ("objectness", "rpn_box_reg", "classifier", "box_reg", "mask")
-"""Of the region proposal network and of the heads; all have the weight 1."""
-
-
-def mask_rcnn_losses(
-    model: MaskRCNN, sample: InstanceSample, generator: torch.Generator
-) -> dict[str, Tensor]:
-    """The losses of one image, by the names in LOSSES.
-
-    Args:
-        model: from `build_mask_rcnn`, in training mode.
-        generator: draws the anchors and regions of the losses.
-    """
-    network = getattr(model, "module", model)  # inside DistributedDataParallel
-    for part in (network.rpn, network.roi_heads):
-        part.fg_bg_sampler.generator = generator
-    target = {"boxes": sample.boxes, "labels": sample.class_idx + 1, "masks": sample.masks}
-    losses = model([sample.image], [target])
-    return {name: losses[f"loss_{name}"] for name in LOSSES}
-
-
-def mask_rcnn_forward(
-    model: MaskRCNN, sample: InstanceSample, generator: torch.Generator
-) -> tuple[dict[str, Tensor]]:
-    """For a Trainer: the network computes its losses itself, and `dict` is the criterion."""
-    return (mask_rcnn_losses(model, sample, generator),)
 
 
 def refinement_made_from(
@@ -67,6 +37,11 @@ def refinement_made_from(
     }
 
 
+def is_cim(state: Mapping[str, Any]) -> bool:
+    """Whether a checkpoint is that of a CIM network and not of a second stage."""
+    return any(name.startswith("Conv_Body.") for name in state["model"])
+
+
 def is_mask_rcnn(state: Mapping[str, Any]) -> bool:
-    """Whether the state dict of a checkpoint is that of a Mask R-CNN and not of a CIM network."""
+    """Whether a checkpoint is that of a Mask R-CNN."""
     return any(name.startswith("roi_heads.") for name in state["model"])

@@ -5,7 +5,13 @@ import torch
 from torch import nn
 
 from lib.config import SolverConfig, load_config
-from lib.engine.solver import build_optimizer, learning_rate, set_learning_rate
+from lib.engine.solver import (
+    build_adamw,
+    build_optimizer,
+    learning_rate,
+    set_learning_rate,
+)
+from lib.modeling.backbones import build_backbone
 
 
 def test_learning_rate_by_hand():
@@ -97,3 +103,19 @@ def test_rising_rate_leaves_the_momentum_alone():
     assert optimizer.state[model.weight]["momentum_buffer"] == before
     set_learning_rate(optimizer, 0.5)
     torch.testing.assert_close(optimizer.state[model.weight]["momentum_buffer"], before / 2)
+
+
+def test_adamw_groups():
+    """The backbone learns slower; vectors and embeddings do not decay; everything is there once."""
+    model = Small()
+    model.queries = nn.Embedding(3, 2)
+    model.body = build_backbone("resnet18", {"widths": [4, 4, 4, 4], "depths": [1, 1, 1, 1]})
+    groups = build_adamw(model, SolverConfig(weight_decay=0.05, momentum=0.8)).param_groups
+    where = {p: (g["lr_factor"], g["weight_decay"]) for g in groups for p in g["params"]}
+    assert where.keys() == {p for p in model.parameters() if p.requires_grad}
+    assert sum(len(g["params"]) for g in groups) == len(where)
+    assert where[model.conv.weight] == (1.0, 0.05)
+    assert where[model.conv.bias] == where[model.bn.weight] == (1.0, 0.0)
+    assert where[model.queries.weight] == (1.0, 0.0)
+    assert {where[p] for p in model.body.parameters()} == {(0.1, 0.05), (0.1, 0.0)}
+    assert all(g["betas"] == (0.8, 0.999) for g in groups)

@@ -186,6 +186,16 @@ def test_refinement():
     ]
 
 
+def test_refinement_by_another_network(monkeypatch):
+    words = ["refine.model.network", "mask2former"]
+    monkeypatch.setattr("lib.refine.second_stage.find_spec", lambda name: object())
+    commands = calls("refine_msrcnn", *words, output_file="Outputs/a")
+    assert "tools/refine.py test --run Outputs/a/mask2former" in commands[-2]
+    monkeypatch.setattr("lib.refine.second_stage.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="needs the package transformers"):
+        calls("refine_msrcnn", *words, output_file="Outputs/a")
+
+
 def test_refinement_of_own_data():
     own = {"json": "my.json", "images": "pictures", "output_file": "Outputs/a"}
     test = {"test_json": "held.json", "test_images": "held"}

@@ -6,7 +6,8 @@ from lib.config import RefineConfig, RefineInputConfig, RefineTestConfig
 from lib.data.coco import ImageRecord
 from lib.proposals import rle
 from lib.refine.data import InstanceDataset, ReadInstances
-from lib.refine.detect import MaskRCNNDetector
+from lib.refine.detect import InstanceDetector
+from lib.refine.mask_rcnn import pasted
 
 
 class Finds(nn.Module):
@@ -35,7 +36,7 @@ def detect(boxes, masks, size=(40, 60), scale=120, mask_thresh=0.5):
     empty = np.zeros((0, *size), np.uint8)
     read = ReadInstances(record, np.zeros((*size, 3), np.uint8), empty, np.zeros(0, np.int64))
     dataset = InstanceDataset.__new__(InstanceDataset)
-    detector = MaskRCNNDetector(Finds(boxes, masks), [5, 9, 11], settings)
+    detector = InstanceDetector(Finds(boxes, masks), [5, 9, 11], settings)
     return detector(read, dataset.view(read, scale))
 
 
@@ -64,12 +65,10 @@ def test_masks_below_the_threshold_are_no_detections():
 
 def test_more_masks_than_are_pasted_at_once():
     boxes = [[float(2 * n), 0.0, 30.0 + 2 * n, 40.0] for n in range(3)] * 13
-    detector = MaskRCNNDetector(Finds(boxes, [torch.ones(28, 28)] * 39), [5] * 39)
-    found = detector._pasted(torch.ones(39, 1, 28, 28), torch.tensor(boxes), (40, 60))
+    found = list(pasted(torch.ones(39, 1, 28, 28), torch.tensor(boxes), (40, 60), 0.5))
     assert len(found) == 39
     assert all(torch.equal(found[n], found[n + 3]) for n in range(36))
 
 
 def test_nothing_found():
-    detector = MaskRCNNDetector(Finds([], [torch.ones(28, 28)]), [5])
-    assert detector._pasted(torch.ones(0, 1, 28, 28), torch.zeros(0, 4), (40, 60)) == []
+    assert list(pasted(torch.ones(0, 1, 28, 28), torch.zeros(0, 4), (40, 60), 0.5)) == []

@@ -21,7 +21,7 @@ from lib.engine.checkpoint import save_checkpoint
 from lib.provenance import fingerprint
 from lib.refine import onnx_export
 from lib.refine.onnx_export import TraceableMaskRCNN
-from tests.refine.test_network import SMALL, small
+from tests.refine.test_mask_rcnn import SMALL, small
 from tests.small_training import tool
 
 onnxruntime = pytest.importorskip("onnxruntime", reason="pip install -e .[export]")

@@ -81,7 +81,7 @@ def test_from_images_to_pictures(tmp_path):
     test_set = tmp_path / "shapes" / "annotations" / "test.json", tmp_path / "shapes" / "test"
     variables = dict(zip(("test_json", "test_images"), map(str, test_set), strict=True))
     printed = drive("refine_msrcnn", "train", *overrides, score_thresh="0", **variables)
-    assert "Train a Mask R-CNN on the pseudo labels" in printed
+    assert "Train a second network on the pseudo labels" in printed
     assert (run / "mask_rcnn" / "ckpt" / "model_step2.pth").is_file()
     metrics = json.loads((run / "mask_rcnn" / "test" / "test" / "metrics.json").read_text())
     assert metrics["num_images"] == 3

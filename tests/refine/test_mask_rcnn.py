@@ -10,8 +10,13 @@ from torchvision.ops import box_iou
 from lib.config import RefineModelConfig, RefineTestConfig, load_config
 from lib.fast.lanes import SideBySide
 from lib.modeling.backbones import build_backbone
-from lib.refine.network import BalancedSampler, PaddedBatch, build_mask_rcnn
-from lib.refine.training import LOSSES, mask_rcnn_losses
+from lib.refine.mask_rcnn import (
+    LOSSES,
+    BalancedSampler,
+    PaddedBatch,
+    build_mask_rcnn,
+    mask_rcnn_losses,
+)
 from lib.structures import InstanceSample
 
 TRUNK = {"widths": [4, 4, 8, 8], "depths": [1, 1, 1, 1], "strides": [1, 2, 1, 1]}

@@ -226,7 +226,7 @@ def test_what_is_missing_is_said(place, capfd):
     assert test() == 2
     assert "mask_rcnn/ckpt: no checkpoint" in error_of(capfd)
     assert test("--run", str(place)) == 2
-    assert "not a Mask R-CNN; take tools/test_net.py" in error_of(capfd)
+    assert "a CIM network; take tools/test_net.py" in error_of(capfd)
 
 
 def test_non_finite_loss(place, capfd):
@@ -234,3 +234,62 @@ def test_non_finite_loss(place, capfd):
     told = error_of(capfd)
     assert "is not finite" in told or "is not" in told
     assert "update " in told
+
+
+MASK2FORMER = """
+refine:
+  model:
+    network: mask2former
+    network_args: {width: 64, queries: 5, encoder_layers: 1, decoder_layers: 2, points: 64}
+  test: {mask_thresh: 0.2}
+"""
+
+
+def as_mask2former(place):
+    pytest.importorskip("transformers", reason="needs the extra `transformers`")
+    Path("mask2former.yaml").write_text(f"_BASE_: {place}/config.yaml\n{MASK2FORMER}")
+    return ["--cfg", "mask2former.yaml"]
+
+
+def test_mask2former_from_pseudo_labels_to_average_precision(place, capfd):
+    options = as_mask2former(place)
+    assert train(*options) == 0
+    run = place / "mask2former"
+    history = read_lines(run / "history.jsonl")
+    assert [entry["iteration"] for entry in history] == [1, 2, 3, 4]
+    assert {"cross_entropy", "mask", "dice", "total", "lr"} <= history[0].keys()
+    assert test("--run", str(run)) == 0
+    results = json.loads((run / "test/mine/detections.json").read_text())
+    assert {r["image_id"] for r in results} == {100, 101, 102, 103}
+    for result in results:
+        assert result["category_id"] in (7, 9) and 0 < result["score"] < 1
+        assert result["segmentation"]["size"] == list(SIZE)
+        assert result["bbox"] == rle.tight_box(result["segmentation"])
+    assert tool("evaluate")(["--run", str(run), *DATA]) == 0
+    # Without --run, the newest run's network of that name.
+    assert test(*options) == 0
+    assert "complete already" in capfd.readouterr().err
+
+    # Resumed, bit for bit, and with images side by side.
+    (run / "ckpt/model_step4.pth").rename("whole.pth")
+    assert train(*options, "--threads", "1") == 0
+    assert_same(load_checkpoint("whole.pth")["model"], weights_at(run, 4))
+
+
+def test_two_processes_train_mask2former_as_one(place):
+    options = [*as_mask2former(place), "--set", "refine.solver.max_iter", "3"]
+    assert train("--output", "one", "--threads", "1", *options) == 0
+    launch("refine train", *DATA, "--output", "two", *options)
+    torch.testing.assert_close(weights_at("two", 3), weights_at("one", 3), rtol=1e-3, atol=1e-4)
+
+
+def test_a_missing_package_is_said_before_anything_is_done(place, capfd, monkeypatch):
+    options = as_mask2former(place)
+    monkeypatch.setattr("lib.refine.second_stage.find_spec", lambda name: None)
+    assert train(*options) == 2
+    assert "refine.model.network is mask2former, which needs the package transformers: " in (
+        told := error_of(capfd)
+    )
+    assert "`pip install -e .[transformers]`" in told
+    assert train("--set", "refine.model.network", "mask3former") == 2
+    assert "no network 'mask3former'; did you mean mask2former?" in error_of(capfd)

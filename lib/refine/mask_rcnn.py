@@ -3,14 +3,13 @@
 Parameters have torchvision's names: a checkpoint of the ResNet-50 form also loads into
 `torchvision.models.detection.maskrcnn_resnet50_fpn`. Three parts differ. Images arrive scaled and
 normalised. Random draws take a generator, so that training can resume and process images in
-parallel. Detections keep their small masks; lib/refine/detect.py pastes them into the image.
+parallel. Detections of the network keep their small masks; `detect` pastes them into the image.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from itertools import pairwise
 from math import gcd, lcm, log2
 
 import torch
@@ -21,17 +20,24 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
+from torchvision.models.detection.roi_heads import paste_masks_in_image
 from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 from torchvision.ops.poolers import initLevelMapper
 
 from lib.config import RefineModelConfig, RefineTestConfig
-from lib.modeling.backbones import Backbone, build_backbone
+from lib.modeling.backbones import Backbone
+from lib.refine.second_stage import Found, SecondStage, pyramid_levels, starting_backbone
+from lib.structures import InstanceSample
 
 _BOX_SIZE, _MASK_SIZE = 7, 14
 """Side of a pooled region, in cells, for the box head and the mask head."""
 _MULTIPLE = 32
 """The sides of an image are padded to a multiple of this."""
+_PASTED_AT_ONCE = 16
+"""Float32 masks of the whole image in memory at a time."""
+LOSSES = ("objectness", "rpn_box_reg", "classifier", "box_reg", "mask")
+"""Of the region proposal network and of the heads; all have the weight 1."""
 
 
 class Pyramid(nn.Module):
@@ -55,14 +61,8 @@ class Pyramid(nn.Module):
         super().__init__()
         self.body = body
         layers = body.layers
-        last = sorted({layer.stride: n for n, layer in enumerate(layers)}.values())
-        self.levels = [n for n in last if layers[n].stride >= finest] or last[-1:]
+        self.levels = pyramid_levels(body, finest)
         strides = [layers[n].stride for n in self.levels]
-        if any(2 * fine != coarse for fine, coarse in pairwise(strides)):
-            raise ValueError(
-                f"{body.section}.backbone: a pyramid needs strides that double from level to "
-                f"level, got {', '.join(map(str, strides))}; check {body.section}.backbone_args"
-            )
         self.fpn = FeaturePyramidNetwork(
             [layers[n].channels for n in self.levels],
             channels,
@@ -89,22 +89,11 @@ def build_mask_rcnn(
     Args:
         config, test: the sections `refine.model` and `refine.test`.
         num_classes: C, without the background.
-        cim_backbone: the state dict of a CIM network, for `weights: cim`.
-        pretrained: False leaves the backbone random, for a checkpoint to be loaded.
-
-    Raises:
-        ValueError: an unknown backbone or option, or weights that do not fit.
-        FileNotFoundError: the weights are missing and cannot be downloaded.
+        cim_backbone, pretrained: see `starting_backbone`, also for what is raised.
     """
-    body = build_backbone(config.backbone, config.backbone_args, "refine.model", "pyramid")
-    if pretrained and config.weights == "cim":
-        if cim_backbone is None:
-            raise ValueError(
-                "refine.model.weights is `cim`, but no CIM network is at hand: name its run"
-            )
-        body.load_weights(cim_backbone, "the CIM network")
-    elif pretrained:
-        body.start_from(config.weights)
+    if config.network_args:
+        raise ValueError("refine.model.network_args: mask_rcnn has none; set its own keys")
+    body = starting_backbone(config, cim_backbone, pretrained)
     backbone = Pyramid(body, config.fpn_channels, config.finest_stride, config.fpn_norms)
     channels = backbone.out_channels
     mask_layers = (channels,) * config.mask_layers
@@ -204,3 +193,54 @@ class BalancedSampler:
         drawn = torch.zeros_like(candidates, dtype=torch.uint8)
         drawn[idx[order.to(idx.device)]] = 1
         return drawn
+
+
+def mask_rcnn_losses(
+    model: MaskRCNN, sample: InstanceSample, generator: torch.Generator
+) -> dict[str, Tensor]:
+    """The losses of one image, by the names in LOSSES.
+
+    Args:
+        model: from `build_mask_rcnn`, in training mode.
+        generator: draws the anchors and regions of the losses.
+    """
+    network = getattr(model, "module", model)  # inside DistributedDataParallel
+    for part in (network.rpn, network.roi_heads):
+        part.fg_bg_sampler.generator = generator
+    target = {"boxes": sample.boxes, "labels": sample.class_idx + 1, "masks": sample.masks}
+    losses = model([sample.image], [target])
+    return {name: losses[f"loss_{name}"] for name in LOSSES}
+
+
+def detect(
+    model: MaskRCNN, image: Tensor, size: tuple[int, int], test: RefineTestConfig
+) -> Iterator[Found]:
+    """Detections in an image (3, h, w), best first, with masks of `size` (H, W)."""
+    (found,) = model([image])
+    (height, width), (h, w) = size, image.shape[-2:]
+    boxes = found["boxes"] * found["boxes"].new_tensor([width / w, height / h] * 2)
+    masks = pasted(found["masks"], boxes, size, test.mask_thresh)
+    for label, score, mask in zip(
+        found["labels"].tolist(), found["scores"].tolist(), masks, strict=True
+    ):
+        yield Found(label - 1, score, mask.numpy())
+
+
+def pasted(
+    masks: Tensor, boxes: Tensor, size: tuple[int, int], mask_thresh: float
+) -> Iterator[Tensor]:
+    """(K, 1, 28, 28) probabilities in their (K, 4) boxes -> K bool masks of the whole image."""
+    for start in range(0, len(masks), _PASTED_AT_ONCE):
+        part = slice(start, start + _PASTED_AT_ONCE)
+        whole = paste_masks_in_image(masks[part], boxes[part], size)  # (k, 1, H, W)
+        yield from (whole[:, 0] > mask_thresh).cpu()
+
+
+SECOND_STAGE = SecondStage(
+    title="Mask R-CNN",
+    build=build_mask_rcnn,
+    losses=mask_rcnn_losses,
+    loss_weights=dict.fromkeys(LOSSES, 1.0),
+    optimizer="sgd",
+    detect=detect,
+)
