@@ -135,7 +135,8 @@ def test_network(args: cli.Namespace, ranks: Ranks) -> None:
         config = load_config(args.cfg or cim / "config.yaml", args.set)
         folder = cim / config.refine.model.network
     checkpoint = find_checkpoint(folder, args.step)
-    refine = load_config(args.cfg or folder / "config.yaml", args.set).refine
+    config = load_config(args.cfg or folder / "config.yaml", args.set)
+    refine = config.refine
     network = second_stage(refine.model.network)
     output = args.output or folder / "test" / dataset.name / "detections.json"
     coco = CocoImages(dataset.json, require_annotations=False)
