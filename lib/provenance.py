@@ -32,6 +32,8 @@ MadeFrom = Mapping[str, Any]
 """Inputs that a result was made from; may be nested."""
 
 _FINGERPRINT = re.compile(r"[0-9a-f]{32}")
+_MASKS_SEEN = "masks_seen"
+"""The key of records that names networks trained with masks."""
 _READERS = 8
 """Threads that read files; more do not help a disk."""
 _NAMED = 4
@@ -59,6 +61,19 @@ def file_fingerprint(path: Path) -> str:
 def beside(result: Path) -> Path:
     """Where the record of a result lies that cannot hold it itself."""
     return result.with_name(f"{result.stem}.made_from.json")
+
+
+def masks_seen(*records: MadeFrom | None) -> dict[str, list[str]]:
+    """Which networks trained with masks had a part in what has these records.
+
+    Returns:
+        `{"masks_seen": [...]}`, to be added to the record of what is made from it; {} if none had.
+    """
+    told: set[str] = set()
+    for record in records:
+        seen = (record or {}).get(_MASKS_SEEN, ())
+        told.update([seen] if isinstance(seen, str) else seen)
+    return {_MASKS_SEEN: sorted(told)} if told else {}
 
 
 def changes(before: MadeFrom | None, now: MadeFrom) -> list[str]:

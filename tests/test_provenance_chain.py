@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from lib.config import load_config
+from lib.engine.checkpoint import load_checkpoint
 from lib.engine.inference import Detector
 from lib.files import read_json
 from lib.modeling.model_builder import build_model
@@ -18,6 +19,7 @@ from lib.pipeline import label_my_images, runner
 from lib.prm.clusters import ClusterStore
 from lib.proposals.store import ProposalStore
 from lib.provenance import Memory, fingerprint
+from tests.proposals.tiny_sam import save_tiny
 from tests.small_training import DATA, SETTINGS, tool
 
 NAMES = ["a.png", "b.png", "c.png", "d.png"]
@@ -367,3 +369,30 @@ def test_a_json_that_is_corrected_in_place(place, capfd, monkeypatch):
     assert "image_labels changed; trained anew" in capfd.readouterr().err
     assert {found[:2] for found in second} == {(0, 8), (1, 7), (2, 7)}
     assert second == masks("fresh")
+
+
+def test_what_is_made_with_sam_says_that_masks_were_seen(place, tmp_path):
+    """And no longer, once all is made anew with the built-in generator; its PRM gives points."""
+    pytest.importorskip("transformers")
+    folder = save_tiny("sam", tmp_path / "tiny-sam")
+    words = ["model", str(folder), "points_per_side", "4", "pred_iou_thresh", "0"]
+    words += ["stability_thresh", "0", "max_iou", "0.95", "min_area", "4"]
+    named = [f"proposals.sam.{word}" if n % 2 == 0 else word for n, word in enumerate(words)]
+
+    def told():
+        checkpoint = load_checkpoint(Path("run/ckpt/model_step4.pth"))["made_from"]
+        detections = read_json("run/test/mine/detections.made_from.json")["made_from"]
+        labels = read_json("labels.json")["info"]
+        return [record.get("masks_seen") for record in (checkpoint, detections, labels)]
+
+    place.settings = ["proposals.generator", "sam", *named]
+    assert place.run() == ALL - {"prm"}
+    seen = ["tiny-sam was trained with masks"]
+    assert told() == [seen, seen, seen]
+    place.settings += ["proposals.sam.prm", "data/prm/mine.pth", "proposals.sam.peaks", "3"]
+    assert place.run() > of("proposals")
+    assert place.run() == set()
+    assert told() == [seen, seen, seen]
+    place.settings = []
+    assert "train" in place.run()
+    assert told() == [None, None, None]

@@ -15,7 +15,7 @@ from pathlib import Path
 from lib import command_line as cli
 from lib.config import load_config
 from lib.data.coco import read_coco
-from lib.engine.inference import check_detections
+from lib.engine.inference import check_detections, made_with_masks
 from lib.engine.runs import run_of
 from lib.evaluation.pseudo_labels import (
     SEGMENTATIONS,
@@ -71,6 +71,7 @@ def generate(args: cli.Namespace) -> None:
         tolerance=args.polygon_tolerance,
         min_part=args.polygon_min_part,
     )
+    labels["info"] |= made_with_masks(detections)
     write_json(target, labels)
     counts = target.with_suffix(".counts.csv")
     write_csv(counts, count_table(labels))

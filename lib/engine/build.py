@@ -14,7 +14,7 @@ from lib.config import Config, RuntimeConfig, SolverConfig
 from lib.data.catalog import Dataset
 from lib.data.coco import CocoImages, ImageRecord
 from lib.data.loader import CimDataset
-from lib.engine.checkpoint import load_checkpoint, load_model
+from lib.engine.checkpoint import MADE_FROM, load_checkpoint, load_model
 from lib.engine.distributed import ALONE, Ranks
 from lib.engine.inference import Detector
 from lib.engine.solver import OPTIMIZERS, build_optimizer
@@ -31,7 +31,7 @@ from lib.prm.assign import samples_made_from
 from lib.prm.clusters import ClusterStore
 from lib.prm.network import prm_backbone, prm_fingerprint
 from lib.proposals.store import ProposalStore
-from lib.provenance import MadeFrom, file_fingerprint, fingerprint
+from lib.provenance import MadeFrom, file_fingerprint, fingerprint, masks_seen
 from lib.refine.second_stage import second_stage
 from lib.structures import InstanceSample
 
@@ -378,6 +378,7 @@ def training_made_from(
                 for name in ("image_labels", "proposals", "clusters")
             },
         },
+        **masks_seen(*records),
     }
 
 
@@ -405,6 +406,7 @@ def detections_made_from(
         "augment": augment,
         "only_image_labels": image_labels,
         "category_ids": list(data.coco.category_ids),
+        **masks_seen(state.get(MADE_FROM), *data.made_from.values()),
     }
     keys = ("image", "proposals", "image_labels") if image_labels else ("image", "proposals")
     of_images = {

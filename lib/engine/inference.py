@@ -27,7 +27,7 @@ from lib.engine.journal import Journal
 from lib.evaluation.detections import select_detections, to_coco_results
 from lib.files import atomic_file, read_json, remove_parts, write_json
 from lib.modeling.scoring import score_passes
-from lib.provenance import MadeFrom, beside, changes, fingerprint, listed
+from lib.provenance import MadeFrom, beside, changes, fingerprint, listed, masks_seen
 from lib.refine.data import ReadInstances
 from lib.refine.detect import InstanceDetector
 from lib.structures import Detections, ImageRecord, Sample, View
@@ -222,6 +222,11 @@ def check_detections(detections: Path, coco_json: Path) -> None:
             f"{detections}: made for other image labels than {coco_json} has now; bring them up to "
             "date with tools/test_net.py --image-labels"
         )
+
+
+def made_with_masks(detections: Path) -> dict[str, list[str]]:
+    """What the record of detections says of networks trained with masks, see `masks_seen`."""
+    return masks_seen((_record_of(detections) or {}).get("made_from"))
 
 
 def _is_complete(output: Path, record: MadeFrom, ranks: Ranks) -> bool:

@@ -151,15 +151,17 @@ def samples_made_from(
     store = ProposalStore(dataset.proposals)
     there = store.stored(names, dataset.memory) if with_missing else names
     fitting = {name: {"image": content.get(name)} for name in there}
-    proposals = store.fingerprints(fitting, dataset.memory)
-    return {
-        record.file_name: {
+    proposals = store.checked(fitting, dataset.memory)
+    samples = {}
+    for record in records:
+        found = proposals.get(record.file_name)
+        samples[record.file_name] = {
             "image": content.get(record.file_name),
             "image_labels": np.flatnonzero(record.image_labels).tolist(),
-            "proposals": proposals.get(record.file_name),
+            "proposals": found.fingerprint if found else None,
+            **({"masks_seen": found.masks_seen} if found and found.masks_seen else {}),
         }
-        for record in records
-    }
+    return samples
 
 
 def peaks_made_from(prm: Path, settings: PRMConfig, samples: Sequence[MadeFrom]) -> dict[str, Any]:

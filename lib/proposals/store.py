@@ -36,6 +36,11 @@ class Stored(NamedTuple):
     made_from: MadeFrom | None
     """None: an earlier version wrote the file, which did not note it."""
 
+    @property
+    def masks_seen(self) -> str | None:
+        """Says which network made it that was trained with masks; None if none did."""
+        return ((self.made_from or {}).get("settings") or {}).get("masks_seen")
+
 
 class ImageStore:
     """A folder of one .npz per image, named like the images: arrays, a record and a checksum.
@@ -71,7 +76,12 @@ class ImageStore:
         return {of_file[file]: Stored(*entry) for file, entry in found.items() if entry}
 
     def fingerprints(self, fitting: Mapping[str, MadeFrom], memory: Memory) -> dict[str, str]:
-        """Fingerprints by file name, after a look whether all were made from what is there now.
+        """Fingerprints by file name; arguments and errors as for `checked`."""
+        found = self.checked(fitting, memory)
+        return {name: entry.fingerprint for name, entry in found.items()}
+
+    def checked(self, fitting: Mapping[str, MadeFrom], memory: Memory) -> dict[str, Stored]:
+        """`stored`, after a look whether all were made from what is there now.
 
         Files that do not say what they were made from are accepted with a warning.
 
@@ -93,7 +103,7 @@ class ImageStore:
             if names:
                 raise error(self._told(names, len(fitting), f"{fault}: ", self.remedy))
         self._check_fitting(fitting, stored, "were made from", self.remedy)
-        return {name: entry.fingerprint for name, entry in stored.items()}
+        return stored
 
     def out_of_date(
         self, wanted: Mapping[str, MadeFrom], memory: Memory, keep_imported: bool = True
