@@ -17,12 +17,18 @@ from lib.engine.build import (
     memory_format,
     share_threads,
 )
-from lib.engine.checkpoint import CheckpointError, load_checkpoint, load_model, seed_everything
+from lib.engine.checkpoint import (
+    MADE_FROM,
+    CheckpointError,
+    load_checkpoint,
+    load_model,
+    seed_everything,
+)
 from lib.engine.distributed import Ranks
 from lib.engine.inference import detect_dataset
 from lib.engine.runs import find_checkpoint, newest_run
 from lib.engine.training import TrainingRun, train
-from lib.provenance import fingerprint
+from lib.provenance import fingerprint, masks_seen
 from lib.refine.data import InstanceDataset, open_pseudo_labels
 from lib.refine.detect import InstanceDetector
 from lib.refine.second_stage import second_stage
@@ -157,6 +163,7 @@ def test_network(args: cli.Namespace, ranks: Ranks) -> None:
         "scale": refine.input.test_scale,
         "test": refine.test.model_dump(mode="json"),
         "category_ids": list(coco.category_ids),
+        **masks_seen(state.get(MADE_FROM)),
     }
     images = dataset.fingerprints(image.file_name for image in coco.images)
     of_images = {image.image_id: images[image.file_name] for image in coco.images}

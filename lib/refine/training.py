@@ -9,7 +9,8 @@ from torch import Tensor
 
 from lib.config import Config
 from lib.data.catalog import Dataset
-from lib.provenance import file_fingerprint, fingerprint
+from lib.files import read_json
+from lib.provenance import file_fingerprint, fingerprint, masks_seen
 from lib.refine.data import InstanceDataset
 
 
@@ -24,6 +25,7 @@ def refinement_made_from(
     """
     content = config.refine.model_dump(mode="json")
     del content["input"]["num_workers"], content["test"]
+    info = read_json(data.coco.path).get("info")
     images = [data.coco.images[index].file_name for index in data.labelled()]
     return {
         "refine": content,
@@ -34,6 +36,7 @@ def refinement_made_from(
             "images": fingerprint(dataset.fingerprints(images)),
             "classes": data.coco.class_names,
         },
+        **masks_seen(info if isinstance(info, dict) else None),
     }
 
 

@@ -112,6 +112,9 @@ def error_of(capfd):
 
 
 def test_from_pseudo_labels_to_average_precision(place, capfd):
+    labels = place / "pseudo_labels/mine.json"
+    seen = {"masks_seen": ["sam was trained with masks"]}
+    labels.write_text(json.dumps({**json.loads(labels.read_text()), "info": seen}))
     assert train() == 0
     told = capfd.readouterr().err
     assert "3 pseudo labels on 3 images" in told
@@ -138,6 +141,8 @@ def test_from_pseudo_labels_to_average_precision(place, capfd):
     results = json.loads((run / "test/mine/detections.json").read_text())
     assert {r["image_id"] for r in results} == {100, 101, 102, 103}
     assert {r["category_id"] for r in results} <= {7, 9}
+    record = json.loads((run / "test/mine/detections.made_from.json").read_text())
+    assert record["made_from"].items() >= seen.items()
     for result in results:
         assert result["segmentation"]["size"] == list(SIZE)
         assert result["bbox"] == rle.tight_box(result["segmentation"])
