@@ -14,6 +14,7 @@ from lib.engine.build import (
     KEEP_IN_MEMORY,
     build_refine_trainer,
     images_ahead,
+    keep_maps,
     memory_format,
     share_threads,
 )
@@ -103,6 +104,7 @@ def train_network(args: cli.Namespace, ranks: Ranks) -> int:
         cim_weights if state is None else None,
         pretrained=state is None,
     )
+    keep_maps(config, model.train(), data, dataset.root, ranks)
     trainer = build_refine_trainer(config, model, ranks.device, lanes, ranks)
     training.begin(trainer, state)
     samples = training.samples(data, trainer)

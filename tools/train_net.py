@@ -81,7 +81,8 @@ def run(args: cli.Namespace, ranks: Ranks) -> int:
         model = initial_model(config, dataset, coco.num_classes, args.weights)
     else:
         model = build_model(config.model, coco.num_classes, pretrained=False)
-    kept = kept_features(config, model, data, dataset.root, ranks)
+    limit = config.runtime.feature_cache_gb
+    kept = kept_features(config, limit, model.Conv_Body, data, dataset.root, ranks)
     trainer = build_trainer(config, model, ranks.device, lanes, ranks, kept)
     training.begin(trainer, state)
     samples = training.samples(data, trainer)

@@ -10,21 +10,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lib.config import Config, RuntimeConfig, SolverConfig
+from lib.config import Config, RefineConfig, RuntimeConfig, SolverConfig
 from lib.data.catalog import Dataset
 from lib.data.coco import CocoImages, ImageRecord
-from lib.data.loader import CimDataset
+from lib.data.loader import CimDataset, ImageDataset
 from lib.engine.checkpoint import MADE_FROM, load_checkpoint, load_model
 from lib.engine.distributed import ALONE, Ranks
 from lib.engine.inference import Detector
 from lib.engine.solver import OPTIMIZERS, build_optimizer
 from lib.engine.trainer import Criterion, Forward, OneByOne, Together, Trainer
 from lib.fast.feature_cache import FeatureCache, allowed_features, plan_features
+from lib.fast.feature_maps import KeptMaps, PackedMaps
 from lib.fast.folding import fold_batch_norms
 from lib.fast.lanes import SideBySide
 from lib.fast.mining import fast_miner
 from lib.fast.network import FastCIMNet, score_images
 from lib.fast.precision import bfloat16_speedup
+from lib.modeling.backbones import Backbone
 from lib.modeling.criterion import CIMCriterion, score_image
 from lib.modeling.model_builder import CIMNet, build_model
 from lib.prm.assign import samples_made_from
@@ -32,7 +34,7 @@ from lib.prm.clusters import ClusterStore
 from lib.prm.network import prm_backbone, prm_fingerprint
 from lib.proposals.store import ProposalStore
 from lib.provenance import MadeFrom, file_fingerprint, fingerprint, masks_seen
-from lib.refine.second_stage import second_stage
+from lib.refine.second_stage import pyramid_levels, second_stage
 from lib.structures import InstanceSample
 
 logger = logging.getLogger(__name__)
@@ -129,11 +131,18 @@ def trained_model(
 
 
 def kept_features(
-    config: Config, model: CIMNet, data: CimDataset, root: Path, ranks: Ranks = ALONE
+    config: Config | RefineConfig,
+    limit: float | None,
+    backbone: Backbone,
+    data: ImageDataset,
+    root: Path,
+    ranks: Ranks = ALONE,
 ) -> FeatureCache | None:
     """A cache of what the backbone has frozen in front, if configured and of use for a training.
 
     Args:
+        config: its `input` and `solver` count.
+        limit: `runtime.feature_cache_gb`.
         root: the data root.
     """
     scales, flips = config.input.train_scales, config.input.train_flips
@@ -141,8 +150,26 @@ def kept_features(
     pixels = sum(r.height * r.width * (s / max(r.size)) ** 2 for r in images for s in scales)
     looks = config.solver.max_iter * config.solver.images_per_update
     uses = looks / max(len(images) * len(scales) * len(flips), 1)
-    limit = allowed_features(config.runtime.feature_cache_gb, model.Conv_Body, ranks.device)
-    return plan_features(model.Conv_Body, limit / ranks.count, pixels * len(flips), uses, root)
+    gigabytes = allowed_features(limit, backbone, ranks.device) / ranks.count
+    return plan_features(backbone, gigabytes, pixels * len(flips), uses, root)
+
+
+def keep_maps(
+    config: Config, model: nn.Module, data: ImageDataset, root: Path, ranks: Ranks = ALONE
+) -> None:
+    """Lets a second stage in training mode keep the maps of a backbone that is frozen as a whole.
+
+    Args:
+        model: changed in place.
+        root: the data root.
+    """
+    body = next(part for part in model.modules() if isinstance(part, Backbone))
+    packed = PackedMaps(body, pyramid_levels(body, config.refine.model.finest_stride))
+    if packed.frozen_parts():
+        limit = config.runtime.feature_cache_gb
+        kept = kept_features(config.refine, limit, packed, data, root, ranks)
+        if kept is not None:
+            body.feature_maps = KeptMaps(packed, kept)
 
 
 def build_trainer(
