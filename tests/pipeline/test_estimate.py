@@ -1,5 +1,6 @@
 """Every step from images to masks is measured, on the images themselves."""
 
+import itertools
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from lib.data.shapes import make_shapes
 from lib.modeling.backbones import build_backbone
 from lib.pipeline import estimate as estimating
 from lib.pipeline.estimate import estimate_seconds
+from tests.proposals.tiny_sam import save_tiny
 
 ROOT = Path(__file__).parents[2]
 
@@ -39,6 +41,21 @@ def test_more_work_takes_longer(data):
     many = estimate(data, "solver.max_iter", "100000", "prm.epochs", "100000")
     assert many["train"] > 20 * few["train"]
     assert many["prm"] > 20 * few["prm"]
+
+
+def test_a_generator_on_a_device_works_on_one_image_at_a_time(data, tmp_path, monkeypatch):
+    pytest.importorskip("transformers")
+    folder = save_tiny("sam", tmp_path / "sam")
+    clock = itertools.count(step=100)  # every look at the clock is 100 s later
+    monkeypatch.setattr(estimating, "_prm", lambda *_: (1.0, 1.0))
+    monkeypatch.setattr(estimating, "_cim", lambda *_: (1.0, 1.0))
+    monkeypatch.setattr(estimating.time, "perf_counter", lambda: next(clock))
+    by_trees = estimate(data)["proposals"]
+    by_sam = estimate(data, "proposals.generator", "sam", "proposals.sam.model", str(folder))
+    # 100 s to open it, and 100 s for 3 of 5 images, which two processes share that make trees
+    images = 5 * 100 / 3
+    assert by_trees == pytest.approx(estimating._START + 100 + images / 2)
+    assert by_sam["proposals"] == pytest.approx(estimating._START + 100 + images)
 
 
 def test_features_that_are_kept_are_computed_once(monkeypatch):
