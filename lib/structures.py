@@ -165,6 +165,9 @@ class InstanceSample(TrainingSample):
     """(N,) int64, 0..C-1."""
     masks: Tensor
     """(N, h, w) uint8 in {0, 1}."""
+    has_mask: Tensor | None = None
+    """(N,) bool; False for an instance of which only the box is known, whose mask is that box.
+    None: all have masks."""
 
 
 @dataclass(frozen=True, eq=False)

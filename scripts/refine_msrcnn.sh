@@ -15,6 +15,9 @@
 # cfg_file       configuration; its section `refine` is used (default: the run's own)
 # select         pseudo labels to train on: score or adaptive, as for generate_msrcnn_label.sh
 # score_thresh   keeps all pseudo labels scored so or more (default: as configured, 0.3 as published)
+# corrected      COCO json of images whose labels somebody has corrected: there it takes the place of
+#                pseudo labels (docs/refinement.md). Also called labels=, which beside images= alone
+#                is that of the image-level labels
 # segmentation   form of the pseudo labels, as for generate_msrcnn_label.sh (default: compressed)
 # overwrite      yes (or --overwrite): train anew what was trained with other data or settings,
 #                instead of stopping there

@@ -51,6 +51,13 @@ def train_options(parser: cli.Parser) -> None:
     parser.add_argument(
         "--pseudo-labels", type=Path, metavar="FILE", help="default: those of the run"
     )
+    parser.add_argument(
+        "--corrected",
+        type=Path,
+        metavar="FILE",
+        help="a COCO json of images whose labels somebody has corrected: they take the place of "
+        "pseudo labels there, and count as complete",
+    )
     cli.add_config_arguments(parser, help="default: the run's config.yaml")
     cli.add_dataset_arguments(parser)
     parser.add_argument(
@@ -67,7 +74,8 @@ def train_network(args: cli.Namespace, ranks: Ranks) -> int:
     """Train a network on the pseudo labels of a CIM run (CIM+), or resume its training.
 
     The configuration names the network (`refine.model.network`): mask_rcnn or mask2former. The
-    pseudo labels come from tools/generate_pseudo_labels.py; annotated masks are never read.
+    pseudo labels come from tools/generate_pseudo_labels.py; annotated masks are read only from a
+    file given as --corrected, which the record of the training and its results tell.
     """
     cim = ranks.from_first(cli.run_from_args(args))
     config = load_config(args.cfg or cim / "config.yaml", args.set)
@@ -78,7 +86,13 @@ def train_network(args: cli.Namespace, ranks: Ranks) -> int:
         raise FileNotFoundError(
             f"{labels}: no such pseudo labels; make them with scripts/generate_msrcnn_label.sh"
         )
-    data = open_pseudo_labels(labels, dataset.images, KEEP_IN_MEMORY)
+    data = open_pseudo_labels(labels, dataset.images, KEEP_IN_MEMORY, args.corrected)
+    if data.box_only and not network.boxes:
+        raise ValueError(
+            f"{args.corrected}: {data.box_only} annotations are boxes without a mask, which "
+            f"{network.title} cannot learn from; draw their masks, or set refine.model.network "
+            "mask_rcnn"
+        )
     cim_weights = None
     if refine.model.weights == "cim":
         cim_weights = load_checkpoint(find_checkpoint(cim))["model"]
@@ -110,7 +124,8 @@ def train_network(args: cli.Namespace, ranks: Ranks) -> int:
     samples = training.samples(data, trainer)
     count = sum(map(len, data.instances.values()))
     training.announce(
-        f"{data.coco.path}, {count} pseudo labels on {training.train_size} images",
+        f"{data.coco.path}, {count} {'labels' if args.corrected else 'pseudo labels'} on "
+        f"{training.train_size} images",
         f"{network.title}, {refine.model.backbone} with a feature pyramid",
         refine.model.weights,
         trainer,

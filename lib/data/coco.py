@@ -38,6 +38,7 @@ def read_coco(
     sizes: bool = True,
     annotations: bool = True,
     need_masks: bool = True,
+    boxes: bool = False,
     name: str = "the ground truth",
 ) -> dict[str, Any]:
     """Reads a COCO json into one form, whatever form it is written in.
@@ -51,6 +52,7 @@ def read_coco(
         masks: annotations need a segmentation. Those without a usable one (empty, less than a
             triangle, not finite, outside the image) are left out and counted, unless all are.
         need_masks: False gives no annotations where none has a usable mask.
+        boxes: one without a usable mask but with a box gets that as its mask, and `box_only` True.
         sizes: images need `height` and `width`.
         annotations: False accepts a json without the list `annotations` (COCO test-dev).
         name: what errors call content that was not read from a file.
@@ -86,7 +88,7 @@ def read_coco(
     categories = _without_parents(categories, {a["category_id"] for a in kept}, where)
     _check_unique([c["name"] for c in categories], "categories", "name", where)
     if masks:
-        kept = _with_masks(kept, listed["annotations"], find_image, where, need_masks)
+        kept = _with_masks(kept, listed["annotations"], find_image, where, need_masks, boxes)
     return {"images": images, "categories": categories, "annotations": kept}
 
 
@@ -425,6 +427,7 @@ def _with_masks(
     find: Callable,
     where: str,
     need: bool,
+    boxes: bool,
 ) -> list[dict[str, Any]]:
     kept, left_out = [], []
     for annotation, entry in zip(annotations, entries, strict=True):
@@ -433,8 +436,11 @@ def _with_masks(
         try:
             mask = rle.compressed(entry.fields.get("segmentation"), size)
         except rle.NoMask as error:
-            left_out.append(f"{entry.name}: {error}")
-            continue
+            mask = _box_mask(entry.fields.get("bbox"), size) if boxes else None
+            if mask is None:
+                left_out.append(f"{entry.name}: {error}")
+                continue
+            annotation["box_only"] = True
         except ValueError as error:
             raise ValueError(f"{entry} ({image['file_name']}): {error}") from None
         area = _number(entry.fields.get("area"))
@@ -460,6 +466,30 @@ def _with_masks(
                 f"and are left out: {told}"
             )
     return kept
+
+
+_FAR = 1e9
+"""Pixels; a box beyond is none."""
+
+
+def _box_mask(box: Any, size: tuple[int, int]) -> dict[str, Any] | None:
+    """The pixels of a box [x, y, width, height] as a mask; None if it is none inside the image."""
+    if not isinstance(box, list | tuple) or len(box) != 4:
+        return None
+    try:
+        numbers = [float(value) for value in box]
+    except (TypeError, ValueError, OverflowError):
+        return None
+    if not all(abs(number) < _FAR for number in numbers):  # NaN is not
+        return None
+    x, y, width, height = numbers
+    mask = np.zeros(size, bool)
+    rows, columns = (
+        slice(max(0, round(start)), max(0, round(start + length)))
+        for start, length in ((y, height), (x, width))
+    )
+    mask[rows, columns] = True
+    return rle.mask_to_rle(mask) if mask.any() else None
 
 
 def _number(value: Any) -> float | int | None:

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import shutil
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -29,6 +30,8 @@ from lib.provenance import Memory, fingerprint
 
 logger = logging.getLogger(__name__)
 
+_UPLOADED = re.compile(r"((?:^|.*/))[0-9a-f]{8}(?:-|__)(?=[^/]+$)")
+"""A name as Label Studio exports it."""
 FEW = 200
 """Below this many images starting processes takes longer than they save."""
 
@@ -100,11 +103,18 @@ class ImageIndex:
     A list may leave out the suffix or leading folders, write more leading folders than there are
     below the folder, write letters in other case, separate folders by `\\\\`, and spell accented
     letters in either of Unicode's ways. A folder that is written below the folder must agree.
+    Eight hexadecimal digits that Label Studio puts in front of a name are passed over.
+
+    Args:
+        leave_out: a folder that is passed over.
+        files: names below the folder; None looks for them.
     """
 
-    def __init__(self, folder: Path, leave_out: Path | None = None) -> None:
+    def __init__(
+        self, folder: Path, leave_out: Path | None = None, files: Sequence[str] | None = None
+    ) -> None:
         self.folder = folder
-        self.files = visible_files(folder, leave_out)
+        self.files = visible_files(folder, leave_out) if files is None else files
         self.images = [f for f in self.files if f.lower().endswith(IMAGE_SUFFIXES)]
         self.unknown_folders: set[str] = set()
         """Leading folders that lists wrote and that are not those of this folder."""
@@ -141,7 +151,8 @@ class ImageIndex:
                 return found
         if whole.isdecimal() and len(whole) < 30:  # an image id: VOC's and COCO's are the names
             return self._by_number.get(int(whole), [])
-        return []
+        plain = _UPLOADED.sub(r"\1", whole)
+        return self.find(plain) if plain != whole else []
 
     def _inside(self, written: PurePosixPath) -> PurePosixPath | None:
         """The path below this folder, where `written` leads into it."""
@@ -178,43 +189,58 @@ def _key(name: str) -> str:
     return unicodedata.normalize("NFC", name).casefold()
 
 
-def _resolve(tags: ImageTags, index: ImageIndex, labels: Path) -> ImageTags:
-    """Labels by file instead of by the name in the list."""
-    by_file: dict[str, tuple[int, ...]] = {}
-    names: dict[str, str] = {}
+def find_files(names: Collection[str], index: ImageIndex, source: Path) -> dict[str, str]:
+    """The file that each name in a list means.
+
+    Args:
+        source: the list, for errors.
+
+    Raises:
+        FileNotFoundError: there is none for a name.
+        ValueError: a name may mean several files, or two names mean one.
+    """
+    files: dict[str, str] = {}
+    of_file: dict[str, str] = {}
     missing, ambiguous, twice = [], [], []
-    for name, classes in tags.labels.items():
+    for name in names:
         found = index.find(name)
         if not found:
             missing.append(name)
         elif len(found) > 1:
             ambiguous.append(f"{name} ({' and '.join(found[:3])})")
-        elif names.setdefault(found[0], name) != name:
-            twice.append(f"{names[found[0]]} and {name} ({found[0]})")
+        elif of_file.setdefault(found[0], name) != name:
+            twice.append(f"{of_file[found[0]]} and {name} ({found[0]})")
         else:
-            by_file[found[0]] = classes
+            files[name] = found[0]
     if missing:
         raise FileNotFoundError(
-            f"{labels}: {len(missing)} of its {len(tags.labels)} images are not in {index.folder}: "
+            f"{source}: {len(missing)} of its {len(names)} images are not in {index.folder}: "
             f"{first_few(missing)}; is it the right folder? Folders that are written must agree "
             "with those below it"
         )
     if ambiguous:
         raise ValueError(
-            f"{labels}: {len(ambiguous)} names may mean several files in {index.folder}: "
+            f"{source}: {len(ambiguous)} names may mean several files in {index.folder}: "
             f"{first_few(ambiguous)}; write folder and suffix"
         )
     if twice:
         raise ValueError(
-            f"{labels}: {len(twice)} files in {index.folder} are meant by two names: "
+            f"{source}: {len(twice)} files in {index.folder} are meant by two names: "
             f"{first_few(twice)}; write every image in one way, with its folder"
         )
     if index.unknown_folders:
         told = first_few(sorted(index.unknown_folders))
         logger.warning(
-            f"{labels}: images are found by the ends of their paths; in front of these it has "
+            f"{source}: images are found by the ends of their paths; in front of these it has "
             f"{told}, and they lie in {index.folder}"
         )
+    return files
+
+
+def _resolve(tags: ImageTags, index: ImageIndex, labels: Path) -> ImageTags:
+    """Labels by file instead of by the name in the list."""
+    files = find_files(tags.labels, index, labels)
+    by_file = {files[name]: classes for name, classes in tags.labels.items()}
     if odd := [fault for file in by_file if (fault := check_name(file))]:
         raise ValueError(
             f"{index.folder}: {len(odd)} images have a name that cannot be used: {first_few(odd)}"
@@ -225,7 +251,7 @@ def _resolve(tags: ImageTags, index: ImageIndex, labels: Path) -> ImageTags:
             f"{labels}: images of one folder differ only in their suffix: {first_few(same)}; what "
             "is made from an image is called like it without suffix: rename one of each"
         )
-    ids = tags.image_ids and {file: tags.image_ids[names[file]] for file in by_file}
+    ids = tags.image_ids and {file: tags.image_ids[name] for name, file in files.items()}
     return replace(tags, labels=by_file, image_ids=ids)
 
 

@@ -22,7 +22,9 @@ VARIABLES = {
     "train_CIM": (*_RUN, "points", "prepare_only", "overwrite"),
     "eval_CIM": _RUN,
     "generate_msrcnn_label": _LABELS,
-    "refine_msrcnn": (*_LABELS, "test_dataset", "test_json", "test_images", "overwrite"),
+    "refine_msrcnn": (
+        *(*_LABELS, "corrected", "test_dataset", "test_json", "test_images", "overwrite"),
+    ),
     "visual_result_mmcv": _TEST,
 }
 """The variables that each driver reads."""
@@ -42,6 +44,10 @@ def driver_steps(driver: str, given: Mapping[str, str], words: Sequence[str]) ->
     given = {name: given[name] for name in VARIABLES[driver] if given.get(name)}
     if "overwrite" in VARIABLES[driver] and "--overwrite" in words:  # as the tools call it
         given["overwrite"], words = "yes", [word for word in words if word != "--overwrite"]
+    if driver == "refine_msrcnn" and "labels" in given and _data_is_named(given):
+        if "corrected" in given:
+            raise ValueError("labels= and corrected= are both corrected labels here; give one")
+        given["corrected"] = given.pop("labels")
     words = tuple(words)
     if driver == "train_CIM":
         return _train(given, words)
@@ -81,6 +87,10 @@ def _refine(given: Mapping[str, str], chain: Chain) -> list[Step]:
     cfg = chain.cfg if chain.cfg.is_file() else None  # the tools say that it is missing
     network = load_config(cfg, chain.overrides).refine.model.network
     check_network(network)
+    if "corrected" in given:
+        chain = replace(
+            chain, options={**chain.options, "refine": ("--corrected", given["corrected"])}
+        )
     steps = chain.to("refine", done=[*_done(chain, given), "train"])
     run = chain.run / network
     test = _data(given, "shapes_test", "test_")
@@ -117,6 +127,11 @@ def _data(given: Mapping[str, str], default: str, prefix: str = "") -> Chain:
     words += ("--name", named) if named else ()
     of_coco = ("--coco",) if name.startswith("coco") else ()
     return Chain(name, words, root, options={"evaluate": ("--per-class", *of_coco)})
+
+
+def _data_is_named(given: Mapping[str, str]) -> bool:
+    """Whether the variables name the data set by others than `labels`."""
+    return "images" not in given or "json" in given or "dataset" in given
 
 
 def _of_run(given: Mapping[str, str], overrides: Words, default: str = "shapes_test") -> Chain:

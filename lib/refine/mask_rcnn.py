@@ -20,7 +20,7 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
-from torchvision.models.detection.roi_heads import paste_masks_in_image
+from torchvision.models.detection.roi_heads import RoIHeads, maskrcnn_loss, paste_masks_in_image
 from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 from torchvision.ops.poolers import initLevelMapper
@@ -119,6 +119,7 @@ def build_mask_rcnn(
     )
     model.transform = PaddedBatch(backbone.strides[:-1])
     model.rpn.fg_bg_sampler = BalancedSampler(config.anchors_per_image, 0.5)
+    model.roi_heads.__class__ = RegionHeads  # the network makes its own: the same but for a method
     model.roi_heads.fg_bg_sampler = BalancedSampler(config.rois_per_image, 0.25)
     return model
 
@@ -131,6 +132,49 @@ def _roi_pool(strides: list[int], size: int) -> MultiScaleRoIAlign:
     pool.scales = [1 / stride for stride in strides]
     pool.map_levels = initLevelMapper(int(log2(strides[0])), int(log2(strides[-1])))
     return pool
+
+
+class RegionHeads(RoIHeads):
+    """torchvision's heads, with a mask loss that leaves out instances without a mask.
+
+    Targets also have `has_mask`, (N,) bool.
+    """
+
+    def has_mask(self) -> bool:
+        return not self.training  # the loss is below
+
+    def select_training_samples(
+        self, proposals: list[Tensor], targets: list[dict[str, Tensor]]
+    ) -> tuple[list[Tensor], ...]:
+        self.drawn = super().select_training_samples(proposals, targets)
+        return self.drawn
+
+    def forward(
+        self,
+        features: dict[str, Tensor],
+        proposals: list[Tensor],
+        image_shapes: list[tuple[int, int]],
+        targets: list[dict[str, Tensor]] | None = None,
+    ) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
+        found, losses = super().forward(features, proposals, image_shapes, targets)
+        if self.training:
+            proposals, matched, labels, _ = self.drawn
+            del self.drawn
+            taught = [  # in an image without instances all regions match the one that is put behind
+                ((of > 0) & F.pad(target["has_mask"], (0, 1))[n]).nonzero()[:, 0]
+                for of, n, target in zip(labels, matched, targets, strict=True)
+            ]
+            boxes = [p[n] for p, n in zip(proposals, taught, strict=True)]
+            matched = [m[n] for m, n in zip(matched, taught, strict=True)]
+            pooled = self.mask_roi_pool(features, boxes, image_shapes)
+            losses["loss_mask"] = maskrcnn_loss(
+                self.mask_predictor(self.mask_head(pooled)),
+                boxes,
+                [target["masks"] for target in targets],
+                [target["labels"] for target in targets],
+                matched,
+            )
+        return found, losses
 
 
 class PaddedBatch(nn.Module):
@@ -207,7 +251,15 @@ def mask_rcnn_losses(
     network = getattr(model, "module", model)  # inside DistributedDataParallel
     for part in (network.rpn, network.roi_heads):
         part.fg_bg_sampler.generator = generator
-    target = {"boxes": sample.boxes, "labels": sample.class_idx + 1, "masks": sample.masks}
+    has_mask = sample.has_mask
+    if has_mask is None:
+        has_mask = torch.ones_like(sample.class_idx, dtype=torch.bool)
+    target = {
+        "boxes": sample.boxes,
+        "labels": sample.class_idx + 1,
+        "masks": sample.masks,
+        "has_mask": has_mask,
+    }
     losses = model([sample.image], [target])
     return {name: losses[f"loss_{name}"] for name in LOSSES}
 
@@ -243,4 +295,5 @@ SECOND_STAGE = SecondStage(
     loss_weights=dict.fromkeys(LOSSES, 1.0),
     optimizer="sgd",
     detect=detect,
+    boxes=True,
 )

@@ -52,6 +52,8 @@ class SecondStage:
     optimizer: Literal["sgd", "adamw"]
     detect: Callable[[nn.Module, Tensor, tuple[int, int], RefineTestConfig], Iterator[Found]]
     """(model, image (3, h, w), size (H, W) of the masks, section `refine.test`), best first."""
+    boxes: bool = False
+    """It also learns from instances of which only the box is known."""
 
 
 def second_stage(name: str) -> SecondStage:

@@ -20,12 +20,17 @@ def refinement_made_from(
     """The record of a training, see lib/provenance.py.
 
     Args:
-        data: from `open_pseudo_labels`; the bytes of its file count.
+        data: from `open_pseudo_labels`; the bytes of its files count.
         weights: of the CIM network, if the backbone starts from it.
     """
     content = config.refine.model_dump(mode="json")
     del content["input"]["num_workers"], content["test"]
     info = read_json(data.coco.path).get("info")
+    seen = [info if isinstance(info, dict) else None]
+    corrected = {}
+    if data.corrected is not None:
+        corrected = {"corrected": file_fingerprint(data.corrected)}
+        seen.append({"masks_seen": f"{data.corrected.name} was corrected by a person"})
     images = [data.coco.images[index].file_name for index in data.labelled()]
     return {
         "refine": content,
@@ -33,10 +38,11 @@ def refinement_made_from(
         "weights": fingerprint(weights) if weights is not None else config.refine.model.weights,
         "data": {
             "pseudo_labels": file_fingerprint(data.coco.path),
+            **corrected,
             "images": fingerprint(dataset.fingerprints(images)),
             "classes": data.coco.class_names,
         },
-        **masks_seen(info if isinstance(info, dict) else None),
+        **masks_seen(*seen),
     }
 
 

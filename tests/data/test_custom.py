@@ -12,7 +12,7 @@ from PIL import Image, ImageOps
 from lib.data import custom
 from lib.data import images as image_files
 from lib.data.coco import CocoImages
-from lib.data.custom import prepare
+from lib.data.custom import ImageIndex, prepare
 from lib.data.images import IMAGE_SUFFIXES, read_image
 from lib.proposals.store import ProposalStore
 
@@ -291,6 +291,15 @@ def test_paths_in_lists(own, caplog, written, expected):
         assert ("found by the ends of their paths" in caplog.text) == (
             "elsewhere" in written or (written.startswith(("/home", "C:", "x/")))
         )
+
+
+@pytest.mark.parametrize("mark", ["0a1b2c3d-", "0a1b2c3d__"])
+def test_names_that_label_studio_has_marked(tmp_path, mark):
+    index = ImageIndex(tmp_path, files=["a.jpg", "sub/b.jpg", f"{mark}c.jpg", "c.jpg"])
+    assert index.find(f"images/3/{mark}a.jpg") == ["a.jpg"]
+    assert index.find(f"{mark}b.jpg") == ["sub/b.jpg"]
+    assert index.find(f"{mark}c.jpg") == [f"{mark}c.jpg"]  # the file's own name
+    assert index.find(f"{mark}{mark}d.jpg") == index.find("0a1b2c3-a.jpg") == []
 
 
 def test_a_list_of_two_folders_of_which_one_is_there(own):

@@ -209,6 +209,26 @@ def test_refinement_of_own_data():
         calls("refine_msrcnn", **own, test_json="held.json")
 
 
+def test_corrected_labels():
+    at = {"output_file": "Outputs/a"}
+    for given in (
+        {"corrected": "c.json"},
+        {"labels": "c.json"},
+        {"labels": "c.json", "json": "my.json", "images": "pictures"},
+        {"corrected": "c.json", "labels": "tags.csv", "images": "pictures"},
+    ):
+        train = calls("refine_msrcnn", **given, **at)[-3]
+        assert "--corrected c.json" in train
+        assert ("--labels tags.csv" in train) == ("tags.csv" in given.values())
+    assert not any("--corrected" in c for c in calls("refine_msrcnn", **at))
+    with pytest.raises(ValueError, match="labels= and corrected= are both"):
+        calls("refine_msrcnn", labels="c.json", corrected="c.json", **at)
+    # Beside images alone they are the image-level labels.
+    tags = calls("refine_msrcnn", images="pictures", labels="tags.csv", **at)
+    assert "--images pictures --labels tags.csv" in tags[-3]
+    assert not any("--corrected" in c for c in tags)
+
+
 def test_pictures():
     data = "--dataset shapes_test --data-root data"
     assert calls("visual_result_mmcv", "--limit", "3", output_file="Outputs/a") == [

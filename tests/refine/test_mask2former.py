@@ -1,4 +1,5 @@
 import threading
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -231,3 +232,12 @@ def test_coarser_levels_stand_in_for_those_that_a_backbone_lacks():
 def test_what_cannot_be_made_is_said(changes, told):
     with pytest.raises(ValueError, match=told):
         small(**changes)
+
+
+def test_an_image_without_instances_is_background():
+    model = small().train()
+    empty = replace(sample(instances=0), class_idx=torch.zeros(0, dtype=torch.int64))
+    losses = losses_of(model, empty)
+    assert all(torch.isfinite(loss) for loss in losses.values())
+    sum(losses.values()).backward()
+    assert model.class_predictor.weight.grad.any()

@@ -1,4 +1,5 @@
 import threading
+from dataclasses import replace
 
 import pytest
 import torch
@@ -264,3 +265,46 @@ def test_the_small_recipes_build(recipe, channels):
     config = load_config(f"configs/{recipe}.yaml").refine
     model = build_mask_rcnn(config.model, config.test, 5, pretrained=False)
     assert [layer.channels for layer in model.backbone.body.layers] == channels
+
+
+def test_an_instance_without_a_mask_trains_all_but_the_mask_head():
+    """By its box; the masks of the others are learned as without it."""
+    model = small().train()
+    both = sample()
+
+    def gradients(of):
+        model.zero_grad()
+        losses = mask_rcnn_losses(model, of, torch.Generator().manual_seed(0))
+        sum(losses.values()).backward()
+        return losses, {
+            n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None
+        }
+
+    whole, _ = gradients(both)
+    plain, every = gradients(replace(both, has_mask=torch.tensor([True, True])))
+    assert {n: v.item() for n, v in plain.items()} == {n: v.item() for n, v in whole.items()}
+    partly, _ = gradients(replace(both, has_mask=torch.tensor([True, False])))
+    for name in set(LOSSES) - {"mask"}:
+        assert partly[name].item() == plain[name].item(), name
+    assert partly["mask"].item() != plain["mask"].item()
+    # What the mask of the second is does not count.
+    empty = both.masks.clone()
+    empty[1] = 0
+    other, _ = gradients(replace(both, masks=empty, has_mask=torch.tensor([True, False])))
+    assert other["mask"].item() == partly["mask"].item()
+    boxes, got = gradients(replace(both, has_mask=torch.tensor([False, False])))
+    assert boxes["mask"].item() == 0
+    of_masks = [grad for name, grad in got.items() if "mask_" in name]
+    assert of_masks and not any(grad.any() for grad in of_masks)
+    assert got["roi_heads.box_predictor.bbox_pred.weight"].any()
+    assert every["roi_heads.mask_predictor.mask_fcn_logits.weight"].any()
+
+
+def test_an_image_without_instances_is_background():
+    model = small().train()
+    nothing = sample(instances=0)
+    nothing = replace(nothing, class_idx=torch.zeros(0, dtype=torch.int64))
+    losses = mask_rcnn_losses(model, nothing, torch.Generator().manual_seed(0))
+    assert {name for name, loss in losses.items() if loss.item()} == {"objectness", "classifier"}
+    sum(losses.values()).backward()
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -15,8 +16,11 @@ from lib.engine.checkpoint import load_checkpoint, save_checkpoint
 from lib.engine.runs import newest_run, read_lines
 from lib.modeling.backbones import build_backbone
 from lib.proposals import rle
+from lib.provenance import file_fingerprint
+from lib.refine.mask_rcnn import SECOND_STAGE
 from tests.processes import finished, launch, start, wait_for
 from tests.small_training import DATA, tool
+from tools import refine
 
 SIZE = (40, 56)
 NAMES = ["sub/a.png", "b.png", "c.png", "d.png"]
@@ -220,6 +224,36 @@ def test_other_pseudo_labels_are_another_training(place, capfd):
 def test_ground_truth_is_not_trained_on(place, capfd):
     assert train("--pseudo-labels", "mine.json") == 2
     assert "annotated masks are never trained on" in error_of(capfd)
+
+
+NO_BOXES = replace(SECOND_STAGE, boxes=False)
+
+
+def test_corrected_labels_are_trained_on_and_told(place, capfd, monkeypatch):
+    """Of one image with a box, and of the one that has no pseudo label, which is empty."""
+    corrected = json.loads(Path("mine.json").read_text())
+    corrected["images"] = [corrected["images"][n] for n in (1, 3)]
+    box = {"image_id": 101, "category_id": 9, "bbox": [5, 6, 20, 20]}
+    Path("corrected.json").write_text(json.dumps({**corrected, "annotations": [box]}))
+    assert train("--corrected", "corrected.json") == 0
+    told = capfd.readouterr().err
+    assert "corrected.json: 2 of 4 images are corrected and count as complete, with 1 obj" in told
+    assert "2 further images have pseudo labels" in told
+    assert "3 labels on 4 images" in told
+    fingerprint = file_fingerprint(Path("corrected.json"))
+    state = load_checkpoint(place / "mask_rcnn/ckpt/model_step4.pth")
+    assert state["made_from"]["data"]["corrected"] == fingerprint
+    assert test() == 0
+    record = json.loads((place / "mask_rcnn/test/mine/detections.made_from.json").read_text())
+    assert record["made_from"]["masks_seen"] == ["corrected.json was corrected by a person"]
+    capfd.readouterr()
+    assert train() == 2
+    assert "data.corrected changed" in error_of(capfd)
+    monkeypatch.setattr(refine, "second_stage", lambda name: NO_BOXES)
+    assert train("--corrected", "corrected.json", "--output", "other") == 2
+    assert "corrected.json: 1 annotations are boxes without a mask" in error_of(capfd)
+    assert train("--corrected", "missing.json") == 2
+    assert "missing.json: no such file" in error_of(capfd)
 
 
 def test_what_is_missing_is_said(place, capfd):
