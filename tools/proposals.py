@@ -90,6 +90,10 @@ def make(args: cli.Namespace) -> int:
     jobs = 1 if on_device else args.jobs
     counts, failures = make_all(store, todo, read, generate, made_from, jobs)
     print(f"{store.folder}: {sum(counts.values())} proposals of {len(counts)} images stored")
+    alone = sum(count == 1 for count in counts.values())
+    if on_device and alone:
+        name = config.proposals.generator
+        logger.warning("%d images have one proposal alone; are the limits of %s high?", alone, name)
     return cli.report_failures(failures, len(todo))
 
 

@@ -304,7 +304,7 @@ def test_make_resumes_and_says_what_was_used(models, data, caplog, monkeypatch):
     assert make(arguments(data, *words)) == 0
     assert "s for the first of 3 images: about " in caplog.text
     whole = {name: entry.fingerprint for name, entry in stored(data).items()}
-    assert len(whole) == 3
+    assert len(whole) == 3 and "proposal alone" not in caplog.text
     record = stored(data)["a/1.png"].made_from["settings"]
     assert record["generator"] == "sam" and record["model"] == "sam" and record["files"]
     assert record["masks_seen"] == "sam was trained with masks"
@@ -345,6 +345,13 @@ def test_make_again_only_what_would_be_other(models, data, tmp_path, caplog):  #
     assert "settings.files changed (3)" in caplog.text
     assert tool("proposals make")(arguments(data)) == 0
     assert "proposals of 3 of 3 images are out of date and made anew" in caplog.text
+
+
+def test_limits_that_nothing_passes_are_told(models, data, caplog):  # noqa: F811
+    words = sam_settings(models["sam2"], "proposals.sam.stability_thresh", "1.0")
+    words += ["proposals.sam.pred_iou_thresh", "1.0"]
+    assert tool("proposals make")(arguments(data, *words)) == 0
+    assert "3 images have one proposal alone; are the limits of sam high?" in caplog.text
 
 
 def test_images_turned_by_exif(models, data):  # noqa: F811
