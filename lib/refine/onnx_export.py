@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
@@ -160,6 +161,30 @@ def _interpolation(low: Tensor, extent: Tensor, length: int, cells: int) -> Tens
     return (1 - distance).clamp(min=0) * inside[:, :, None]
 
 
+def pad_statically(network: nn.Module) -> nn.Module:
+    """A copy in which TensorFlow's `same` convolutions of timm have a fixed padding.
+
+    Theirs depends on the size of the image, but only where the stride does not divide it: images
+    are padded to multiples of all strides before.
+    """
+    from timm.layers.conv2d_same import Conv2dSame  # takes seconds
+
+    network = copy.deepcopy(network)
+    for parent in [*network.modules()]:
+        for name, conv in [*parent.named_children()]:
+            if type(conv) is Conv2dSame:
+                high, wide = (
+                    max((size - 1) * step - stride + 1, 0)
+                    for size, stride, step in zip(
+                        conv.kernel_size, conv.stride, conv.dilation, strict=True
+                    )
+                )
+                padding = (wide // 2, wide - wide // 2, high // 2, high - high // 2)
+                conv.__class__ = nn.Conv2d
+                setattr(parent, name, nn.Sequential(nn.ZeroPad2d(padding), conv))
+    return network
+
+
 def write_onnx(
     path: Path,
     model: MaskRCNN,
@@ -179,7 +204,8 @@ def write_onnx(
     missing = [name for name in ("onnx", "onnxscript") if find_spec(name) is None]
     if missing:
         raise ValueError(f"{' and '.join(missing)} missing; pip install -e .[export]")
-    network = TraceableMaskRCNN(model.eval().cpu(), settings.test.mask_thresh).eval()
+    model = pad_statically(model).eval().cpu()
+    network = TraceableMaskRCNN(model, settings.test.mask_thresh).eval()
     about = {
         "class_names": [*class_names],
         "mean": IMAGENET_MEAN,
@@ -187,12 +213,14 @@ def write_onnx(
         "long_side": settings.input.test_scale,
         "made_from": made_from,
     }
+    example = (torch.zeros(3, 70, 100), torch.tensor([140, 200]))
     sides = {1: torch.export.Dim("height", min=1), 2: torch.export.Dim("width", min=1)}
     try:
         with torch.no_grad():
+            network(*example)  # a backbone may keep what it computes once
             program = torch.onnx.export(
                 network,
-                (torch.zeros(3, 70, 100), torch.tensor([140, 200])),
+                example,
                 input_names=INPUTS,
                 output_names=OUTPUTS,
                 dynamic_shapes=(sides, None),

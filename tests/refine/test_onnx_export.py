@@ -13,14 +13,16 @@ import numpy as np
 import pytest
 import torch
 from torchvision.models.detection.roi_heads import paste_masks_in_image
+from torchvision.ops import box_iou
 
 from lib.config import Config, config_from, save_config
 from lib.data.images import read_image
 from lib.data.transforms import normalise, resize_long_side
 from lib.engine.checkpoint import save_checkpoint
+from lib.modeling.backbones import build_backbone
 from lib.provenance import fingerprint
 from lib.refine import onnx_export
-from lib.refine.onnx_export import TraceableMaskRCNN
+from lib.refine.onnx_export import TraceableMaskRCNN, pad_statically
 from tests.refine.test_mask_rcnn import SMALL, small
 from tests.small_training import tool
 
@@ -87,6 +89,33 @@ def test_one_pyramid_level():
     with torch.no_grad():
         found = TraceableMaskRCNN(model, 0.5)(noise(50, 40), torch.tensor([50, 40]))
     assert_alike([v.numpy() for v in found], expected)
+
+
+def test_classes_do_not_suppress_each_other():
+    """Boxes that do not depend on the class, so that those of two classes lie on each other."""
+    model = trained()
+    torch.nn.init.zeros_(model.roi_heads.box_predictor.bbox_pred.weight)
+    torch.nn.init.zeros_(model.roi_heads.box_predictor.bbox_pred.bias)
+    model.roi_heads.detections_per_img = 50
+    expected = by_torchvision(model, noise(70, 100), (70, 100))
+    same = box_iou(*[torch.from_numpy(expected[0])] * 2) > 0.9
+    assert same.sum() > len(same)
+    with torch.no_grad():
+        found = TraceableMaskRCNN(model, 0.5)(noise(70, 100), torch.tensor([70, 100]))
+    assert_alike([v.numpy() for v in found], expected)
+
+
+def test_convolutions_of_tensorflow_get_a_fixed_padding():
+    options = {"name": "tf_mobilenetv3_small_minimal_100"}
+    backbone = build_backbone("timm", options, use="pyramid").eval()
+    kinds = {type(module).__name__ for module in backbone.modules()}
+    padded = pad_statically(backbone)
+    assert kinds - {type(module).__name__ for module in padded.modules()} == {"Conv2dSame"}
+    assert kinds == {type(module).__name__ for module in backbone.modules()}
+    images = torch.randn(1, 3, 64, 96, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        for one, two in zip(padded.compute(images), backbone.compute(images), strict=True):
+            assert torch.equal(one, two)
 
 
 def test_masks_are_pasted_like_torchvisions():
