@@ -61,6 +61,7 @@ class ModelConfig(_WithBackbone):
 
 class LossConfig(_Section):
     bag: float = 1.0
+    """PCL's author takes 4 for COCO's 80 classes (docs/method.md)."""
     pcl: float = 1.0
     """Times the 12 that the loss itself carries; 0 trains without clusters."""
     refine_bag: float = 1.0

@@ -9,13 +9,13 @@ from pathlib import Path
 from lib import command_line as cli
 from lib.config import load_config
 from lib.data.coco import CocoImages, read_coco
-from lib.engine.checkpoint import CheckpointError, load_checkpoint, load_model
+from lib.engine.checkpoint import MADE_FROM, CheckpointError, load_checkpoint, load_model
 from lib.engine.runs import find_checkpoint, newest_run
 from lib.evaluation.coco_files import by_image
 from lib.evaluation.submission import submission_name, write_submission
 from lib.evaluation.yolo import write_yolo
 from lib.files import read_json
-from lib.provenance import file_fingerprint, fingerprint
+from lib.provenance import file_fingerprint, fingerprint, masks_seen
 from lib.refine.mask_rcnn import build_mask_rcnn
 from lib.refine.onnx_export import write_onnx
 from lib.refine.training import is_mask_rcnn
@@ -45,14 +45,18 @@ def onnx(args: cli.Namespace) -> None:
     state = load_checkpoint(checkpoint)
     if not is_mask_rcnn(state):
         raise CheckpointError(
-            f"{checkpoint}: not a Mask R-CNN; CIM itself needs proposals and is not exported: "
-            "train one on its masks with scripts/refine_msrcnn.sh"
+            f"{checkpoint}: not a Mask R-CNN, the only network that is exported (CIM itself needs "
+            "proposals); train one on its masks with scripts/refine_msrcnn.sh"
         )
     names = state["class_names"]
     model = build_mask_rcnn(refine.model, refine.test, len(names), pretrained=False)
     load_model(model, state["model"], checkpoint, len(names))
     path = args.output or run / "mask_rcnn.onnx"
-    made_from = {"weights": fingerprint(state["model"]), "step": state["step"]}
+    made_from = {
+        "weights": fingerprint(state["model"]),
+        "step": state["step"],
+        **masks_seen(state.get(MADE_FROM)),
+    }
     write_onnx(path, model, refine, names, made_from)
     print(f"{len(names)} classes, images of long side {refine.input.test_scale}\nwritten: {path}")
 
@@ -86,12 +90,15 @@ def yolo(args: cli.Namespace) -> None:
             f"{labels}: no such pseudo labels; make them with scripts/generate_msrcnn_label.sh"
         )
     folder = args.output or labels.with_name(f"{labels.stem}_yolo")
+    content = read_json(labels)
+    info = content.get("info") if isinstance(content, dict) else None
+    seen = masks_seen(info if isinstance(info, dict) else None)
     images, instances = write_yolo(
         folder,
         CocoImages(labels),
         dataset.images,
-        by_image(read_json(labels), read_coco(labels), str(labels)),
-        {"pseudo_labels": file_fingerprint(labels)},
+        by_image(content, read_coco(labels), str(labels)),
+        {"pseudo_labels": file_fingerprint(labels), **seen},
         args.polygon_tolerance,
         args.polygon_min_part,
         args.copy_images,

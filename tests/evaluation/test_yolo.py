@@ -18,6 +18,7 @@ from lib.provenance import file_fingerprint
 from tests.small_training import tool
 
 SIZE = (40, 60)
+SEEN = {"masks_seen": ["sam was trained with masks"]}
 IMAGES = [(5, "sub/a.png"), (6, "b.JPG"), (7, "c.png"), (8, "sub/a.b.gif")]
 
 
@@ -49,6 +50,7 @@ def place(tmp_path, monkeypatch):
         kind = {"JPG": "JPEG"}.get(name.rpartition(".")[2])
         Image.fromarray(pixels).save(Path("mine") / name, format=kind)
     content = {
+        "info": SEEN,
         "images": [
             {"id": number, "file_name": name, "height": SIZE[0], "width": SIZE[1]}
             for number, name in IMAGES
@@ -193,7 +195,8 @@ def test_an_image_that_exif_turns_is_written_as_its_masks_are(place):
 def test_it_says_what_it_was_made_from_and_replaces_only_its_own(place, capsys):
     assert tool("export yolo")(WORDS) == 0
     content = yaml.safe_load(Path("labels_yolo/data.yaml").read_text())
-    assert content["made_from"] == {"pseudo_labels": file_fingerprint(Path("labels.json"))}
+    wanted = {"pseudo_labels": file_fingerprint(Path("labels.json")), **SEEN}
+    assert content["made_from"] == wanted
     Path("labels_yolo/labels/train.cache").touch()
     assert tool("export yolo")(WORDS) == 0
     assert not Path("labels_yolo/labels/train.cache").exists()

@@ -18,7 +18,7 @@ from torchvision.ops import box_iou
 from lib.config import Config, config_from, save_config
 from lib.data.images import read_image
 from lib.data.transforms import normalise, resize_long_side
-from lib.engine.checkpoint import save_checkpoint
+from lib.engine.checkpoint import MADE_FROM, save_checkpoint
 from lib.modeling.backbones import build_backbone
 from lib.provenance import fingerprint
 from lib.refine import onnx_export
@@ -31,6 +31,7 @@ ROOT = Path(__file__).parents[2]
 NAMES = ["cat", "köttur", "dog"]
 SIZES = [((70, 100), (140, 200)), ((33, 97), (50, 60)), ((64, 64), (64, 64)), ((1, 40), (3, 80))]
 CLOSE = 1e-3
+SEEN = {"masks_seen": ["sam was trained with masks"]}
 
 
 def trained():
@@ -138,7 +139,7 @@ def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("onnx") / "mask_rcnn"
     model = trained()
     config = config_from({"refine": {"model": SMALL, "input": {"test_scale": 96}}}, "here")
-    content = {"model": model.state_dict(), "step": 7, "class_names": NAMES}
+    content = {"model": model.state_dict(), "step": 7, "class_names": NAMES, MADE_FROM: SEEN}
     save_checkpoint(folder / "ckpt", content)
     save_config(config, folder / "config.yaml")
     return folder, model
@@ -182,7 +183,7 @@ def test_what_the_file_says(exported):
         "mean": [0.485, 0.456, 0.406],
         "std": [0.229, 0.224, 0.225],
         "long_side": 96,
-        "made_from": {"weights": fingerprint(model.state_dict()), "step": 7},
+        "made_from": {"weights": fingerprint(model.state_dict()), "step": 7, **SEEN},
     }
     assert str(ROOT).encode() not in path.read_bytes()  # no traces of this machine
 
@@ -229,4 +230,4 @@ def test_cim_is_not_exported(tmp_path, capsys):
     save_checkpoint(tmp_path / "ckpt", {"model": {"body.weight": torch.zeros(1)}, "step": 1})
     save_config(Config(), tmp_path / "config.yaml")
     assert tool("export onnx")(["--run", str(tmp_path)]) == 2
-    assert "not a Mask R-CNN; CIM itself needs proposals" in capsys.readouterr().err
+    assert "not a Mask R-CNN, the only network that is exported" in capsys.readouterr().err
