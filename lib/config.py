@@ -139,9 +139,11 @@ class PRMConfig(_WithBackbone):
 class ProposalConfig(_Section):
     max_proposals: AtLeastOne = 1000
     generator: str = "trees"
-    """`trees`: the built-in one, which learns nothing; or the name of a section below."""
+    """`trees`: the built-in one, which never sees masks; or the name of a section below."""
     options: dict[str, Any] = {}
     """Of `trees`: keyword arguments of lib.proposals.generate.generate_proposals."""
+    features: bool = False
+    """Of `trees`: a network that was trained with ImageNet's labels helps to rank the masks."""
     sam: Sam = Sam()
     """Segment Anything, which was trained with masks (docs/proposals.md)."""
 
@@ -156,7 +158,9 @@ class ProposalConfig(_Section):
     @property
     def chosen(self) -> Generator:
         """The generator with its options."""
-        return Trees(self.options) if self.generator == "trees" else getattr(self, self.generator)
+        if self.generator == "trees":
+            return Trees(self.options, self.features)
+        return getattr(self, self.generator)
 
 
 class PseudoLabelConfig(_Section):

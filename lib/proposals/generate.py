@@ -19,6 +19,7 @@ import numpy as np
 from lib.parallel import for_each
 from lib.proposals import _merge, _regions
 from lib.proposals.cells import Cells, find_cells, tree
+from lib.proposals.features import FindFeatures, feature_quality, spread
 from lib.proposals.regions import encode_unions
 from lib.proposals.store import ProposalStore
 from lib.provenance import MadeFrom
@@ -50,6 +51,7 @@ def generate_proposals(
     min_area: int = 80,
     max_iou: float = 0.8,
     long_side: int = 640,
+    find_features: FindFeatures | None = None,
 ) -> Regions:
     """Makes mask proposals of an image, best first. The same image always gives the same masks.
 
@@ -62,6 +64,7 @@ def generate_proposals(
         max_iou: masks whose IoU with a better one is above this are left out. Lower values spread
             the first proposals over more objects, higher ones outline each more exactly.
         long_side: larger images are shrunk to this to find the masks, which are then enlarged.
+        find_features: gives the maps of a network that help to rank the masks.
 
     Raises:
         ValueError: not an RGB image, or an option out of range.
@@ -87,9 +90,15 @@ def generate_proposals(
         image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
     cells = find_cells(image, num_cells)
     members, border_votes = _candidates(cells, min_area * scale**2)
-    order = np.argsort(-_quality(cells, members, border_votes), kind="stable")
-    members = members[order]
-    members = members[_merge.suppress(members, cells.areas, max_iou, max_proposals)]
+    quality = _quality(cells, members, border_votes)
+    if find_features is not None:
+        quality += 0.05 * feature_quality(cells, members, find_features(image))
+    order = np.argsort(-quality, kind="stable")
+    members, quality = members[order], quality[order]
+    kept = _merge.suppress(members, cells.areas, max_iou, max_proposals)
+    members, quality = members[kept], quality[kept]
+    if find_features is not None:
+        members = members[spread(cells, members, quality)]
     labels = cells.labels
     if scale < 1:
         labels = cv2.resize(labels, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
@@ -104,6 +113,7 @@ def generate_settings(max_proposals: int, options: Mapping[str, Any]) -> dict[st
     """
     parameters = inspect.signature(generate_proposals).parameters.values()
     known = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+    del known["find_features"]
     unknown = sorted(set(options) - set(known))
     if unknown:
         raise ValueError(

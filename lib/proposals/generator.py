@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from lib.proposals.features import FEATURES_RECIPE, NETWORK, FindFeatures
 from lib.proposals.generate import generate_proposals, generate_settings
 from lib.provenance import Memory
 from lib.structures import Regions
@@ -33,6 +34,8 @@ class Generator(ABC):
     """Works in this process on its device, not in several processes or on a cluster."""
     prm: str | None = None
     """File of a trained PRM, whose peaks it wants to be given."""
+    features: bool = False
+    """It wants to be given feature maps of images."""
 
     @abstractmethod
     def record(self, max_proposals: int, memory: Memory) -> dict[str, Any]:
@@ -47,7 +50,11 @@ class Generator(ABC):
 
     @abstractmethod
     def open(
-        self, max_proposals: int, device: str = "cpu", find_points: FindPoints | None = None
+        self,
+        max_proposals: int,
+        device: str = "cpu",
+        find_points: FindPoints | None = None,
+        find_features: FindFeatures | None = None,
     ) -> Generate:
         """Makes the function from images to proposals.
 
@@ -55,6 +62,7 @@ class Generator(ABC):
             max_proposals: of an image.
             device: where `on_device` generators work.
             find_points: of its `prm`.
+            find_features: of a network, if it wants `features`.
 
         Raises:
             FileNotFoundError, ValueError: as `record`.
@@ -63,16 +71,24 @@ class Generator(ABC):
 
 @dataclass(frozen=True)
 class Trees(Generator):
-    """The built-in generator (lib/proposals/generate.py): nothing is learned."""
+    """The built-in generator (lib/proposals/generate.py): nothing is learned from masks."""
 
     options: Mapping[str, Any] = field(default_factory=dict)
     """Keyword arguments of `generate_proposals`."""
+    features: bool = False
+    """A network's feature maps help to rank the masks (lib/proposals/features.py)."""
 
     def record(self, max_proposals: int, memory: Memory) -> dict[str, Any]:
-        return generate_settings(max_proposals, self.options)
+        ranked_by = {"features": [NETWORK, FEATURES_RECIPE]} if self.features else {}
+        return generate_settings(max_proposals, self.options) | ranked_by
 
     def open(
-        self, max_proposals: int, device: str = "cpu", find_points: FindPoints | None = None
+        self,
+        max_proposals: int,
+        device: str = "cpu",
+        find_points: FindPoints | None = None,
+        find_features: FindFeatures | None = None,
     ) -> Generate:
         generate_settings(max_proposals, self.options)  # checks them
-        return partial(generate_proposals, max_proposals=max_proposals, **self.options)
+        options = {**self.options, "find_features": find_features}
+        return partial(generate_proposals, max_proposals=max_proposals, **options)

@@ -18,6 +18,7 @@ from pycocotools import mask as coco_mask
 from torch import Tensor
 
 from lib.parallel import free_memory
+from lib.proposals.features import FindFeatures
 from lib.proposals.generator import FindPoints, Generate, Generator
 from lib.proposals.regions import encode, encode_parts, encode_unions
 from lib.proposals.sam_model import files_fingerprint, folder_name, load_model
@@ -97,7 +98,11 @@ class Sam(Generator):
         }
 
     def open(
-        self, max_proposals: int, device: str = "cpu", find_points: FindPoints | None = None
+        self,
+        max_proposals: int,
+        device: str = "cpu",
+        find_points: FindPoints | None = None,
+        find_features: FindFeatures | None = None,
     ) -> Generate:
         device_type = torch.device(device).type
         if self.dtype != "float32" and device_type != "cuda":

