@@ -60,7 +60,7 @@ STEPS = (
     ),
     Kind(
         "clusters",
-        "Group the candidates around every peak: the first rough hints (AGPL).",
+        "Group the candidates around what the PRM responds to: the first rough hints.",
         "tools/prm.py clusters {data} {options} {device} {settings}",
         needs=("proposals", "prm"),
         makes="{root}/clusters/{name}",
