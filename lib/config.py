@@ -155,6 +155,13 @@ class ProposalConfig(_Section):
             raise PydanticCustomError("generator", f"must be one of trees, {', '.join(known)}")
         return name
 
+    @pydantic.field_validator("features")
+    @classmethod
+    def _of_trees(cls, features: bool, info: pydantic.ValidationInfo) -> bool:
+        if features and info.data.get("generator", "trees") != "trees":
+            raise PydanticCustomError("features", "goes with the generator trees alone")
+        return features
+
     @property
     def chosen(self) -> Generator:
         """The generator with its options."""

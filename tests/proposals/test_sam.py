@@ -431,6 +431,8 @@ def test_settings_that_cannot_be_used(models, data, capsys, monkeypatch):  # noq
     assert "gone.pth: no trained PRM; make it with tools/prm.py train" in told
     told = failing(data, capsys, folder, "proposals.generator", "samba")
     assert "proposals.generator: must be one of trees, sam, got 'samba'" in told
+    told = failing(data, capsys, folder, "proposals.features", "true")
+    assert "proposals.features: goes with the generator trees alone" in told
     monkeypatch.setitem(sys.modules, "transformers", None)
     told = failing(data, capsys, folder)
     assert "needs the package transformers, which is not installed; pip install" in told
