@@ -13,6 +13,8 @@ import cv2
 from joblib import Parallel, delayed
 from tqdm import tqdm
 
+from lib.optional import require_package
+
 _client: ContextVar[Any] = ContextVar("client", default=None)
 """The dask client of `workers`; None works on this machine."""
 
@@ -81,15 +83,9 @@ def workers(backend: str = "local", scheduler: str | None = None) -> Iterator[No
     if backend == "local":
         yield
         return
-    try:
-        from lib.dask_cluster import dask_client
-    except ModuleNotFoundError as error:
-        if error.name != "distributed":
-            raise
-        raise ValueError(
-            "--backend dask needs the package distributed, which is not installed; "
-            "pip install -e '.[dask]' in the project's folder"
-        ) from None
+    require_package("distributed", "dask", "--backend dask")
+    from lib.dask_cluster import dask_client
+
     with dask_client(scheduler) as client:
         token = _client.set(client)
         try:

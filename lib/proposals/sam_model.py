@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from lib.files import first_few, read_json
+from lib.optional import require_package
 from lib.provenance import Memory, fingerprint
 
 _FILES = ("*.json", "*.safetensors", "*.bin")
@@ -31,7 +32,7 @@ def model_folder(model: str) -> Path:
         FileNotFoundError: there is no such folder or model, or it lacks files.
         ValueError: the package transformers is not installed.
     """
-    require_transformers()
+    require_package("transformers", "transformers", "proposals.generator sam")
     folder = Path(model).expanduser()
     if not folder.is_dir():
         folder = _downloaded(model)
@@ -70,19 +71,6 @@ def _downloaded(model: str) -> Path:
             f"proposals.sam.model: {model} is no folder, and the hub does not give it "
             f"({type(error).__name__}); is the name right? Without a network, copy its files here "
             "and give their folder"
-        ) from None
-
-
-def require_transformers() -> None:
-    """Raises ValueError with the remedy where the package transformers is not installed."""
-    try:
-        import transformers  # noqa: F401
-    except ModuleNotFoundError as error:
-        if error.name != "transformers":
-            raise
-        raise ValueError(
-            "proposals.generator sam needs the package transformers, which is not installed; "
-            "pip install -e '.[transformers]' in the project's folder"
         ) from None
 
 

@@ -16,17 +16,9 @@ from torchvision.datasets import CocoDetection
 
 from lib.evaluation.pseudo_labels import SEGMENTATIONS, to_coco_annotations
 from lib.proposals import rle
+from tests.blobs import SIZE, blob
 
-SIZE = (40, 60)
 NAMES = ["a.png", "b.png", "c.png"]
-
-
-def blob(x, y, width, height, hole=False):
-    mask = np.zeros(SIZE, np.uint8)
-    cv2.ellipse(mask, (x, y), (width, height), 20, 0, 360, 1, -1)
-    if hole:
-        cv2.circle(mask, (x, y), 4, 0, -1)
-    return mask.astype(bool)
 
 
 # (image id, category id, score, mask); image 7 has none.

@@ -15,19 +15,11 @@ from PIL import Image
 
 from lib.proposals import rle
 from lib.provenance import file_fingerprint
+from tests.blobs import SIZE, blob
 from tests.small_training import tool
 
-SIZE = (40, 60)
 SEEN = {"masks_seen": ["sam was trained with masks"]}
 IMAGES = [(5, "sub/a.png"), (6, "b.JPG"), (7, "c.png"), (8, "sub/a.b.gif")]
-
-
-def blob(x, y, width, height, hole=False):
-    mask = np.zeros(SIZE, np.uint8)
-    cv2.ellipse(mask, (x, y), (width, height), 20, 0, 360, 1, -1)
-    if hole:
-        cv2.circle(mask, (x, y), 4, 0, -1)
-    return mask.astype(bool)
 
 
 # (image id, category id, mask); image 7 has none.
