@@ -156,6 +156,21 @@ class Sample(View):
 
 
 @dataclass(frozen=True, eq=False)
+class ReadInstances:
+    """Image and instances before scaling and mirroring."""
+
+    record: ImageRecord
+    image: np.ndarray
+    """(H, W, 3) uint8 RGB."""
+    masks: np.ndarray
+    """(N, H, W) uint8 in {0, 1}."""
+    class_idx: np.ndarray
+    """(N,) int64, 0..C-1."""
+    has_mask: np.ndarray | None = None
+    """(N,) bool; False where the mask is only a box. None: all are masks."""
+
+
+@dataclass(frozen=True, eq=False)
 class InstanceSample(TrainingSample):
     """An image with N instances: what a Mask R-CNN is trained on."""
 

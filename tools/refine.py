@@ -93,6 +93,7 @@ def train_network(args: cli.Namespace, ranks: Ranks) -> int:
             f"{network.title} cannot learn from; draw their masks, or set refine.model.network "
             "mask_rcnn"
         )
+    data.add_mosaics(refine.input.mosaics, config.run.seed)
     cim_weights = None
     if refine.model.weights == "cim":
         cim_weights = load_checkpoint(find_checkpoint(cim))["model"]
@@ -103,7 +104,7 @@ def train_network(args: cli.Namespace, ranks: Ranks) -> int:
         made_from=ranks.from_first(refinement_made_from(config, dataset, data, cim_weights)),
         dataset_name=dataset.name,
         class_names=data.coco.class_names,
-        train_size=len(data.labelled()),
+        train_size=len(data.drawn()),
         ranks=ranks,
     )
     state = training.open(overwrite=args.overwrite)
@@ -125,7 +126,7 @@ def train_network(args: cli.Namespace, ranks: Ranks) -> int:
     count = sum(map(len, data.instances.values()))
     training.announce(
         f"{data.coco.path}, {count} {'labels' if args.corrected else 'pseudo labels'} on "
-        f"{training.train_size} images",
+        f"{len(data.labelled())} images",
         f"{network.title}, {refine.model.backbone} with a feature pyramid",
         refine.model.weights,
         trainer,

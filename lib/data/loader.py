@@ -76,6 +76,10 @@ class ImageDataset:
     def __len__(self) -> int:
         return len(self.coco)
 
+    def drawn(self) -> list[int]:
+        """Indices of what a training draws from."""
+        return self.labelled()
+
     def load(self, index: int, long_side: int, flip: Flip = "none") -> TrainingSample:
         """`read` and `view` in one."""
         return self.view(self.read(index), long_side, flip)
@@ -246,8 +250,9 @@ def train_loader(
             f"{dataset.coco.path}: training leaves out {len(dataset) - len(labelled)} of "
             f"{len(dataset)} images, which have no {dataset.label_name}"
         )
-    sampler = TrainSampler(len(labelled), scales, flips, seed, start, step)
-    return load_ahead(partial(_load, dataset, labelled), sampler, num_workers, pin_memory, seed)
+    drawn = dataset.drawn()
+    sampler = TrainSampler(len(drawn), scales, flips, seed, start, step)
+    return load_ahead(partial(_load, dataset, drawn), sampler, num_workers, pin_memory, seed)
 
 
 def _load(

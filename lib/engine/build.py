@@ -146,10 +146,11 @@ def kept_features(
         root: the data root.
     """
     scales, flips = config.input.train_scales, config.input.train_flips
-    images = [data.coco.images[index] for index in data.labelled()]
+    images, count = [data.coco.images[index] for index in data.labelled()], len(data.drawn())
     pixels = sum(r.height * r.width * (s / max(r.size)) ** 2 for r in images for s in scales)
+    pixels *= count / max(len(images), 1)  # mosaics are as large as images
     looks = config.solver.max_iter * config.solver.images_per_update
-    uses = looks / max(len(images) * len(scales) * len(flips), 1)
+    uses = looks / max(count * len(scales) * len(flips), 1)
     gigabytes = allowed_features(limit, backbone, ranks.device) / ranks.count
     return plan_features(backbone, gigabytes, pixels * len(flips), uses, root)
 

@@ -28,9 +28,8 @@ from lib.evaluation.detections import select_detections, to_coco_results
 from lib.files import atomic_file, read_json, remove_parts, write_json
 from lib.modeling.scoring import score_passes
 from lib.provenance import MadeFrom, beside, changes, fingerprint, listed, masks_seen
-from lib.refine.data import ReadInstances
 from lib.refine.detect import InstanceDetector
-from lib.structures import Detections, ImageRecord, Sample, View
+from lib.structures import Detections, ImageRecord, ReadInstances, Sample, View
 
 logger = logging.getLogger(__name__)
 

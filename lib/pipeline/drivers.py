@@ -23,11 +23,14 @@ VARIABLES = {
     "eval_CIM": _RUN,
     "generate_msrcnn_label": _LABELS,
     "refine_msrcnn": (
-        *(*_LABELS, "corrected", "test_dataset", "test_json", "test_images", "overwrite"),
+        *(*_LABELS, "corrected", "rounds", "test_dataset", "test_json", "test_images", "overwrite"),
     ),
     "visual_result_mmcv": _TEST,
 }
 """The variables that each driver reads."""
+_SURE = ("pseudo_labels.relative_thresh", "0.7")
+"""A second stage is surer of its detections than CIM: further ones with a lower part of the best
+score are mostly wrong."""
 
 
 def driver_steps(driver: str, given: Mapping[str, str], words: Sequence[str]) -> list[Step]:
@@ -87,16 +90,29 @@ def _refine(given: Mapping[str, str], chain: Chain) -> list[Step]:
     cfg = chain.cfg if chain.cfg.is_file() else None  # the tools say that it is missing
     network = load_config(cfg, chain.overrides).refine.model.network
     check_network(network)
-    if "corrected" in given:
-        chain = replace(
-            chain, options={**chain.options, "refine": ("--corrected", given["corrected"])}
-        )
+    corrected = ("--corrected", given["corrected"]) if "corrected" in given else ()
+    chain = replace(chain, options={**chain.options, "refine": corrected})
     steps = chain.to("refine", done=[*_done(chain, given), "train"])
     run = chain.run / network
+    for number in range(2, _rounds(given) + 1):
+        before = replace(chain, run=run, overrides=(*_SURE, *chain.overrides))
+        steps += replace(before, overrides=chain.overrides).to("refine_test")
+        steps += before.to("relabel")
+        run = chain.run / f"{network}_{number}"
+        words = (*corrected, "--pseudo-labels", str(before.result("relabel")), "--output", str(run))
+        again = replace(chain, options={**chain.options, "refine": words})
+        steps += again.to("refine", done=["pseudo_labels"])
     test = _data(given, "shapes_test", "test_")
     test = replace(test, cfg=chain.cfg, overrides=chain.overrides, run=run, launch=chain.launch)
     steps += test.to("refine_test")
     return steps if _goal(test) == "submission" else steps + test.to("evaluate", done=["test"])
+
+
+def _rounds(given: Mapping[str, str]) -> int:
+    rounds = given.get("rounds", "1")
+    if not rounds.isdigit() or int(rounds) < 1:
+        raise ValueError(f"rounds={rounds}, expected the number of trainings: 1 or more")
+    return int(rounds)
 
 
 def _pictures(given: Mapping[str, str], words: Words) -> list[Step]:

@@ -121,6 +121,13 @@ STEPS = (
         makes="{run}/test/{name}/detections.json",
     ),
     Kind(
+        "relabel",
+        "Take what that network finds, of the classes that each image shows, as new labels.",
+        "tools/generate_pseudo_labels.py --detections {run}/test/{name}/detections.json {data} "
+        "--select adaptive {options} {settings}",
+        makes="{run}/pseudo_labels/{name}.json",
+    ),
+    Kind(
         "pictures",
         "Draw the results over the images.",
         "tools/look.py pictures {of_run} {data} {options}",
@@ -214,5 +221,6 @@ class Chain:
         }
         words: list[str] = []
         for word in kind.command.split():
-            words += parts[word] if word in parts else [word.format(root=self.root, run=self.run)]
+            places = {"root": self.root, "run": self.run, "name": self.name}
+            words += parts[word] if word in parts else [word.format(**places)]
         return Step(kind.name, self.name, kind.why, tuple(words))

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +29,8 @@ from lib.data.transforms import (
 from lib.evaluation.coco_files import by_image
 from lib.files import first_few, read_json
 from lib.proposals.rle import masks_of
-from lib.structures import InstanceSample
+from lib.refine.mosaics import Mosaic, compose, draw_mosaics
+from lib.structures import InstanceSample, ReadInstances
 
 logger = logging.getLogger(__name__)
 
@@ -39,23 +39,10 @@ Instances = dict[int, list[dict[str, Any]]]
 where that is a box. An image with none is all background; one that is not listed is not known."""
 
 
-@dataclass(frozen=True, eq=False)
-class ReadInstances:
-    """Image and instances before scaling and mirroring."""
-
-    record: ImageRecord
-    image: np.ndarray
-    """(H, W, 3) uint8 RGB."""
-    masks: np.ndarray
-    """(N, H, W) uint8 in {0, 1}."""
-    class_idx: np.ndarray
-    """(N,) int64, 0..C-1."""
-    has_mask: np.ndarray | None = None
-    """(N,) bool; False where the mask is only a box. None: all are masks."""
-
-
 class InstanceDataset(ImageDataset):
     """The images of a data set with the instances to train on.
+
+    Mosaics have the indices behind those of the images.
 
     Args:
         instances: see `Instances`; images that are not listed are not trained on.
@@ -81,11 +68,31 @@ class InstanceDataset(ImageDataset):
         self.corrected = corrected
         self.box_only = sum(bool(e.get("box_only")) for of in instances.values() for e in of)
         """Instances of which only the box is known."""
+        self.mosaics: list[Mosaic] = []
         self._class_of = {category: c for c, category in enumerate(coco.category_ids)}
 
     def labelled(self) -> list[int]:
         """Indices of the images that can be trained on: those whose instances are known."""
         return [n for n, image in enumerate(self.coco.images) if image.image_id in self.instances]
+
+    def add_mosaics(self, share: float, seed: int) -> None:
+        """Adds `share` mosaics for every labelled image, see lib/refine/mosaics.py."""
+        labelled = self.labelled()
+        of = {index: self.instances[self.coco.images[index].image_id] for index in labelled}
+        self.mosaics = draw_mosaics(of, round(share * len(labelled)), seed)
+        if share:
+            logger.info("mosaics of several images: %d", len(self.mosaics))
+
+    def drawn(self) -> list[int]:
+        """What a training draws from: images and mosaics."""
+        return [*self.labelled(), *range(len(self), len(self) + len(self.mosaics))]
+
+    def read(self, index: int) -> ReadInstances:
+        """Reads image `index`, or makes a mosaic."""
+        if index < len(self):
+            return super().read(index)
+        mosaic = self.mosaics[index - len(self)]
+        return compose([self.read(part) for part in mosaic.parts], mosaic.seed)
 
     def _read(self, record: ImageRecord) -> ReadInstances:
         entries = self.instances.get(record.image_id, ())

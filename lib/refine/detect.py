@@ -11,9 +11,9 @@ from torch import nn
 
 from lib.config import RefineConfig
 from lib.proposals import rle
-from lib.refine.data import InstanceDataset, ReadInstances
+from lib.refine.data import InstanceDataset
 from lib.refine.second_stage import second_stage
-from lib.structures import InstanceSample
+from lib.structures import InstanceSample, ReadInstances
 
 
 @dataclass(frozen=True)

@@ -186,6 +186,33 @@ def test_refinement():
     ]
 
 
+def test_refinement_in_rounds():
+    commands = calls("refine_msrcnn", "run.seed", "7", output_file="Outputs/a", rounds="3")
+    config = "--cfg Outputs/a/config.yaml --set"
+    train = "--dataset shapes_train --data-root data"
+    test = "--run Outputs/a/mask_rcnn_3 --dataset shapes_test --data-root data"
+    first, second = "Outputs/a/mask_rcnn", "Outputs/a/mask_rcnn_2"
+
+    def round_after(run, to):
+        found, labels = f"{run}/test/shapes_train/detections.json", f"{run}/pseudo_labels"
+        return [
+            f"tools/refine.py test --run {run} {train} {config} run.seed 7",
+            f"tools/generate_pseudo_labels.py --detections {found} {train} --select adaptive "
+            f"{config} pseudo_labels.relative_thresh 0.7 run.seed 7",
+            f"tools/refine.py train --run Outputs/a {train} --pseudo-labels "
+            f"{labels}/shapes_train.json --output {to} {config} run.seed 7",
+        ]
+
+    assert commands[-8:] == [
+        *round_after(first, second),
+        *round_after(second, "Outputs/a/mask_rcnn_3"),
+        f"tools/refine.py test {test} {config} run.seed 7",
+        f"tools/evaluate.py {test} --per-class {config} run.seed 7",
+    ]
+    with pytest.raises(ValueError, match="rounds=0, expected the number of trainings"):
+        calls("refine_msrcnn", output_file="Outputs/a", rounds="0")
+
+
 def test_refinement_by_another_network(monkeypatch):
     words = ["refine.model.network", "mask2former"]
     monkeypatch.setattr("lib.refine.second_stage.find_spec", lambda name: object())

@@ -76,14 +76,20 @@ def test_from_images_to_pictures(tmp_path):
         "refine.solver.max_iter": 2,
         "refine.solver.steps": [1],
         "refine.solver.images_per_update": 2,
+        "refine.input.mosaics": 0.5,
+        "refine.test.score_thresh": 0,
     }
     overrides += [str(word) for pair in refine.items() for word in pair]
     test_set = tmp_path / "shapes" / "annotations" / "test.json", tmp_path / "shapes" / "test"
     variables = dict(zip(("test_json", "test_images"), map(str, test_set), strict=True))
-    printed = drive("refine_msrcnn", "train", *overrides, score_thresh="0", **variables)
+    printed = drive("refine_msrcnn", "train", *overrides, score_thresh="0", rounds="2", **variables)
     assert "Train a second network on the pseudo labels" in printed
     assert (run / "mask_rcnn" / "ckpt" / "model_step2.pth").is_file()
-    metrics = json.loads((run / "mask_rcnn" / "test" / "test" / "metrics.json").read_text())
+    again = json.loads((run / "mask_rcnn" / "pseudo_labels" / "train.json").read_text())
+    assert {(a["image_id"], a["category_id"]) for a in again["annotations"]} == {
+        (a["image_id"], a["category_id"]) for a in truth["annotations"]
+    }
+    metrics = json.loads((run / "mask_rcnn_2" / "test" / "test" / "metrics.json").read_text())
     assert metrics["num_images"] == 3
 
     drive("visual_result_mmcv", "test", "--compare", "--score-thresh", "0")
