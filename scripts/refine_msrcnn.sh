@@ -11,7 +11,8 @@
 #                name in it, mask_rcnn or mask2former
 # iter_time      step of CIM's checkpoint (default: the newest of the run)
 # dataset        data set that CIM was trained on (default: shapes_train), or json= and images=
-# test_dataset   data set to test on (default: shapes_test), or test_json= and test_images=
+# test_dataset   data set to test on (default: shapes_test), or test_json= and test_images=. Own images
+#                without one get new masks from the network: <its folder>/pseudo_labels/<name>.json
 # cfg_file       configuration; its section `refine` is used (default: the run's own)
 # select         pseudo labels to train on: score or adaptive, as for generate_msrcnn_label.sh
 # score_thresh   keeps all pseudo labels scored so or more (default: as configured, 0.3 as published)

@@ -95,17 +95,25 @@ def _refine(given: Mapping[str, str], chain: Chain) -> list[Step]:
     steps = chain.to("refine", done=[*_done(chain, given), "train"])
     run = chain.run / network
     for number in range(2, _rounds(given) + 1):
-        before = replace(chain, run=run, overrides=(*_SURE, *chain.overrides))
-        steps += replace(before, overrides=chain.overrides).to("refine_test")
-        steps += before.to("relabel")
+        labels, more = _relabel(chain, run)
+        steps += more
         run = chain.run / f"{network}_{number}"
-        words = (*corrected, "--pseudo-labels", str(before.result("relabel")), "--output", str(run))
+        words = (*corrected, "--pseudo-labels", str(labels), "--output", str(run))
         again = replace(chain, options={**chain.options, "refine": words})
         steps += again.to("refine", done=["pseudo_labels"])
+    if {"images", "json"} & given.keys() and not any(name.startswith("test_") for name in given):
+        return steps + _relabel(chain, run)[1]
     test = _data(given, "shapes_test", "test_")
     test = replace(test, cfg=chain.cfg, overrides=chain.overrides, run=run, launch=chain.launch)
     steps += test.to("refine_test")
     return steps if _goal(test) == "submission" else steps + test.to("evaluate", done=["test"])
+
+
+def _relabel(chain: Chain, run: Path) -> tuple[Path, list[Step]]:
+    """The labels that the network of `run` gives the training images, and the steps to them."""
+    chain = replace(chain, run=run)
+    surer = replace(chain, overrides=(*_SURE, *chain.overrides))
+    return surer.result("relabel"), [*chain.to("refine_test"), *surer.to("relabel")]
 
 
 def _rounds(given: Mapping[str, str]) -> int:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
+from shlex import quote
 
 import joblib
 
@@ -100,6 +101,14 @@ def label_images(
             f"This was a preview: masks of {len(coco)} of {all_images} images, after a short "
             "training on these alone. Without preview=1 all are labelled, and better."
         )
+        return
+    named = {"output_file": run, "json": dataset.json, "images": dataset.images}
+    named |= {"name": dataset.name, "data_root": dataset.root}
+    variables = " ".join(f"{name}={quote(str(value))}" for name, value in named.items())
+    logger.info(
+        "Better masks, by a Mask R-CNN that learns from these (docs/CUSTOM.md#better-masks):\n"
+        f"  {variables} bash scripts/refine_msrcnn.sh"
+    )
 
 
 def warn_of_few(coco: CocoImages) -> None:

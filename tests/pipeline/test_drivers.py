@@ -232,6 +232,10 @@ def test_refinement_of_own_data():
     assert "--json held.json --images held" in commands[-2]
     commands = calls("refine_msrcnn", **own, test_dataset="coco2017test")
     assert commands[-1].startswith("tools/refine.py test")
+    commands = calls("refine_msrcnn", **own)  # nothing to test on: new masks for these images
+    found = "Outputs/a/mask_rcnn/test/my/detections.json"
+    assert "tools/refine.py test --run Outputs/a/mask_rcnn --json my.json" in commands[-2]
+    assert f"tools/generate_pseudo_labels.py --detections {found} --json my.json" in commands[-1]
     with pytest.raises(ValueError, match="test_json= needs test_images="):
         calls("refine_msrcnn", **own, test_json="held.json")
 
@@ -244,7 +248,7 @@ def test_corrected_labels():
         {"labels": "c.json", "json": "my.json", "images": "pictures"},
         {"corrected": "c.json", "labels": "tags.csv", "images": "pictures"},
     ):
-        train = calls("refine_msrcnn", **given, **at)[-3]
+        train = calls("refine_msrcnn", **given, **at, test_dataset="shapes_test")[-3]
         assert "--corrected c.json" in train
         assert ("--labels tags.csv" in train) == ("tags.csv" in given.values())
     assert not any("--corrected" in c for c in calls("refine_msrcnn", **at))
