@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 
 from lib.data.coco import CocoImages
 from lib.data.shapes import make_shapes
+from lib.pipeline.drivers import driver_steps
 from tools import label_my_images as tool
 
 ROOT = Path(__file__).parents[2]
@@ -76,6 +78,11 @@ def test_from_a_folder_to_masks(photos):
     for annotation in labels["annotations"]:
         assert files[annotation["image_id"]].startswith(f"{names[annotation['category_id']]}/")
     assert (out / "gallery/index.html").is_file()
+    *given, _, driver = shlex.split(next(n for n in said.splitlines() if "output_file=" in n))
+    assert driver == "scripts/refine_msrcnn.sh"
+    steps = driver_steps("refine_msrcnn", dict(word.split("=", 1) for word in given), [])
+    assert [step.name for step in steps][-3:] == ["refine", "refine_test", "relabel"]
+    assert {step.of for step in steps} == {"my photos"}
 
     made = [out / "ckpt/model_step3.pth", out / "data/prm/my photos.pth"]
     before = [path.stat().st_mtime_ns for path in made]
