@@ -23,7 +23,7 @@ VARIABLES = {
     "eval_CIM": _RUN,
     "generate_msrcnn_label": _LABELS,
     "refine_msrcnn": (
-        *(*_LABELS, "corrected", "rounds", "test_dataset", "test_json", "test_images", "overwrite"),
+        *(*_LABELS, "corrected", "test_dataset", "test_json", "test_images", "overwrite"),
     ),
     "visual_result_mmcv": _TEST,
 }
@@ -90,37 +90,19 @@ def _refine(given: Mapping[str, str], chain: Chain) -> list[Step]:
     cfg = chain.cfg if chain.cfg.is_file() else None  # the tools say that it is missing
     network = load_config(cfg, chain.overrides).refine.model.network
     check_network(network)
-    corrected = ("--corrected", given["corrected"]) if "corrected" in given else ()
-    chain = replace(chain, options={**chain.options, "refine": corrected})
+    if "corrected" in given:
+        chain = replace(
+            chain, options={**chain.options, "refine": ("--corrected", given["corrected"])}
+        )
     steps = chain.to("refine", done=[*_done(chain, given), "train"])
     run = chain.run / network
-    for number in range(2, _rounds(given) + 1):
-        labels, more = _relabel(chain, run)
-        steps += more
-        run = chain.run / f"{network}_{number}"
-        words = (*corrected, "--pseudo-labels", str(labels), "--output", str(run))
-        again = replace(chain, options={**chain.options, "refine": words})
-        steps += again.to("refine", done=["pseudo_labels"])
     if {"images", "json"} & given.keys() and not any(name.startswith("test_") for name in given):
-        return steps + _relabel(chain, run)[1]
+        surer = replace(chain, run=run, overrides=(*_SURE, *chain.overrides))
+        return [*steps, *replace(chain, run=run).to("refine_test"), *surer.to("relabel")]
     test = _data(given, "shapes_test", "test_")
     test = replace(test, cfg=chain.cfg, overrides=chain.overrides, run=run, launch=chain.launch)
     steps += test.to("refine_test")
     return steps if _goal(test) == "submission" else steps + test.to("evaluate", done=["test"])
-
-
-def _relabel(chain: Chain, run: Path) -> tuple[Path, list[Step]]:
-    """The labels that the network of `run` gives the training images, and the steps to them."""
-    chain = replace(chain, run=run)
-    surer = replace(chain, overrides=(*_SURE, *chain.overrides))
-    return surer.result("relabel"), [*chain.to("refine_test"), *surer.to("relabel")]
-
-
-def _rounds(given: Mapping[str, str]) -> int:
-    rounds = given.get("rounds", "1")
-    if not rounds.isdigit() or int(rounds) < 1:
-        raise ValueError(f"rounds={rounds}, expected the number of trainings: 1 or more")
-    return int(rounds)
 
 
 def _pictures(given: Mapping[str, str], words: Words) -> list[Step]:

@@ -186,33 +186,6 @@ def test_refinement():
     ]
 
 
-def test_refinement_in_rounds():
-    commands = calls("refine_msrcnn", "run.seed", "7", output_file="Outputs/a", rounds="3")
-    config = "--cfg Outputs/a/config.yaml --set"
-    train = "--dataset shapes_train --data-root data"
-    test = "--run Outputs/a/mask_rcnn_3 --dataset shapes_test --data-root data"
-    first, second = "Outputs/a/mask_rcnn", "Outputs/a/mask_rcnn_2"
-
-    def round_after(run, to):
-        found, labels = f"{run}/test/shapes_train/detections.json", f"{run}/pseudo_labels"
-        return [
-            f"tools/refine.py test --run {run} {train} {config} run.seed 7",
-            f"tools/generate_pseudo_labels.py --detections {found} {train} --select adaptive "
-            f"{config} pseudo_labels.relative_thresh 0.7 run.seed 7",
-            f"tools/refine.py train --run Outputs/a {train} --pseudo-labels "
-            f"{labels}/shapes_train.json --output {to} {config} run.seed 7",
-        ]
-
-    assert commands[-8:] == [
-        *round_after(first, second),
-        *round_after(second, "Outputs/a/mask_rcnn_3"),
-        f"tools/refine.py test {test} {config} run.seed 7",
-        f"tools/evaluate.py {test} --per-class {config} run.seed 7",
-    ]
-    with pytest.raises(ValueError, match="rounds=0, expected the number of trainings"):
-        calls("refine_msrcnn", output_file="Outputs/a", rounds="0")
-
-
 def test_refinement_by_another_network(monkeypatch):
     words = ["refine.model.network", "mask2former"]
     monkeypatch.setattr("lib.refine.second_stage.find_spec", lambda name: object())
@@ -236,6 +209,9 @@ def test_refinement_of_own_data():
     found = "Outputs/a/mask_rcnn/test/my/detections.json"
     assert "tools/refine.py test --run Outputs/a/mask_rcnn --json my.json" in commands[-2]
     assert f"tools/generate_pseudo_labels.py --detections {found} --json my.json" in commands[-1]
+    assert "--select adaptive" in commands[-1]
+    assert "pseudo_labels.relative_thresh 0.7" in commands[-1]
+    assert "relative_thresh" not in commands[-2]
     with pytest.raises(ValueError, match="test_json= needs test_images="):
         calls("refine_msrcnn", **own, test_json="held.json")
 
