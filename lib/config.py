@@ -226,8 +226,8 @@ class RefineSolverConfig(SolverConfig):
 
 class RefineInputConfig(InputConfig):
     mosaics: Annotated[float, Field(ge=0.0)] = 0.0
-    """Mosaics for every image: put together from images with one label each, in random places, so
-    that groups are learned from whose objects all have a mask (lib/refine/mosaics.py)."""
+    """Number for each image. Put together from images with one label each, they are groups whose
+    objects all have a mask (lib/refine/mosaics.py)."""
     train_scales: tuple[AtLeastOne, ...] = (640, 800, 960, 1066)
     test_scale: AtLeastOne = 1066
 

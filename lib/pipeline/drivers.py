@@ -29,8 +29,8 @@ VARIABLES = {
 }
 """The variables that each driver reads."""
 _SURE = ("pseudo_labels.relative_thresh", "0.7")
-"""A second stage is surer of its detections than CIM: further ones with a lower part of the best
-score are mostly wrong."""
+"""Of the best score in an image. A second stage is surer than CIM: what it gives less is more often
+wrong."""
 
 
 def driver_steps(driver: str, given: Mapping[str, str], words: Sequence[str]) -> list[Step]:
