@@ -61,7 +61,9 @@ def test_the_tools_accept_the_commands(kind):
         assert str(read.images) == "my images" and str(read.data_root) == "data"
     if "{settings}" in kind.command:
         assert [str(word) for word in read.set] == ["run.seed", "7"]
-    if "{run}" in kind.command and "run" in read:
+    if "--detections" in kind.command:
+        assert read.detections == CHAIN.result("refine_test")
+    elif "{run}" in kind.command and "run" in read:
         assert str(read.run) == "r"
     assert not set("{}") & set("".join(step.command))
 
