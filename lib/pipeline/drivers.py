@@ -97,8 +97,9 @@ def _refine(given: Mapping[str, str], chain: Chain) -> list[Step]:
     steps = chain.to("refine", done=[*_done(chain, given), "train"])
     run = chain.run / network
     if {"images", "json"} & given.keys() and not any(name.startswith("test_") for name in given):
-        surer = replace(chain, run=run, overrides=(*_SURE, *chain.overrides))
-        return [*steps, *replace(chain, run=run).to("refine_test"), *surer.to("relabel")]
+        own = replace(chain, run=run)
+        surer = replace(own, overrides=(*_SURE, *own.overrides))
+        return [*steps, *own.to("refine_test"), *surer.to("relabel")]
     test = _data(given, "shapes_test", "test_")
     test = replace(test, cfg=chain.cfg, overrides=chain.overrides, run=run, launch=chain.launch)
     steps += test.to("refine_test")

@@ -219,8 +219,8 @@ class Chain:
             # --set takes all words that follow, so this stands last.
             "{settings}": (*config, "--set", *self.overrides) if self.overrides else config,
         }
+        places = {"root": self.root, "run": self.run, "name": self.name}
         words: list[str] = []
         for word in kind.command.split():
-            places = {"root": self.root, "run": self.run, "name": self.name}
             words += parts[word] if word in parts else [word.format(**places)]
         return Step(kind.name, self.name, kind.why, tuple(words))
