@@ -127,6 +127,9 @@ class PRMConfig(_WithBackbone):
     """Groups of proposals: `agpl` around peaks, as published; `foreground` around whole objects,
     for proposals of many levels (docs/method.md)."""
     base_lr: Positive = 0.01
+    base_lr_classes: AtLeastOne | None = None
+    """If set, with more classes than this the rate is higher in proportion: the loss is a mean over
+    classes, so that each has a smaller share."""
     backbone_lr_factor: float = 0.01
     momentum: Fraction = 0.9
     weight_decay: float = 1e-4

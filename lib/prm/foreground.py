@@ -80,8 +80,10 @@ def see_images(
         for start in range(0, len(records), 8 * at_once):
             some = range(start, min(start + 8 * at_once, len(records)))
             torch.set_num_threads(max(1, threads // at_once))
-            seen = list(pool.map(partial(_see, net, images), some))
-            torch.set_num_threads(threads)
+            try:
+                seen = list(pool.map(partial(_see, net, images), some))
+            finally:
+                torch.set_num_threads(threads)
             yield from seen
 
 

@@ -61,10 +61,11 @@ def train_prm(
         raise ValueError("there are no images with labels to train the PRM on")
     net.to(device)
     backbone = [p for p in net.backbone.parameters() if p.requires_grad]
+    base_lr = scaled_base_lr(recipe, num_classes=images.image_labels.shape[1])
     optimizer = torch.optim.SGD(
         [
-            {"params": backbone, "lr": recipe.base_lr * recipe.backbone_lr_factor},
-            {"params": net.classifier.parameters(), "lr": recipe.base_lr},
+            {"params": backbone, "lr": base_lr * recipe.backbone_lr_factor},
+            {"params": net.classifier.parameters(), "lr": base_lr},
         ],
         momentum=recipe.momentum,
         weight_decay=recipe.weight_decay,
@@ -103,6 +104,11 @@ def train_prm(
             with atomic_file(state_file) as file:
                 state = {"model": net.state_dict(), "optimizer": optimizer.state_dict()}
                 torch.save({**state, "epoch": epoch + 1, "made_from": dict(made_from)}, file)
+
+
+def scaled_base_lr(recipe: PRMConfig, num_classes: int) -> float:
+    """The full learning rate for data with so many classes."""
+    return recipe.base_lr * max(1.0, num_classes / (recipe.base_lr_classes or num_classes))
 
 
 def kept_features(

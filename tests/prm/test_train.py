@@ -15,6 +15,7 @@ from lib.prm.train import (
     epoch_batches,
     is_finished,
     prm_made_from,
+    scaled_base_lr,
     score_images,
     train_prm,
 )
@@ -130,6 +131,12 @@ def slow_average_precision(scores: np.ndarray, labels: np.ndarray) -> float:
             hits += 1
             total += hits / rank
     return total / hits
+
+
+def test_the_rate_grows_with_the_classes_where_that_is_wanted():
+    assert scaled_base_lr(PRMConfig(base_lr=0.02), num_classes=80) == 0.02
+    recipe = PRMConfig(base_lr=0.02, base_lr_classes=7)
+    assert [scaled_base_lr(recipe, n) for n in (2, 7, 70)] == [0.02, 0.02, pytest.approx(0.2)]
 
 
 def test_average_precision():
