@@ -182,6 +182,8 @@ class PseudoLabelConfig(_Section):
     score_thresh: Fraction = 0.3
     relative_thresh: Fraction = 0.4
     """Of `adaptive`: others need this share of the best one's score."""
+    snap_iou: Fraction | None = None
+    """If set, a mask becomes the proposal that overlaps it most, from this IoU on."""
 
 
 class RefineModelConfig(_WithBackbone):

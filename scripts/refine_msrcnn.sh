@@ -19,6 +19,8 @@
 # corrected      COCO json of images whose labels somebody has corrected: there it takes the place of
 #                pseudo labels (docs/refinement.md). Also called labels=, which beside images= alone
 #                is that of the image-level labels
+# rounds         number of trainings (default: 1). Every further one learns from what the network before
+#                it finds on the training images (self-training); its network goes to mask_rcnn_2 and so on
 # segmentation   form of the pseudo labels, as for generate_msrcnn_label.sh (default: compressed)
 # overwrite      yes (or --overwrite): train anew what was trained with other data or settings,
 #                instead of stopping there

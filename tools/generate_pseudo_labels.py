@@ -14,7 +14,8 @@ from pathlib import Path
 
 from lib import command_line as cli
 from lib.config import load_config
-from lib.data.coco import read_coco
+from lib.data.coco import CocoImages, read_coco
+from lib.engine.build import open_test_data
 from lib.engine.inference import check_detections, made_with_masks
 from lib.engine.runs import run_of
 from lib.evaluation.pseudo_labels import (
@@ -24,6 +25,7 @@ from lib.evaluation.pseudo_labels import (
     to_coco_annotations,
 )
 from lib.files import read_json, write_json, write_text
+from lib.provenance import masks_seen
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -62,6 +64,15 @@ def generate(args: cli.Namespace) -> None:
         cfg = run / "config.yaml"
     config = load_config(cfg, [*args.set, *cli.selection_words(args)])
     check_detections(detections, dataset.json)
+    regions_of, seen = None, [made_with_masks(detections)]
+    if config.pseudo_labels.snap_iou is not None:
+        if args.json is not None and args.images is None:
+            raise ValueError(
+                "pseudo_labels.snap_iou needs --images, the images whose proposals it takes"
+            )
+        data = open_test_data(dataset, CocoImages(dataset.json))
+        regions_of = data.store.load_regions
+        seen += data.made_from.values()
     labels = to_coco_annotations(
         read_json(detections),
         read_coco(dataset.json),
@@ -70,8 +81,9 @@ def generate(args: cli.Namespace) -> None:
         name=str(detections),
         tolerance=args.polygon_tolerance,
         min_part=args.polygon_min_part,
+        regions_of=regions_of,
     )
-    labels["info"] |= made_with_masks(detections)
+    labels["info"] |= masks_seen(*seen)
     write_json(target, labels)
     counts = target.with_suffix(".counts.csv")
     write_csv(counts, count_table(labels))

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, get_args
 
 from lib.config import PseudoLabelConfig
 from lib.evaluation.coco_files import check_results
 from lib.evaluation.polygons import mask_to_polygons
 from lib.proposals import rle
+from lib.structures import Regions
 
 logger = logging.getLogger(__name__)
 
@@ -86,6 +87,7 @@ def to_coco_annotations(
     name: str = "the detections",
     tolerance: float = 0.0,
     min_part: float = MIN_PART,
+    regions_of: Callable[[str], Regions] | None = None,
 ) -> dict[str, Any]:
     """A COCO json whose annotations are detections (docs/specification.md#pseudo-labels).
 
@@ -100,6 +102,7 @@ def to_coco_annotations(
             system wrote them) or `polygon` (for annotation tools).
         name: what errors call the results, their file for example.
         tolerance, min_part: of polygons, see `mask_to_polygons`; what they leave out is logged.
+        regions_of: an image's proposals by its file name; read where `how` has a `snap_iou`.
 
     Returns:
         Plain JSON values. The annotations are ordered best first (equal scores in the order of
@@ -115,6 +118,8 @@ def to_coco_annotations(
     checked = check_results(results, dataset, name)
     kept = [r for r in select(checked, dataset, how) if rle.area(r["segmentation"])]
     kept.sort(key=lambda r: -r["score"])
+    if how.snap_iou is not None:
+        kept = _snapped(kept, dataset, regions_of, how.snap_iou)
     if not checked:
         logger.warning("no pseudo label is left: there are no detections")
     elif not kept:
@@ -160,6 +165,32 @@ def to_coco_annotations(
         "annotations": annotations,
         "categories": dataset["categories"],
     }
+
+
+def _snapped(
+    results: list[dict[str, Any]],
+    dataset: dict[str, Any],
+    regions_of: Callable[[str], Regions],
+    min_iou: float,
+) -> list[dict[str, Any]]:
+    """The results with the proposals' masks where these fit, see `rle.snap`; says how many do."""
+    of_image: dict[int, list[int]] = {}
+    for number, result in enumerate(results):
+        of_image.setdefault(result["image_id"], []).append(number)
+    names = {image["id"]: image["file_name"] for image in dataset["images"]}
+    snapped = list(results)
+    for image_id, numbers in of_image.items():
+        masks = [results[n]["segmentation"] for n in numbers]
+        masks = rle.snap(masks, regions_of(names[image_id]), min_iou)
+        for n, mask in zip(numbers, masks, strict=True):
+            snapped[n] = {**results[n], "segmentation": mask}
+    pairs = zip(results, snapped, strict=True)
+    logger.info(
+        "%d of %d masks are replaced by the proposal that overlaps them most",
+        sum(a["segmentation"] is not b["segmentation"] for a, b in pairs),
+        len(results),
+    )
+    return snapped
 
 
 def count_table(pseudo_labels: dict[str, Any]) -> list[list[str | int]]:

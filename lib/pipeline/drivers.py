@@ -23,7 +23,7 @@ VARIABLES = {
     "eval_CIM": _RUN,
     "generate_msrcnn_label": _LABELS,
     "refine_msrcnn": (
-        *(*_LABELS, "corrected", "test_dataset", "test_json", "test_images", "overwrite"),
+        *(*_LABELS, "corrected", "rounds", "test_dataset", "test_json", "test_images", "overwrite"),
     ),
     "visual_result_mmcv": _TEST,
 }
@@ -31,6 +31,9 @@ VARIABLES = {
 _SURE = ("pseudo_labels.relative_thresh", "0.7")
 """Of the best score in an image. A second stage is surer than CIM: what it gives less is more often
 wrong."""
+_SNAPPED = ("pseudo_labels.snap_iou", "0.7")
+"""Of labels to train on again. A network's outlines are wrong in the same way everywhere, which the
+next one would learn; those of proposals are wrong in many ways."""
 
 
 def driver_steps(driver: str, given: Mapping[str, str], words: Sequence[str]) -> list[Step]:
@@ -90,20 +93,37 @@ def _refine(given: Mapping[str, str], chain: Chain) -> list[Step]:
     cfg = chain.cfg if chain.cfg.is_file() else None  # the tools say that it is missing
     network = load_config(cfg, chain.overrides).refine.model.network
     check_network(network)
-    if "corrected" in given:
-        chain = replace(
-            chain, options={**chain.options, "refine": ("--corrected", given["corrected"])}
-        )
+    corrected = ("--corrected", given["corrected"]) if "corrected" in given else ()
+    chain = replace(chain, options={**chain.options, "refine": corrected})
     steps = chain.to("refine", done=[*_done(chain, given), "train"])
     run = chain.run / network
+    for number in range(2, _rounds(given) + 1):
+        steps += _relabel(chain, run, (*_SURE, *_SNAPPED))
+        labels = replace(chain, run=run).result("relabel")
+        run = chain.run / f"{network}_{number}"
+        words = (*corrected, "--pseudo-labels", str(labels), "--output", str(run))
+        again = replace(chain, options={**chain.options, "refine": words})
+        steps += again.to("refine", done=["pseudo_labels"])
     if {"images", "json"} & given.keys() and not any(name.startswith("test_") for name in given):
-        own = replace(chain, run=run)
-        surer = replace(own, overrides=(*_SURE, *own.overrides))
-        return [*steps, *own.to("refine_test"), *surer.to("relabel")]
+        return steps + _relabel(chain, run, _SURE)
     test = _data(given, "shapes_test", "test_")
     test = replace(test, cfg=chain.cfg, overrides=chain.overrides, run=run, launch=chain.launch)
     steps += test.to("refine_test")
     return steps if _goal(test) == "submission" else steps + test.to("evaluate", done=["test"])
+
+
+def _relabel(chain: Chain, run: Path, how: Words) -> list[Step]:
+    """The steps to the labels that the network of `run` gives the training images."""
+    own = replace(chain, run=run)
+    labels = replace(own, overrides=(*how, *own.overrides))
+    return [*own.to("refine_test"), *labels.to("relabel")]
+
+
+def _rounds(given: Mapping[str, str]) -> int:
+    rounds = given.get("rounds", "1")
+    if not rounds.isdigit() or int(rounds) < 1:
+        raise ValueError(f"rounds={rounds}, expected the number of trainings: 1 or more")
+    return int(rounds)
 
 
 def _pictures(given: Mapping[str, str], words: Words) -> list[Step]:

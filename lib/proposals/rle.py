@@ -221,6 +221,29 @@ def containment(masks: Sequence[dict[str, Any]]) -> np.ndarray:
     ).T  # of a crowd: |i & j| / |i|
 
 
+def snap(masks: Sequence[dict[str, Any]], regions: Regions, min_iou: float) -> list[dict[str, Any]]:
+    """Puts the proposal that overlaps a mask most in its place, if it does so enough.
+
+    Args:
+        masks: N compressed RLEs of the size of the image.
+        regions: its proposals; P may be 0.
+        min_iou: the IoU from which on a mask is replaced.
+
+    Returns:
+        N compressed RLEs; those that stay are the same objects.
+    """
+    areas = regions.membership @ regions.areas  # (P,)
+    snapped = []
+    for mask in masks:
+        inside = np.bincount(regions.labels[rle_to_mask(mask)], minlength=len(regions.areas))
+        shared = regions.membership @ inside
+        iou = shared / (areas + area(mask) - shared)
+        best = iou.argsort()[-1:]
+        good = best[iou[best] >= min_iou]
+        snapped += regions_to_rle(regions, good) or [mask]
+    return snapped
+
+
 def tight_box(rle: dict[str, Any]) -> list[float]:
     """[x, y, width, height] around the pixels of a compressed RLE, as COCO wants it."""
     return [float(v) for v in coco_mask.toBbox(rle)]

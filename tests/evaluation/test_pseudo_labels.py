@@ -17,6 +17,7 @@ from lib.evaluation.pseudo_labels import (
     to_coco_annotations,
 )
 from lib.proposals import rle
+from lib.proposals.regions import encode
 
 
 def square(x, y, side):
@@ -232,6 +233,26 @@ def test_what_joins_a_better_one_with_something_else_is_dropped():
 def test_a_mask_without_a_pixel_is_not_the_best():
     nothing, something = np.zeros((12, 16), bool), square(0, 0, 4)
     assert scores(found((0.9, nothing), (0.1, something))) == [0.1]
+
+
+def test_masks_become_proposals_where_these_fit(caplog):
+    caplog.set_level("INFO")
+    near, far = square(2, 2, 5), square(9, 0, 3)
+    results = found((0.9, near), (0.8, far)) + found((0.7, near), image_id=2, category_id=7)
+    images = {i["id"]: i["file_name"] for i in DATASET["images"]}
+    proposals = {images[4]: [square(2, 2, 6), square(0, 0, 9)], images[2]: [square(0, 0, 12)]}
+    how = PseudoLabelConfig(snap_iou=0.69)  # 25 of 36 pixels
+
+    def regions_of(name):
+        return encode(np.array(proposals[name]))
+
+    labels = to_coco_annotations(results, DATASET, how, regions_of=regions_of)["annotations"]
+    masks = [rle.rle_to_mask(a["segmentation"]) for a in labels]
+    for mask, expected in zip(masks, (square(2, 2, 6), far, near), strict=True):
+        np.testing.assert_array_equal(mask, expected)
+    assert labels[0]["area"] == 36
+    assert labels[0]["bbox"] == [2, 2, 6, 6]
+    assert "1 of 3 masks are replaced by the proposal" in caplog.text
 
 
 def test_the_selection_is_told_in_the_file(caplog):

@@ -186,6 +186,40 @@ def test_refinement():
     ]
 
 
+def test_refinement_in_rounds():
+    variables = {"output_file": "Outputs/a", "corrected": "c.json"}
+    commands = calls("refine_msrcnn", "run.seed", "7", **variables, rounds="3")
+    config = "--cfg Outputs/a/config.yaml --set"
+    train = "--dataset shapes_train --data-root data"
+    test = "--run Outputs/a/mask_rcnn_3 --dataset shapes_test --data-root data"
+    first, second = "Outputs/a/mask_rcnn", "Outputs/a/mask_rcnn_2"
+
+    def round_after(run, to):
+        found, labels = f"{run}/test/shapes_train/detections.json", f"{run}/pseudo_labels"
+        how = "pseudo_labels.relative_thresh 0.7 pseudo_labels.snap_iou 0.7"
+        return [
+            f"tools/refine.py test --run {run} {train} {config} run.seed 7",
+            f"tools/generate_pseudo_labels.py --detections {found} {train} --select adaptive "
+            f"{config} {how} run.seed 7",
+            f"tools/refine.py train --run Outputs/a {train} --corrected c.json --pseudo-labels "
+            f"{labels}/shapes_train.json --output {to} {config} run.seed 7",
+        ]
+
+    assert commands[-8:] == [
+        *round_after(first, second),
+        *round_after(second, "Outputs/a/mask_rcnn_3"),
+        f"tools/refine.py test {test} {config} run.seed 7",
+        f"tools/evaluate.py {test} --per-class {config} run.seed 7",
+    ]
+    own = {"json": "my.json", "images": "pictures", "output_file": "Outputs/a"}
+    last = calls("refine_msrcnn", **own, rounds="2")[-1]
+    assert f"--detections {second}/test/my/detections.json" in last
+    assert "snap_iou" not in last
+    for rounds in ("0", "two"):
+        with pytest.raises(ValueError, match=f"rounds={rounds}, expected the number of trainings"):
+            calls("refine_msrcnn", output_file="Outputs/a", rounds=rounds)
+
+
 def test_refinement_by_another_network(monkeypatch):
     words = ["refine.model.network", "mask2former"]
     monkeypatch.setattr("lib.refine.second_stage.find_spec", lambda name: object())

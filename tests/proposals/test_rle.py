@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 
 from lib.proposals import rle
+from lib.proposals.regions import encode
 
 
 @settings(max_examples=60, deadline=None)
@@ -35,6 +36,24 @@ def test_counts_as_bytes_become_text():
     encoded = coco_mask.encode(np.asfortranarray(np.eye(4, dtype=np.uint8)))
     assert isinstance(encoded["counts"], bytes)
     assert isinstance(rle.compressed(encoded, (4, 4))["counts"], str)
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), num_proposals=st.integers(0, 6))
+def test_snapping_against_a_slow_twin(seed, num_proposals):
+    rng = np.random.default_rng(seed)
+    proposals = rng.random((num_proposals, 3, 4)) < 0.5
+    masks = rng.random((5, 3, 4)) < [[[0.0]], [[0.3]], [[0.5]], [[0.5]], [[1.0]]]
+    given_ = [rle.mask_to_rle(mask) for mask in masks]
+    snapped = rle.snap(given_, encode(proposals), min_iou=0.5)
+    for mask, before, after in zip(masks, given_, snapped, strict=True):
+        ious = [(mask & p).sum() / max((mask | p).sum(), 1) for p in proposals]
+        if max(ious, default=0) < 0.5:
+            assert after is before
+        else:
+            chosen = rle.rle_to_mask(after)
+            assert any((chosen == p).all() for p in proposals)
+            assert (mask & chosen).sum() / (mask | chosen).sum() == max(ious)
 
 
 def test_tight_box():

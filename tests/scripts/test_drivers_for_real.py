@@ -88,8 +88,9 @@ def test_from_images_to_pictures(tmp_path):
     metrics = json.loads((run / "mask_rcnn" / "test" / "test" / "metrics.json").read_text())
     assert metrics["num_images"] == 3
 
-    drive("refine_msrcnn", "train", *overrides, score_thresh="0")  # the same network labels
-    again = json.loads((run / "mask_rcnn" / "pseudo_labels" / "train.json").read_text())
+    drive("refine_msrcnn", "train", *overrides, score_thresh="0", rounds="2")  # on its labels
+    assert (run / "mask_rcnn_2" / "ckpt" / "model_step2.pth").is_file()
+    again = json.loads((run / "mask_rcnn_2" / "pseudo_labels" / "train.json").read_text())
     found = {(a["image_id"], a["category_id"]) for a in again["annotations"]}
     assert found == {(a["image_id"], a["category_id"]) for a in truth["annotations"]}
 

@@ -152,6 +152,7 @@ def test_pseudo_labels_options(place, capsys, caplog):
     assert tool("generate_pseudo_labels")([*arguments, "--score-thresh", "0.95"]) == 0
     assert "none of 3 detections reaches the score 0.95" in caplog.text
     assert tool("generate_pseudo_labels")([*MINE, "--run", "nowhere"]) == 2
+    assert tool("generate_pseudo_labels")([*MINE, "--set", "pseudo_labels.snap_iou", "0.7"]) == 2
     assert tool("generate_pseudo_labels")([*arguments, "--select", "adaptive"]) == 0
     labels = json.loads((place / "labels.json").read_text())
     assert [a["score"] for a in labels["annotations"]] == [0.9, 0.4]
