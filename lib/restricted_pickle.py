@@ -12,11 +12,15 @@ import io
 import math
 import pickle
 import pickletools
+import tokenize
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
+
+DAMAGED_ARRAY = (ValueError, EOFError, OSError, SyntaxError, tokenize.TokenError)
+"""What numpy raises for a damaged .npy; its header is read as Python."""
 
 
 def load_pickle(path: str | Path) -> Any:
@@ -54,7 +58,7 @@ def load_npy(path: str | Path) -> Any:
             if dtype.hasobject:
                 return _load(file.read(), path)
         return np.load(path, allow_pickle=False)
-    except (ValueError, EOFError, OSError, SyntaxError) as error:
+    except DAMAGED_ARRAY as error:
         text = str(error).removeprefix(f"{path}: ")
         raise ValueError(f"{path}: not a readable .npy file: {text}") from error
 

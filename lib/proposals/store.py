@@ -17,11 +17,12 @@ import numpy as np
 from lib.files import atomic_file, first_few
 from lib.proposals.regions import proposals_from_regions
 from lib.provenance import MadeFrom, Memory, changes, summary
+from lib.restricted_pickle import DAMAGED_ARRAY
 from lib.structures import Proposals, Regions
 
 logger = logging.getLogger(__name__)
 
-_UNREADABLE = (zipfile.BadZipFile, zlib.error, KeyError, IndexError, ValueError, EOFError, OSError)
+_UNREADABLE = (zipfile.BadZipFile, zlib.error, KeyError, IndexError, *DAMAGED_ARRAY)
 _MADE_FROM = "made_from"
 _IMPORTED = "imported"
 """The key of a record that tells imported files from those that can be made again."""

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from lib.proposals.readers.base import FileReader, as_masks
-from lib.restricted_pickle import load_npy
+from lib.restricted_pickle import DAMAGED_ARRAY, load_npy
 
 
 class NpzReader(FileReader):
@@ -33,6 +33,6 @@ class NpzReader(FileReader):
                 if name not in content:
                     raise ValueError(f"no array `masks` in it (it has {', '.join(content)})")
                 return as_masks(content[name], f"{found}: {name}")
-        except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+        except (*DAMAGED_ARRAY, zipfile.BadZipFile, zlib.error) as error:
             text = str(error).removeprefix(f"{found}: ")
             raise ValueError(f"{found}: {text}; make the file again") from error
