@@ -23,7 +23,8 @@ import numpy as np
 from lib.data import images as image_files
 from lib.data.coco import warn_of_labels
 from lib.data.images import IMAGE_SUFFIXES, check_name, make_usable
-from lib.data.tags import ImageTags, read_tags, visible_files
+from lib.data.tags import ImageTags, read_tags
+from lib.data.tags.folders import visible_files
 from lib.files import first_few, link_or_copy, read_json, write_json
 from lib.parallel import for_each
 from lib.provenance import Memory, fingerprint

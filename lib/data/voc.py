@@ -16,7 +16,7 @@ import numpy as np
 import scipy.io
 from PIL import Image
 
-from lib.data.tags import read_text_tags
+from lib.data.tags.text import read_text_tags
 from lib.files import first_few, read_json, write_json
 from lib.parallel import for_each
 from lib.proposals.rle import mask_fields
@@ -93,7 +93,7 @@ def prepare_from_labels(voc: str | Path, labels: str | Path, jobs: int = -1) -> 
 
     Raises:
         FileNotFoundError: there is no such devkit or file.
-        ValueError: see `lib.data.tags.read_text_tags`; an image occurs twice, or is in VOC's val,
+        ValueError: see `read_text_tags`; an image occurs twice, or is in VOC's val,
             on which results are measured.
     """
     voc = find_voc(voc)
