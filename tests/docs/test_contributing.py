@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import yaml
 
-from lib.data import catalog
+from lib.data import catalog, tags
 from lib.modeling import backbones
 from lib.proposals import readers
 from lib.proposals.store import ProposalStore
@@ -25,7 +25,7 @@ EXAMPLES = {
     for block in blocks(PAGE)
     if block.language == "python"
 }
-LINES = dict(re.findall(r'`"(\w+)": (.+?),`', PAGE.read_text()))
+LINES = dict(re.findall(r'`"([\w.]+)": (.+?),`', PAGE.read_text()))
 
 
 def put_in_place(path, names):
@@ -59,6 +59,16 @@ def test_a_reader(monkeypatch, tmp_path):
     assert np.array_equal(stored.regions.masks(), masks)
 
 
+def test_a_form_of_labels(monkeypatch, tmp_path):
+    read = put_in_place("lib/data/tags/jsonl.py", ".jsonl")
+    monkeypatch.setitem(tags.READERS, ".jsonl", read)
+    path = tmp_path / "l.jsonl"
+    path.write_text('{"file": "a.png", "labels": ["dog", "cat"]}\n{"file": "b.png", "labels": []}')
+    found = tags.read_tags(path)
+    assert found.class_names == ("cat", "dog")
+    assert found.labels == {"a.png": (0, 1), "b.png": ()}
+
+
 def test_a_data_set(monkeypatch):
     monkeypatch.setitem(catalog._FILES, "pets_train", eval(LINES["pets_train"]))
     dataset = catalog.catalog("root")["pets_train"]
@@ -75,8 +85,8 @@ def test_a_benchmark(monkeypatch, capsys):
 
 
 def test_every_example_is_put_in_place():
-    assert set(LINES) == {"plain", "npy", "pets_train", "boxes"}
-    assert len(EXAMPLES) == 3
+    assert set(LINES) == {"plain", "npy", ".jsonl", "pets_train", "boxes"}
+    assert len(EXAMPLES) == 4
 
 
 @pytest.mark.parametrize("name", ["ruff check", "ruff format", "shellcheck", "scripts/test.sh"])
