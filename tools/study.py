@@ -205,7 +205,7 @@ def labels(args: cli.Namespace) -> None:
             for group in groups
         }
     if args.output:
-        settings = config.model_dump(mode="json", exclude={"select"})
+        settings = config.model_dump(mode="json", include={"score_thresh", "relative_thresh"})
         content = {"dataset": dataset.name, "settings": settings, "runs": of_runs}
         write_json(args.output, content, indent=1)
     columns = [f"{measure} {iou:g}" for iou in (GOOD_IOU, TIGHT_IOU) for measure in MATCHED]
