@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 DAMAGED_ARRAY = (ValueError, EOFError, OSError, SyntaxError, tokenize.TokenError)
-"""What numpy raises for a damaged .npy; its header is read as Python."""
+"""Errors of numpy for a damaged .npy, whose header it reads as Python."""
 
 
 def load_pickle(path: str | Path) -> Any:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal, get_args
 
 from lib.config import PseudoLabelConfig
-from lib.evaluation.coco_files import check_results
+from lib.evaluation.coco_files import check_results, group_by_image
 from lib.evaluation.polygons import mask_to_polygons
 from lib.proposals import rle
 from lib.structures import Regions
@@ -119,7 +119,7 @@ def to_coco_annotations(
     kept = [r for r in select(checked, dataset, how) if rle.area(r["segmentation"])]
     kept.sort(key=lambda r: -r["score"])
     if how.snap_iou is not None:
-        kept = _snapped(kept, dataset, regions_of, how.snap_iou)
+        _snap(kept, dataset, regions_of, how.snap_iou)
     if not checked:
         logger.warning("no pseudo label is left: there are no detections")
     elif not kept:
@@ -167,30 +167,26 @@ def to_coco_annotations(
     }
 
 
-def _snapped(
+def _snap(
     results: list[dict[str, Any]],
     dataset: dict[str, Any],
     regions_of: Callable[[str], Regions],
     min_iou: float,
-) -> list[dict[str, Any]]:
-    """The results with the proposals' masks where these fit, see `rle.snap`; says how many do."""
-    of_image: dict[int, list[int]] = {}
-    for number, result in enumerate(results):
-        of_image.setdefault(result["image_id"], []).append(number)
+) -> None:
+    """Gives results the proposals' masks where these fit, see `rle.snap`; says how many do."""
     names = {image["id"]: image["file_name"] for image in dataset["images"]}
-    snapped = list(results)
-    for image_id, numbers in of_image.items():
-        masks = [results[n]["segmentation"] for n in numbers]
+    changed = 0
+    for image_id, of_image in group_by_image(results).items():
+        masks = [result["segmentation"] for result in of_image]
         masks = rle.snap(masks, regions_of(names[image_id]), min_iou)
-        for n, mask in zip(numbers, masks, strict=True):
-            snapped[n] = {**results[n], "segmentation": mask}
-    pairs = zip(results, snapped, strict=True)
+        for result, mask in zip(of_image, masks, strict=True):
+            changed += mask is not result["segmentation"]
+            result["segmentation"] = mask
     logger.info(
         "%d of %d masks are replaced by the proposal that overlaps them most",
-        sum(a["segmentation"] is not b["segmentation"] for a, b in pairs),
+        changed,
         len(results),
     )
-    return snapped
 
 
 def count_table(pseudo_labels: dict[str, Any]) -> list[list[str | int]]:

@@ -1,4 +1,4 @@
-"""What the readers of image-level labels share: their result, and text files in any encoding."""
+"""Shared by the readers of image-level labels: their result, and text files in any encoding."""
 
 from __future__ import annotations
 
@@ -36,7 +36,16 @@ class ImageTags:
 def from_bits(
     rows: Mapping[str, Sequence[Any]], class_names: Sequence[str] | None, path: str | Path
 ) -> ImageTags:
-    """Labels of 0/1 for every class."""
+    """Labels of 0/1 for every class.
+
+    Args:
+        rows: by image name, C values; at least one row, all of the same length.
+        class_names: C names; None numbers the classes.
+        path: the source, for errors.
+
+    Raises:
+        ValueError: another number of names, or no image has a class.
+    """
     labels = {name: tuple(i for i, bit in enumerate(r) if int(bit)) for name, r in rows.items()}
     count = len(next(iter(rows.values())))
     if class_names is not None and len(class_names) != count:
@@ -47,10 +56,12 @@ def from_bits(
 
 
 def numbered_names(count: int) -> list[str]:
+    """Names for classes that have none."""
     return [f"class {number}" for number in range(count)]
 
 
 def existing_file(path: str | Path) -> Path:
+    """The path; FileNotFoundError if there is no such file."""
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
@@ -58,6 +69,12 @@ def existing_file(path: str | Path) -> Path:
 
 
 def read_text(path: str | Path) -> str:
+    """The text of a file in UTF-8, or in what its byte order mark says.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no text in that encoding; with file and line.
+    """
     content = existing_file(path).read_bytes()
     encoding = next((name for mark, name in _MARKS if content.startswith(mark)), "utf-8")
     try:
