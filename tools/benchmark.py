@@ -94,7 +94,7 @@ def gpu_options(parser: cli.Parser) -> None:
         help="default: %(default)s",
     )
     parser.add_argument(
-        "--minutes", type=float, default=6.0, metavar="N", help="for all checks (default: 6)"
+        "--minutes", type=float, default=10.0, metavar="N", help="for all checks (default: 10)"
     )
     parser.add_argument("--quick", action="store_true", help="small sizes, as always on the CPU")
     parser.add_argument("--within", action="store_true", help=cli.SUPPRESS)

@@ -122,3 +122,25 @@ def test_a_network_that_cannot_be_folded_scores_all_the_same(caplog):
         fast = prepare_for_inference(model, RuntimeConfig(channels_last=False))
         torch.testing.assert_close(fast(*inputs).refine_cls_prob, before)
     assert "used unfolded" in caplog.text
+
+
+class Told(nn.Conv2d):
+    """Remembers how exactly a GPU would compute it."""
+
+    def forward(self, images):
+        self.told = [*getattr(self, "told", []), torch.backends.cudnn.conv.fp32_precision]
+        return super().forward(images)
+
+
+@pytest.mark.parametrize("before", ["tf32", "ieee", "none"])
+def test_features_are_compared_without_tf32_whose_rounding_is_larger_than_the_tolerance(before):
+    convolutions = torch.backends.cudnn.conv
+    found = convolutions.fp32_precision
+    trunk = nn.Sequential(Told(3, 4, 3), nn.BatchNorm2d(4)).eval()
+    try:
+        convolutions.fp32_precision = before
+        assert fold_batch_norms(trunk)
+        assert trunk[0].told == ["ieee", "ieee"]
+        assert convolutions.fp32_precision == before
+    finally:
+        convolutions.fp32_precision = found
