@@ -174,7 +174,7 @@ class ProposalConfig(_Section):
 
 
 class PseudoLabelConfig(_Section):
-    """Which detections on the training images become pseudo labels."""
+    """The choice of the detections on training images that become pseudo labels."""
 
     select: Literal["score", "adaptive"] = "score"
     """`score`: all that reach `score_thresh`, as published. `adaptive`: the best of every image and

@@ -59,12 +59,12 @@ def file_fingerprint(path: Path) -> str:
 
 
 def beside(result: Path) -> Path:
-    """Where the record of a result lies that cannot hold it itself."""
+    """The file with the record of a result that cannot hold it itself."""
     return result.with_name(f"{result.stem}.made_from.json")
 
 
 def masks_seen(*records: MadeFrom | None) -> dict[str, list[str]]:
-    """Which networks trained with masks had a part in what has these records.
+    """Networks trained with masks that had a part in what has these records.
 
     Returns:
         `{"masks_seen": [...]}`, to be added to the record of what is made from it; {} if none had.

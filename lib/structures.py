@@ -81,7 +81,7 @@ class Proposals:
 
 @dataclass(frozen=True, eq=False)
 class Clusters:
-    """Which proposals were grouped around which peak, see docs/specification.md#clusters."""
+    """Groups of proposals around peaks, see docs/specification.md#clusters."""
 
     number: np.ndarray | Tensor
     """(P,) int64, cluster of every proposal, 1..K; 0 for proposals in none."""

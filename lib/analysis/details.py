@@ -119,7 +119,7 @@ def details_of(seen: Inspection) -> dict[str, Items]:
 
 
 def _clusters(seen: Inspection) -> Items:
-    """Where at least half of a cluster's proposals are, largest cluster first."""
+    """Pixels in at least half of a cluster's proposals, largest cluster first."""
     regions = seen.proposals.regions
     number, column = np.asarray(seen.clusters.number), np.asarray(seen.clusters.column)
     items = []

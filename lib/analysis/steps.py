@@ -1,4 +1,4 @@
-"""Where a chain loses objects: proposals, PRM and clusters of a data set beside its true masks."""
+"""Losses of objects along a chain: proposals, PRM and clusters beside the true masks."""
 
 from __future__ import annotations
 

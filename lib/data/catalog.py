@@ -18,7 +18,7 @@ class Dataset:
     json: Path
     images: Path
     root: Path = Path("data")
-    """Where what is made from the images lies."""
+    """The folder of what is made from the images."""
     proposals_folder: Path | None = None
     """Takes the place of `<root>/proposals/<name>`."""
     clusters_folder: Path | None = None

@@ -193,7 +193,7 @@ class CocoImages:
 
 
 def image_labels(content: dict[str, Any]) -> np.ndarray:
-    """Which categories are annotated in which image; crowds do not count.
+    """The categories that are annotated in each image; crowds do not count.
 
     Args:
         content: as `read_coco` gives it; its categories are brought into the order of their ids.

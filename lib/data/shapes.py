@@ -291,7 +291,7 @@ def _paint_emblem(
 
 
 def _pattern(c: int, u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """Which pixels of an emblem of class c are dark: stripes, rings, checks, a cross, a half."""
+    """The dark pixels of an emblem of class c: stripes, rings, checks, a cross, a half."""
     if c == 0:
         return np.sin(2 * math.pi * u / 4) > 0
     if c == 1:

@@ -224,7 +224,7 @@ def check_detections(detections: Path, coco_json: Path) -> None:
 
 
 def made_with_masks(detections: Path) -> dict[str, list[str]]:
-    """What the record of detections says of networks trained with masks, see `masks_seen`."""
+    """Networks trained with masks, by the record of detections; see `masks_seen`."""
     return masks_seen((_record_of(detections) or {}).get("made_from"))
 
 

@@ -202,7 +202,7 @@ class Chain:
         return [self._step(kind) for kind in STEPS if kind.name in wanted]
 
     def result(self, name: str) -> Path:
-        """Where the result of a step lies unless an option of that step says otherwise."""
+        """The place of a step's result, unless an option of that step says otherwise."""
         return Path(_BY_NAME[name].makes.format(root=self.root, run=self.run, name=self.name))
 
     def _step(self, kind: Kind) -> Step:

@@ -19,7 +19,7 @@ from lib.data.points import Points
 from lib.prm.network import PeakResponseNet
 
 _MAPS_TOGETHER = 8
-"""Whose peaks a CPU finds at a time: so many stay in its cache."""
+"""Maps whose peaks a CPU finds at a time: so many stay in its cache."""
 
 
 @dataclass(frozen=True, eq=False)

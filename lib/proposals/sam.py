@@ -221,7 +221,7 @@ def passes(values: Tensor, thresh: float) -> Tensor:
 
 
 def that_fit(size: float, device: torch.device) -> int:
-    """How many things of `size` bytes may be held at once; at least 1."""
+    """Number of things of `size` bytes that may be held at once; at least 1."""
     if device.type == "cuda":
         reserved = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         free = torch.cuda.mem_get_info(device)[0] + reserved

@@ -12,7 +12,7 @@ from lib.optional import require_package
 from lib.provenance import Memory, fingerprint
 
 _FILES = ("*.json", "*.safetensors", "*.bin")
-"""What a model is made of."""
+"""Parts of a model."""
 
 
 def files_fingerprint(model: str, memory: Memory) -> str:

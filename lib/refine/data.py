@@ -84,7 +84,7 @@ class InstanceDataset(ImageDataset):
             logger.info("mosaics of several images: %d", len(self.mosaics))
 
     def drawn(self) -> list[int]:
-        """What a training draws from: images and mosaics."""
+        """The images and mosaics that a training draws from."""
         return [*self.labelled(), *range(len(self), len(self) + len(self.mosaics))]
 
     def read(self, index: int) -> ReadInstances:

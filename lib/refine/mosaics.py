@@ -22,12 +22,12 @@ _MOST = 4
 _SAME_CLASS = 0.7
 """Part of the mosaics whose images are all of one class: groups usually are."""
 _CUT = 0.4, 0.6
-"""Where a mosaic is divided, as a part of its side."""
+"""Range of the line that divides a mosaic, as parts of its side."""
 
 
 @dataclass(frozen=True)
 class Mosaic:
-    """Which images a mosaic is made of, and how."""
+    """The images that a mosaic is made of, and their places."""
 
     parts: tuple[int, ...]
     """Indices of 2 to 4 images with one label each. The mosaic has the size of the first."""
@@ -136,7 +136,7 @@ def _fill(
 
 
 def _start(length: int, begin: int, end: int, side: int, rng: np.random.Generator) -> int:
-    """Where a window begins that shows begin..end of a side if it can, else the middle of it."""
+    """The start of a window that shows begin..end of a side if it can, else the middle of it."""
     first, last = max(0, end - length), min(side - length, begin)
     if first > last:
         return min(max((begin + end - length) // 2, 0), side - length)

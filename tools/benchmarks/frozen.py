@@ -25,7 +25,7 @@ FROZEN = {"all frozen": 5, "three of five levels frozen": 3}
 IMAGES = 4
 """Of an update, and of the whole training: all is kept after the first update."""
 GOAL = 1.2
-"""Where all is frozen, on a CPU."""
+"""Of updates with all levels frozen, on a CPU."""
 
 
 def run(conditions: Conditions) -> Iterator[Row]:
