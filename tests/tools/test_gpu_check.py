@@ -23,7 +23,7 @@ def module():
 
 # Those left out are programs of this project, with tests of their own.
 @pytest.mark.parametrize(
-    "name", ["speed", "overlaps", "mining", "losses", "scores", "nccl", "trace"]
+    "name", ["speed", "overlaps", "mining", "losses", "scores", "sizes", "nccl", "trace"]
 )
 def test_checks_at_small_sizes(name):
     rows = list(CHECKS[name].run(Conditions(quick=True)))
