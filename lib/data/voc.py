@@ -44,7 +44,7 @@ class Prepared:
 
     json: dict[str, Any]
     missing: dict[str, str]
-    """Why images of the split were left out, by name."""
+    """Reasons why images of the split were left out, by name."""
     sources: dict[str, int]
     """Images by where their annotations are from: VOC, SBD, or a list of labels."""
 

@@ -35,7 +35,7 @@ class FoundObjects:
     num_proposals: list[int]
     """Of every image that has objects."""
     failures: dict[str, str]
-    """Why the proposals of an image cannot be used, by its file name."""
+    """Reasons why proposals of images cannot be used, by file name."""
 
 
 def find_objects(

@@ -12,7 +12,7 @@ from lib.optional import require_package
 from lib.provenance import Memory, fingerprint
 
 _FILES = ("*.json", "*.safetensors", "*.bin")
-"""Parts of a model."""
+"""Files of a model."""
 
 
 def files_fingerprint(model: str, memory: Memory) -> str:

@@ -1,4 +1,4 @@
-"""What the drivers run, in which order and with which arguments."""
+"""The steps that the drivers run, their order and arguments."""
 
 from __future__ import annotations
 

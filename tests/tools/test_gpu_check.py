@@ -1,4 +1,4 @@
-"""What is to be run on a GPU, on the CPU: the checks themselves, and the tool that runs them."""
+"""The checks of a GPU on the CPU: the checks themselves, and the tool that runs them."""
 
 import json
 import sys

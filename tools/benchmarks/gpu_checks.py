@@ -295,26 +295,19 @@ def training(conditions: Conditions) -> Iterator[Row]:
     """The quickstart in short and both second stages behind it, in bfloat16, by the tools
     themselves; they find the GPU."""
     few = conditions.quick
-    settings = {
-        "runtime.precision": "bfloat16",
-        "runtime.images_together": "true",
-        "solver.max_iter": "2" if few else "100",
-        "solver.steps": "[1]" if few else "[90]",
-        "solver.warmup_iters": "0" if few else "20",
-        "prm.epochs": "1" if few else "6",
-    }
-    second = {
-        "refine.solver.max_iter": "2" if few else "100",
-        "refine.solver.steps": "[1]" if few else "[90]",
-        "refine.solver.warmup_iters": "0" if few else "20",
-    }
+    settings = ["runtime.precision", "bfloat16", "runtime.images_together", "true"]
+    settings += ["prm.epochs", "1" if few else "6"]
+    for solver in ("solver", "refine.solver"):
+        settings += [f"{solver}.max_iter", "2" if few else "100"]
+        settings += [f"{solver}.steps", "[1]" if few else "[90]"]
+        settings += [f"{solver}.warmup_iters", "0" if few else "20"]
     hidden = {} if conditions.device.type == "cuda" else {"CUDA_VISIBLE_DEVICES": ""}
     with tempfile.TemporaryDirectory() as folder:
         run, root = Path(folder, "run"), ["--data-root", f"{folder}/data"]
         train, test = (["--dataset", f"shapes_{name}", *root] for name in ("train", "test"))
         images = ["--images", *(("6", "4") if few else ("80", "20"))]
         place = ["--output", str(run), *root, *images]
-        _tool("quickstart.py", *place, "--set", *_words(settings), **hidden)
+        _tool("quickstart.py", *place, "--set", *settings, **hidden)
         yield from _how_it_went("CIM", run, run / "summary.json")
         labels = ["--select", "adaptive", "--output", f"{folder}/labels.json"]
         _tool("generate_pseudo_labels.py", "--run", str(run), *train, *labels, **hidden)
@@ -324,15 +317,11 @@ def training(conditions: Conditions) -> Iterator[Row]:
         for network, name in networks.items():
             place = ["--run", str(run), "--output", f"{folder}/{name}", *train]
             more = ["--cfg", f"configs/{name}.yaml", "--pseudo-labels", f"{folder}/labels.json"]
-            _tool("refine.py", "train", *place, *more, "--set", *_words(second), **hidden)
+            _tool("refine.py", "train", *place, *more, "--set", *settings, **hidden)
             for words in (["refine.py", "test"], ["evaluate.py"]):
                 _tool(*words, "--run", f"{folder}/{name}", *test, **hidden)
             found = Path(folder, name, "test", "shapes_test", "metrics.json")
             yield from _how_it_went(network, Path(folder, name), found)
-
-
-def _words(settings: dict[str, str]) -> list[str]:
-    return [word for pair in settings.items() for word in pair]
 
 
 def _how_it_went(what: str, run: Path, found: Path) -> Iterator[Row]:

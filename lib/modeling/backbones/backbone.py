@@ -19,7 +19,7 @@ from lib.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 logger = logging.getLogger(__name__)
 
 Use = Literal["cim", "prm", "pyramid"]
-"""Who asks for a backbone."""
+"""The network that a backbone is for."""
 
 _PREFIXES = ("Conv_Body.", "backbone.body.", "0.features.")
 """Prefixes of a backbone's names in checkpoints of CIM, Mask R-CNN and the PRM."""
